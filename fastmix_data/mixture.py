@@ -1,0 +1,92 @@
+"""The mixture: weights of sources by name, with intervals and where they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.errors import RecipeError
+
+SCHEMA_VERSION = 1
+_SUM_TOLERANCE = 1e-6
+
+
+class Mixture(BaseModel):
+    """Shares of tokens by source.
+
+    `fastmix emit --mixture FILE` takes any JSON file with a `weights` object; the other fields say how a search found them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    weights: dict[str, float] = Field(min_length=1, description="Share of tokens of each source; sums to 1.")
+    interval: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="90% block-bootstrap interval of each weight over the averaged part of the trajectory."
+    )
+    method: str = "given"
+    seed: int | None = None
+    search_tokens: int = Field(0, description="Tokens the proxy trained on, and target tokens read for its hypergradients.")
+    search_seconds: float = 0.0
+    num_steps: int = 0
+    num_updates: int = 0
+    target_loss: dict[str, float] = Field(
+        default_factory=dict,
+        description="Mean token loss (nats) of the proxy on the target: search_start, search_end, unseen_start, unseen_end.",
+    )
+    num_parameters: int = 0
+    world_size: int = 1
+    catalog_hash: str = ""
+    recipe_hash: str = ""
+    trajectory_sha256: str = ""
+
+    def weights_K(self, sources: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Weights in the order of `sources`, shape (K,).
+
+        Raises:
+            RecipeError: the names differ.
+        """
+        missing = [name for name in sources if name not in self.weights]
+        unknown = [name for name in self.weights if name not in sources]
+        if missing or unknown:
+            problem = f"has no weight for {', '.join(missing)}" if missing else f"has a weight for {', '.join(unknown)}"
+            raise RecipeError(
+                f"the mixture {problem}, but the catalog's sources are {', '.join(sources)}; name each of them once"
+            )
+        return np.array([self.weights[name] for name in sources])
+
+
+def load_mixture(path: Path) -> Mixture:
+    """Read a mixture.
+
+    Raises:
+        RecipeError: no such file, wrong shape, a negative weight, or weights that do not sum to 1.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no mixture; run `fastmix search` first, or give one with --mixture FILE")
+    content: Any = read_json(path)
+    try:
+        mixture = Mixture.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f'{path}: {where}: {first["msg"]}; a mixture is {{"weights": {{NAME: SHARE}}}}') from error
+    for name, weight in mixture.weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            raise RecipeError(f"{path}: weights.{name}: {weight} is not a share; use a number from 0 to 1")
+    total = math.fsum(mixture.weights.values())
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise RecipeError(f"{path}: the weights sum to {total:.6g}, not 1; divide each of them by {total:.6g}")
+    return mixture
+
+
+def save_mixture(path: Path, mixture: Mixture) -> None:
+    """Write a mixture atomically."""
+    write_json(path, mixture.model_dump())

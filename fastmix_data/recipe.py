@@ -1,0 +1,363 @@
+"""The recipe: one YAML file that says everything about a run. These models are its only definition.
+
+Every field's description gives its unit and effect; `fastmix recipe --schema` and the documentation print them. Reading the file,
+overrides and explanations of mistakes are in `recipe_file.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from fastmix_data.units import ByteCount, TokenCount, parse_count
+
+SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+FilePatterns = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _require_one(section: Section, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(section, name) not in (None, False)]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}" + (f"; got {', '.join(given)}" if given else ""))
+
+
+class TrainTokenizer(Section):
+    """Train a byte-level BPE on a sample of the sources."""
+
+    vocab_size: int = Field(8192, ge=257, description="Number of tokens, the end-of-text token and 256 bytes included.")
+    sample_bytes: ByteCount = Field(20_000_000, description="Bytes of text to train on, divided equally over the sources.")
+    seed: int = Field(0, description="Chooses which documents are sampled.")
+
+
+class TokenizerSection(Section):
+    """Where the tokenizer comes from: exactly one of train, file, hf, bytes."""
+
+    train: TrainTokenizer | None = Field(None, description="Train a byte-level BPE on a sample of the sources.")
+    file: str | None = Field(None, description="A `tokenizer.json` file.")
+    hf: str | None = Field(None, description="A Hugging Face hub name, as org/name.")
+    bytes: bool = Field(False, description="One token per byte, plus the end-of-text token (257 in all).")
+    eos_token: str | None = Field(
+        None, description="The token written after every document; found by its usual names when not given."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        _require_one(self, ("train", "file", "hf", "bytes"))
+        return self
+
+
+class TextSection(Section):
+    """Documents in files and the keys that hold their text; with `prompt` and `completion`, loss is on the completion only."""
+
+    files: FilePatterns | None = Field(
+        None,
+        description="Paths, globs or fsspec URLs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files; relative to the recipe.",
+    )
+    text: str | None = Field(None, description="Key or column of the text; `text` when nothing is given. Not for .txt.")
+    prompt: str | None = Field(None, description="Key of the prompt, which is read but carries no loss; needs `completion`.")
+    completion: str | None = Field(None, description="Key of the completion, the tokens that carry loss; needs `prompt`.")
+    separator: str = Field("\n", description="Text put between prompt and completion; part of the prompt.")
+    on_bad_text: Literal["replace", "refuse"] = Field(
+        "replace",
+        description="Broken UTF-8: replace the bytes by U+FFFD and count the document, or refuse the file.",
+    )
+
+    @model_validator(mode="after")
+    def _text_or_pair(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together; give both or neither")
+        if self.prompt is not None and self.text is not None:
+            raise ValueError("give text, or prompt and completion, not both")
+        return self
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """(text,) or (prompt, completion)."""
+        if self.prompt is not None and self.completion is not None:
+            return (self.prompt, self.completion)
+        return (self.text or "text",)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether only part of the tokens carry loss."""
+        return self.prompt is not None
+
+
+class SourceSection(TextSection):
+    """One training corpus."""
+
+    dataset: str | None = Field(
+        None,
+        description="A `datasets` name, a folder of data files or a `save_to_disk` folder, read by streaming; instead of files.",
+    )
+    dataset_config: str | None = Field(None, description="Configuration name of `dataset`.")
+    dataset_split: str = Field("train", description="Split of `dataset` to train on.")
+    valid_files: FilePatterns | None = Field(
+        None,
+        description="Held-out files; without them, shards.valid_fraction of the documents is held out by hash of the text.",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        _require_one(self, ("files", "dataset"))
+        return self
+
+
+class TargetFiles(TextSection):
+    """A target that is not one of the sources."""
+
+    files: FilePatterns = Field(description="Paths, globs or fsspec URLs, relative to the recipe.")
+    weight: float = Field(1.0, gt=0, description="Weight of this target's mean token loss, relative to the others.")
+
+
+class TargetSection(Section):
+    """What the mixture should be good at: a weighted mean of mean token losses on held-out data."""
+
+    sources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Sources whose held-out split counts, with relative weights."
+    )
+    files: dict[str, TargetFiles] = Field(default_factory=dict, description="Targets from files of their own, by name.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.sources and not self.files:
+            raise ValueError("give at least one of sources and files")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each target by name, summing to 1."""
+        weights = dict(self.sources) | {name: files.weight for name, files in self.files.items()}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+
+
+class ShardsSection(Section):
+    """How tokens are laid out on disk."""
+
+    block_tokens: int = Field(2048, ge=16, description="Tokens of a block, the unit of storage and of the manifest.")
+    max_shard_bytes: ByteCount = Field(67_108_864, description="A shard is closed before it grows past this; memory of a worker.")
+    valid_fraction: float = Field(0.02, ge=0, lt=0.5, description="Share of documents held out of sources without valid_files.")
+    max_partition_bytes: ByteCount = Field(
+        134_217_728,
+        description="Bytes of input in one unit of work where the format can be cut (plain .jsonl, .parquet, .txt).",
+    )
+
+
+def _default_proxy_config() -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 344,
+    }
+
+
+class ProxySection(Section):
+    """The model that trains during the search: a `transformers` causal LM."""
+
+    config: dict[str, Any] | None = Field(
+        None,
+        description="A `transformers` configuration with its model_type; vocab_size is filled in from the tokenizer.",
+    )
+    checkpoint: str | None = Field(None, description="A local folder or hub name to start from instead of fresh weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, value: Any) -> Any:
+        return {"config": _default_proxy_config()} if value == {} else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        _require_one(self, ("config", "checkpoint"))
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs a model_type, for example model_type: llama")
+        return self
+
+
+class DeepspeedSection(Section):
+    """How the proxy is spread over devices."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage: 0 none, 1 optimiser, 2 and gradients, 3 and parameters.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32.")
+
+
+class SearchSection(Section):
+    """The proxy run that learns the mixture."""
+
+    token_budget: TokenCount = Field(description="Tokens the proxy trains on; with the batch it sets the number of steps.")
+    sequence_length: int = Field(128, ge=8, description="Tokens of a training sequence; divides shards.block_tokens.")
+    global_batch: int = Field(32, ge=1, description="Sequences of one optimiser step over all ranks.")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Sequences of one forward pass on one rank; all of the rank's share when not given.",
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate; warm-up, then cosine.")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, relative to the peak.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of matrices.")
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW averaging coefficients.")
+    gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 for none.")
+    seed: int = Field(0, ge=0, description="Fixes the proxy's initial weights and the order of the data.")
+    exploration: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Sampling is (1 - exploration) * weights + exploration * uniform; the loss weights make up for it.",
+    )
+    hypergradient: Literal["all", "head"] = Field(
+        "all",
+        description="Parameters on which target and source gradients are compared: all, or the output head alone.",
+    )
+    update_interval: int = Field(8, ge=1, description="Steps between two updates of the mixture.")
+    target_batch: int = Field(16, ge=1, description="Target sequences of one update, over all ranks; fresh ones every time.")
+    weights_optimizer: Literal["adam", "exponentiated_gradient"] = Field("adam", description="Rule that moves the mixture.")
+    weights_learning_rate: float = Field(0.15, gt=0, description="Size of one move of the mixture's logits.")
+    weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
+    score_smoothing: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Memory of a source's score: share of the old evidence kept when the source is seen again.",
+    )
+    initial_weights: Literal["uniform", "proportional"] | dict[str, float] = Field(
+        "uniform", description="Where the mixture starts: uniform, by size in tokens, or given by name."
+    )
+    prior: Literal["uniform", "proportional"] = Field("uniform", description="Mixture that prior_strength pulls to.")
+    prior_strength: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior.",
+    )
+    average_fraction: float = Field(0.5, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
+    eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
+    checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
+    locality_window: int = Field(
+        0,
+        ge=0,
+        description="Shuffle sequences within windows of this many, for storage with slow seeks; 0 shuffles all.",
+    )
+
+    @model_validator(mode="after")
+    def _enough_steps(self) -> Self:
+        if self.num_steps < 2:
+            raise ValueError(
+                f"token_budget {self.token_budget} is less than two steps of {self.global_batch} x {self.sequence_length} "
+                "tokens; raise it or lower global_batch"
+            )
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps the budget pays for."""
+        return self.token_budget // (self.global_batch * self.sequence_length)
+
+
+def _parse_epochs(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_count(value)
+    return value
+
+
+Epochs = Annotated[float, BeforeValidator(_parse_epochs), Field(gt=0)]
+
+
+class EmitSection(Section):
+    """The corpus to ship."""
+
+    token_budget: TokenCount = Field(description="Tokens of the production run.")
+    max_epochs: Epochs | dict[str, Epochs] = Field(
+        4.0, description="How often a source may be repeated: one number, or one by source name (others: 4)."
+    )
+    seed: int = Field(0, ge=0, description="Fixes the order of blocks.")
+
+    def epochs_of(self, source: str) -> float:
+        """The cap of one source."""
+        if isinstance(self.max_epochs, dict):
+            return self.max_epochs.get(source, 4.0)
+        return self.max_epochs
+
+
+class Recipe(Section):
+    """A fastmix run."""
+
+    workdir: str = Field("run", description="Folder of everything the run makes; relative to the recipe.")
+    tokenizer: TokenizerSection
+    sources: dict[str, SourceSection] = Field(min_length=1, description="Training corpora by name.")
+    shards: ShardsSection = Field(default_factory=lambda: ShardsSection())
+    target: TargetSection
+    proxy: ProxySection = Field(default_factory=lambda: ProxySection(config=_default_proxy_config()))
+    deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection())
+    search: SearchSection
+    emit: EmitSection
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for group, names in (("sources", tuple(self.sources)), ("target.files", tuple(self.target.files))):
+            for name in names:
+                if not SOURCE_NAME.match(name):
+                    raise ValueError(
+                        f"{group}: {name!r} is not a usable name; use letters, digits, '_' and '-', at most 48, starting with a "
+                        "letter or digit"
+                    )
+        for name in self.target.files:
+            if name in self.sources:
+                raise ValueError(f"target.files: {name!r} is the name of a source too; choose another")
+        by_source: tuple[tuple[str, object], ...] = (
+            ("target.sources", self.target.sources),
+            ("emit.max_epochs", self.emit.max_epochs),
+            ("search.initial_weights", self.search.initial_weights),
+        )
+        for group, value in by_source:
+            for name in value if isinstance(value, dict) else ():
+                if name not in self.sources:
+                    raise ValueError(f"{group}: there is no source {name!r}; the sources are {', '.join(self.sources)}")
+        if self.shards.block_tokens % self.search.sequence_length:
+            raise ValueError(
+                f"search.sequence_length {self.search.sequence_length} does not divide shards.block_tokens "
+                f"{self.shards.block_tokens}; choose one that does, for example {_largest_divisor(self)}"
+            )
+        return self
+
+    @property
+    def base(self) -> Path:
+        """Folder that relative paths of the recipe start from."""
+        return self._base
+
+    @property
+    def workdir_path(self) -> Path:
+        """Absolute path of the workdir."""
+        return self.resolve(self.workdir)
+
+    def located(self, base: Path) -> Recipe:
+        """The same recipe with relative paths starting from `base`."""
+        copy = self.model_copy()
+        copy._base = base.resolve()
+        return copy
+
+    def resolve(self, path: str) -> Path:
+        """Absolute form of a local path of the recipe."""
+        return self._base / Path(path).expanduser()
+
+
+def _largest_divisor(recipe: Recipe) -> int:
+    block = recipe.shards.block_tokens
+    return max(length for length in range(1, min(recipe.search.sequence_length, block) + 1) if block % length == 0)
