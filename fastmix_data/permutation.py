@@ -25,10 +25,10 @@ def _mix(values: UInt64s) -> UInt64s:
 
 def derive_keys(*parts: int | npt.ArrayLike) -> UInt64s:
     """One 64-bit key per element from a seed and whatever tells the permutations apart; arrays broadcast."""
-    key = np.zeros((), np.uint64)
+    key: UInt64s = np.zeros(1, np.uint64)
     for part in parts:
-        key = _mix(key * np.uint64(_GOLDEN) + np.asarray(part, np.int64).astype(np.uint64) + np.uint64(_GOLDEN))
-    return np.atleast_1d(key)
+        key = _mix(key * np.uint64(_GOLDEN) + np.array(part, np.int64, ndmin=1).astype(np.uint64) + np.uint64(_GOLDEN))
+    return key
 
 
 def permute(positions_N: npt.ArrayLike, *, size: int | npt.ArrayLike, key: UInt64s) -> Int64s:
@@ -57,7 +57,8 @@ def permute(positions_N: npt.ArrayLike, *, size: int | npt.ArrayLike, key: UInt6
 def _half_bits(sizes: UInt64s) -> UInt64s:
     """Half the bits of the smallest power of four that is at least `sizes`; at least one."""
     _, exponents = np.frexp((sizes - np.uint64(1)).astype(np.float64))
-    return np.maximum((exponents + 1) // 2, 1).astype(np.uint64)
+    half_bits: UInt64s = np.maximum((exponents + 1) // 2, 1).astype(np.uint64)
+    return half_bits
 
 
 def _feistel(values: UInt64s, half_bits: UInt64s, keys: UInt64s) -> UInt64s:

@@ -31,12 +31,16 @@ def progress(description: str, *, total: int | None, unit: str = "tok", done: in
         quiet: show nothing (other ranks, --json).
     """
     if quiet:
-        yield lambda amount, note="": None
+        yield _silent
     elif sys.stderr.isatty():
         with _bar(description, total, unit, done) as advance:
             yield advance
     else:
         yield _lines(description, total, unit, done)
+
+
+def _silent(amount: int, note: str = "") -> None:
+    del amount, note
 
 
 @contextmanager
