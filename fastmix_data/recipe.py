@@ -261,6 +261,12 @@ class SearchSection(Section):
                 f"token_budget {self.token_budget} is less than two steps of {self.global_batch} x {self.sequence_length} "
                 "tokens; raise it or lower global_batch"
             )
+        if self.num_steps < self.weights_warmup_steps + self.update_interval:
+            raise ValueError(
+                f"token_budget {self.token_budget} is {self.num_steps} steps, which end before the first update of the mixture (step "
+                f"{self.weights_warmup_steps + self.update_interval}); raise it, or lower global_batch, weights_warmup_steps or "
+                "update_interval"
+            )
         return self
 
     @property

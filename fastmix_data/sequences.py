@@ -1,0 +1,122 @@
+"""Random access to training sequences: from (source, number) to tokens, straight out of the memory maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmix_data.catalog import Catalog, ShardRow, Split
+from fastmix_data.errors import InputError
+from fastmix_data.permutation import Int64s
+from fastmix_data.shards import Tokens
+
+Half = Literal["search", "unseen"]
+Bools = npt.NDArray[np.bool_]
+
+
+def half_of(num_sequences: int, *, half: Half | None, shard_number: int) -> tuple[int, int]:
+    """First and past-the-last sequence of a shard that belong to a half of the held-out data.
+
+    Held-out documents lie in the order of a hash, so the two halves are random samples; the odd sequence goes to the halves in turn.
+    """
+    middle = (num_sequences + (shard_number + 1) % 2) // 2
+    if half is None:
+        return 0, num_sequences
+    return (0, middle) if half == "search" else (middle, num_sequences)
+
+
+class SequenceReader:
+    """All sequences of some sources' split, cut from the blocks.
+
+    Attributes:
+        num_sequences_K: sequences of each source that have at least one label, shape (K,).
+        mean_loss_tokens_K: labels that carry loss in a sequence of each source, averaged over its split, shape (K,).
+    """
+
+    def __init__(
+        self, catalog: Catalog, *, sources: Sequence[str], split: Split, sequence_length: int, half: Half | None = None
+    ) -> None:
+        """Look up the shards; files are mapped when first read.
+
+        Raises:
+            InputError: a source has no sequence of this length in the split.
+        """
+        assert catalog.info.block_tokens % sequence_length == 0
+        self._catalog, self._length = catalog, sequence_length
+        self._per_block = catalog.info.block_tokens // sequence_length
+        self._rows: list[ShardRow] = []
+        firsts: list[int] = []
+        counts: list[int] = []
+        self._shard_of_source: list[int] = []
+        for source in sources:
+            self._shard_of_source.append(len(self._rows))
+            for number, row in enumerate(catalog.shards(source, split)):
+                first, last = half_of(-(-row.num_labels // sequence_length), half=half, shard_number=number)
+                if last > first:
+                    self._rows.append(row)
+                    firsts.append(first)
+                    counts.append(last - first)
+            if len(self._rows) == self._shard_of_source[-1]:
+                which = f"{half} half of the {split} split" if half else f"{split} split"
+                raise InputError(
+                    f"source {source}: its {which} is smaller than one sequence of {sequence_length} tokens; give it more text"
+                    + (", or raise shards.valid_fraction" if split == "valid" else ", or remove it")
+                )
+        self._first_S = np.array(firsts, np.int64)
+        self._end_S = np.cumsum(counts)  # shards of all sources on one line of sequence numbers
+        self._start_K = np.concatenate([[0], self._end_S])[self._shard_of_source]
+        self.num_sequences_K: Int64s = np.diff(self._start_K, append=self._end_S[-1])
+        self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
+        self._views: dict[int, tuple[Tokens, npt.NDArray[np.uint8] | None]] = {}
+        self._dtype = np.dtype(self._rows[0].dtype)
+
+    def read(self, source_B: Int64s, sequence_B: Int64s) -> tuple[Tokens, Bools]:
+        """Read sequences.
+
+        Returns:
+            tokens_BS: (B, sequence_length + 1) in the shards' dtype; inputs are `[:, :-1]`, labels `[:, 1:]`.
+            carries_loss_BT: (B, sequence_length), False at labels that are padding or masked out.
+        """
+        line_B = self._start_K[source_B] + sequence_B
+        shard_B = np.searchsorted(self._end_S, line_B, side="right")
+        start_S = np.concatenate([[0], self._end_S[:-1]])
+        block_B, within_B = np.divmod(line_B - start_S[shard_B] + self._first_S[shard_B], self._per_block)
+        tokens_BS = np.empty((len(source_B), self._length + 1), self._dtype)
+        carries_loss_BT = np.ones((len(source_B), self._length), np.bool_)
+        order_B = np.argsort(shard_B, kind="stable")
+        for members in np.split(order_B, np.flatnonzero(np.diff(shard_B[order_B])) + 1):
+            shard = int(shard_B[members[0]])
+            tokens, mask = self._open(shard)
+            tokens_BS[members] = tokens[block_B[members], within_B[members]]
+            if mask is not None:
+                carries_loss_BT[members] = mask[block_B[members], within_B[members], 1:]
+            row = self._rows[shard]
+            labels_B = row.num_labels - (block_B[members] * self._per_block + within_B[members]) * self._length
+            for short in np.flatnonzero(labels_B < self._length):
+                carries_loss_BT[members[short], labels_B[short] :] = False
+        return tokens_BS, carries_loss_BT
+
+    def _open(self, shard: int) -> tuple[Tokens, npt.NDArray[np.uint8] | None]:
+        """Views of shape (num_blocks, sequences per block, sequence_length + 1)."""
+        if shard not in self._views:
+            opened = self._catalog.open(self._rows[shard])
+            mask = None if opened.loss_mask_NT is None else self._cut(opened.loss_mask_NT)
+            self._views[shard] = self._cut(opened.tokens_NT), mask
+        return self._views[shard]
+
+    def _cut(self, blocks_NT: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        stride, itemsize = blocks_NT.strides
+        return np.lib.stride_tricks.as_strided(
+            blocks_NT,
+            shape=(len(blocks_NT), self._per_block, self._length + 1),
+            strides=(stride, self._length * itemsize, itemsize),
+            writeable=False,
+        )
+
+
+def _mean_loss_tokens(rows: Sequence[ShardRow], sequence_length: int) -> float:
+    num_sequences = sum(-(-row.num_labels // sequence_length) for row in rows)
+    return sum(row.num_loss_tokens for row in rows) / num_sequences

@@ -1,0 +1,201 @@
+"""Per-sequence inner products <v, g_i> of the target gradient with training gradients, out of the training step itself.
+
+With theta' = theta - lr * sum_k p_k g_k the target loss changes by -lr <v, g_k> per unit of p_k (FastMix, arXiv 2606.14971,
+eq. 7). <v, g> is linear: for a module with parameters w, input x and output y = f(x; w), a sequence's share of the product is
+sum_t d_t . (df/dw [v])_t, where d_t is the gradient that arrives at y_t in the ordinary backward pass. For a linear
+layer that is d_t . (V x_t): one more matrix product per layer scores every sequence of the batch, whatever the number of sources.
+No parameter gradient is formed and none is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from fastmix_data.errors import FastmixError
+
+Scope = Literal["all", "head"]
+
+
+class HypergradientProbe:
+    """Takes target gradients and scores sequences against them.
+
+    The model is the bare module (not the engine), so DeepSpeed's gradient hooks never fire for the target gradient.
+    """
+
+    def __init__(self, model: Any, *, scope: Scope) -> None:
+        """Find the modules that own parameters.
+
+        Args:
+            model: a `transformers` causal LM.
+            scope: all trainable parameters, or the output head's alone.
+        """
+        self._head: nn.Module = model.get_output_embeddings()
+        self._scope = scope
+        modules = model.modules() if scope == "all" else [self._head]
+        self._names = {module: name for name, module in model.named_modules()}
+        self._owners: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
+        for module in modules:
+            own = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
+            if own:
+                self._owners.append((module, own))
+        distinct = {id(parameter): parameter for _, own in self._owners for parameter in own.values()}
+        self._parameters = list(distinct.values())
+        self._target: dict[int, Tensor] = {}
+        self._alignment_B: Tensor | None = None
+
+    def target_gradient(self, losses: Iterator[Tensor]) -> list[Tensor]:
+        """Gradient v of the sum of `losses` in each parameter of the scope, without touching `.grad`.
+
+        Args:
+            losses: scalars, each computed lazily by a forward pass, so that only one graph is alive at a time.
+
+        Returns:
+            Tensors to reduce over ranks in place before scoring.
+        """
+        totals: list[Tensor] | None = None
+        differentiate = self._gradient_of_all if self._scope == "all" else self._gradient_of_head
+        for gradients in differentiate(losses):
+            if totals is None:
+                totals = gradients
+            else:
+                for total, gradient in zip(totals, gradients, strict=True):
+                    total += gradient
+        assert totals is not None
+        self._target = {id(p): v for p, v in zip(self._parameters, totals, strict=True)}
+        return totals
+
+    def _gradient_of_all(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+        for loss in losses:
+            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            yield [_zeros(p) if g is None else g.detach().clone() for g, p in zip(found, self._parameters, strict=True)]
+
+    def _gradient_of_head(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+        """Through the head only: its input and output are caught, and the backward pass stops at its output."""
+        caught: list[tuple[Tensor, Tensor]] = []
+        handle = self._head.register_forward_hook(lambda _, inputs, output: caught.append((inputs[0].detach(), output)))
+        try:
+            for loss in losses:
+                ((hidden, logits),) = caught
+                caught.clear()
+                (delta,) = torch.autograd.grad(loss, [logits])
+                weight = delta.flatten(0, -2).T @ hidden.flatten(0, -2).to(delta.dtype)
+                yield [weight if p.dim() != 1 else delta.flatten(0, -2).sum(0) for p in self._parameters]
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def scoring(self, batch_shape: tuple[int, int]) -> Iterator[Callable[[], Tensor]]:
+        """Score the sequences of the forward and backward pass made within the block.
+
+        Args:
+            batch_shape: (B, T) of the pass; activations lead with B, or with B * T where a model merges the two.
+
+        Yields:
+            A function that gives, after the backward pass, <v, gradient of the backpropagated loss through sequence i>, shape (B,).
+            The loss's own factors are in it: divide by the sequence's factor to have it per unit of token loss.
+        """
+        assert self._target, "take a target gradient first"
+        self._alignment_B = None
+        handles = [
+            module.register_forward_hook(self._hook(own, batch_shape), with_kwargs=True, prepend=True)
+            for module, own in self._owners
+        ]
+        try:
+            yield self._take
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _take(self) -> Tensor:
+        assert self._alignment_B is not None, "no backward pass was made"
+        return self._alignment_B
+
+    def _hook(self, own: dict[str, nn.Parameter], batch_shape: tuple[int, int]) -> Callable[..., None]:
+        tangents = {name: self._target[id(parameter)] for name, parameter in own.items()}
+
+        def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise FastmixError(self._unsupported(module, f"returns a {type(output).__name__}"))
+            if not output.requires_grad:  # the first, graph-less pass of gradient checkpointing
+                return
+            if output.shape[0] not in (batch_shape[0], batch_shape[0] * batch_shape[1]):
+                raise FastmixError(self._unsupported(module, f"has an output of shape {tuple(output.shape)}"))
+            derivative = _directional_derivative(module, args, kwargs, tangents)
+            output.register_hook(lambda gradient: self._add(gradient, derivative(), batch_shape[0]))
+
+        return after_forward
+
+    def _unsupported(self, module: nn.Module, reason: str) -> str:
+        return (
+            f"proxy: {self._names[module] or type(module).__name__} {reason}, which cannot be split by sequence; use "
+            "search.hypergradient: head"
+        )
+
+    def _add(self, gradient: Tensor, derivative: Tensor, num_sequences: int) -> None:
+        accumulator = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        products = (gradient.to(accumulator) * derivative.to(accumulator)).reshape(num_sequences, -1).sum(dim=1)
+        self._alignment_B = products if self._alignment_B is None else self._alignment_B + products
+
+
+def _directional_derivative(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tangents: dict[str, Tensor]
+) -> Callable[[], Tensor]:
+    """Derivative of a module's output along `tangents` of its own parameters, at this input.
+
+    Linear layers and embeddings need no parameter for it and compute it during the backward pass; anything else takes one forward-mode pass
+    now, while ZeRO-3 still holds the parameters.
+    """
+    if type(module) is nn.Linear:
+        inputs = args[0].detach()
+        weight, bias = tangents.get("weight"), tangents.get("bias")
+        return lambda: _linear_tangent(inputs, weight, bias)
+    if type(module) is nn.Embedding:
+        indices = args[0]
+        return lambda: _embedding_tangent(indices, tangents["weight"], module.padding_idx)
+    tangent = _forward_mode(module, args, kwargs, tangents)
+    return lambda: tangent
+
+
+def _linear_tangent(inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None:
+        assert bias is not None
+        return bias.expand(*inputs.shape[:-1], -1)
+    return F.linear(inputs, weight.to(inputs.dtype), None if bias is None else bias.to(inputs.dtype))
+
+
+def _embedding_tangent(indices: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
+    looked_up = F.embedding(indices, weight)
+    if padding_idx is None:
+        return looked_up
+    return looked_up * (indices != padding_idx).unsqueeze(-1)  # autograd gives the padding row no gradient
+
+
+def _zeros(parameter: nn.Parameter) -> Tensor:
+    """Zeros of a parameter's whole shape, which ZeRO-3 keeps aside while the parameter is partitioned."""
+    return parameter.new_zeros(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _forward_mode(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tangents: dict[str, Tensor]) -> Tensor:
+    parameters = dict(module._parameters)
+    detached = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
+    named = {key: arg.detach() if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
+    with torch.no_grad(), forward_ad.dual_level():
+        try:
+            for name, tangent in tangents.items():
+                primal = parameters[name]
+                assert primal is not None
+                dual = forward_ad.make_dual(primal.detach(), tangent.to(primal.dtype).view_as(primal))
+                module._parameters[name] = dual
+            output = module.forward(*detached, **named)  # not __call__: hooks are for the real pass
+        finally:
+            for name in tangents:
+                module._parameters[name] = parameters[name]
+        tangent_out = forward_ad.unpack_dual(output).tangent
+    return torch.zeros_like(output) if tangent_out is None else tangent_out
