@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 
 from fastmix_data.recipe import DeepspeedSection, SearchSection
 
@@ -23,6 +24,18 @@ def prepare_environment() -> None:
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 
 
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and on CPU without the shared-memory extension that it would compile for half a minute: gloo is enough."""
+    prepare_environment()
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
 @contextmanager
 def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) -> Iterator[None]:
     """Join the ranks of this run: NCCL with GPUs, gloo without.
@@ -30,6 +43,8 @@ def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) 
     Args:
         rendezvous: an address such as file:///tmp/x; None takes the launcher's environment, or nothing for a single rank.
     """
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world_size)):
+        os.environ.setdefault(name, str(value))  # DeepSpeed looks for them; a launcher has set them already
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -38,7 +53,7 @@ def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) 
     elif world_size > 1:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
@@ -55,10 +70,7 @@ class ProxyEngine:
 
     def __init__(self, model: nn.Module, *, search: SearchSection, deepspeed: DeepspeedSection, micro_batch: int) -> None:
         """Spread the model over the ranks of the process group."""
-        prepare_environment()
-        import deepspeed as ds
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        ds = _import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = search.global_batch // (self.world_size * micro_batch)
         self._zero_stage = deepspeed.zero_stage

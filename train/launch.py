@@ -1,0 +1,72 @@
+"""Starting the ranks of one machine as processes, and bringing their errors home."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+
+from fastmix_data.errors import FastmixError, Interrupted
+
+
+def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
+    """Run `work(*arguments, rank, world_size, rendezvous)` in `num_ranks` processes and wait for them.
+
+    The cores are divided over the ranks, unless OMP_NUM_THREADS says otherwise.
+
+    Raises:
+        FastmixError: as the first rank that failed raised it.
+    """
+    messages: SimpleQueue[tuple[bool, str]] = mp.get_context("spawn").SimpleQueue()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    try:
+        with tempfile.TemporaryDirectory(prefix="fastmix-ranks-") as folder:
+            rendezvous = f"file://{Path(folder) / 'rendezvous'}"
+            context = start_processes(
+                _run_rank, (work, arguments, num_ranks, rendezvous, messages), nprocs=num_ranks, join=False, start_method="spawn"
+            )
+            assert context is not None
+            _join(context, messages)
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def _join(context: Any, messages: SimpleQueue[tuple[bool, str]]) -> None:
+    # ctrl-C reaches the ranks too, which save their state and end; until then the parent waits
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        while not context.join():
+            pass
+    except (ProcessExitedException, ProcessRaisedException):
+        if messages.empty():
+            raise
+        interrupted, text = messages.get()
+        raise (Interrupted if interrupted else FastmixError)(text) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_rank(
+    rank: int,
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
+    world_size: int,
+    rendezvous: str,
+    messages: SimpleQueue[tuple[bool, str]],
+) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    try:
+        work(*arguments, rank, world_size, rendezvous)
+    except FastmixError as error:
+        messages.put((isinstance(error, Interrupted), str(error)))
+        sys.exit(2)

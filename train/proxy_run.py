@@ -1,0 +1,239 @@
+"""One rank's proxy run: the inner loop trains the model, the outer loop moves the mixture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmix_data.catalog import Catalog
+from fastmix_data.errors import FastmixError
+from fastmix_data.progress import Advance
+from fastmix_data.recipe import SearchSection
+from fastmix_data.sampler import BatchPlan, Float64s, MixtureSampler
+from fastmix_data.sequences import SequenceReader
+from train.engine import ProxyEngine
+from train.hypergradient import HypergradientProbe
+from train.losses import loss_weights, sampling_weights, sequence_losses, to_tensors
+from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient, weights_by_name
+from train.target import Target
+from train.trajectory import Trajectory, TrajectoryRow
+
+
+@dataclass
+class _Evidence:
+    """Sums over this rank's sequences: alignments and tokens of the scored step, losses since the last update."""
+
+    alignment_K: Tensor
+    num_tokens_K: Tensor
+    train_loss: Tensor
+    num_steps: int = 0
+
+    @classmethod
+    def empty(cls, num_sources: int, device: torch.device) -> _Evidence:
+        zeros = torch.zeros(2 * num_sources + 1, dtype=torch.float64, device=device)
+        return cls(zeros[:num_sources], zeros[num_sources:-1], zeros[-1:])
+
+
+def learning_rate_at(step: int, search: SearchSection) -> float:
+    """Linear warm-up to the peak, then cosine down to min_lr_fraction of it; `step` counts from 0."""
+    warmup = max(1, round(search.warmup_fraction * search.num_steps))
+    if step < warmup:
+        return search.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, search.num_steps - warmup)
+    scale = search.min_lr_fraction + (1 - search.min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+    return search.learning_rate * scale
+
+
+def starting_weights(catalog: Catalog, choice: str | dict[str, float]) -> Float64s:
+    """Weights for `uniform`, `proportional` (to tokens) or names, shape (K,)."""
+    if isinstance(choice, dict):
+        return weights_by_name(choice, sources=catalog.sources)
+    sizes_K = catalog.num_tokens_K().astype(np.float64) if choice == "proportional" else np.ones(len(catalog.sources))
+    weights_K: Float64s = sizes_K / sizes_K.sum()
+    return weights_K
+
+
+class ProxyRun:
+    """Everything one rank holds during a search.
+
+    Attributes:
+        step: optimiser steps done.
+        trajectory: the mixture after each update.
+    """
+
+    def __init__(self, catalog: Catalog, *, search: SearchSection, engine: ProxyEngine, target: Target) -> None:
+        """Set up sampler, reader, scores and mixture at step 0."""
+        self._search, self._engine, self._target = search, engine, target
+        self._reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length)
+        self.sampler = MixtureSampler(
+            self._reader.num_sequences_K,
+            sources=catalog.sources,
+            global_batch=search.global_batch,
+            seed=search.seed,
+            fingerprint=catalog.fingerprint,
+            window=search.locality_window,
+        )
+        self._probe = HypergradientProbe(engine.module, scope=search.hypergradient)
+        num_sources = len(catalog.sources)
+        self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
+        self._prior_K = starting_weights(catalog, search.prior)
+        self.mixture = MixtureOptimizer(
+            starting_weights(catalog, search.initial_weights),
+            rule=search.weights_optimizer,
+            learning_rate=search.weights_learning_rate,
+        )
+        self._evidence = _Evidence.empty(num_sources, self._engine.device)
+        self.trajectory = Trajectory()
+        self.step = self._checkpointed_step = 0
+
+    def run(self, *, advance: Advance, stop_asked: Callable[[], bool], checkpoint: Callable[[], None]) -> bool:
+        """Train to the end of the budget, or to the first update after a stop was asked for on any rank.
+
+        Returns:
+            Whether the budget was used up.
+        """
+        search = self._search
+        while self.step < search.num_steps:
+            scored = (self.step + 1) % search.update_interval == 0
+            target_loss = self._take_target_gradient() if scored else 0.0
+            self._train_step(scored=scored)
+            self.step += 1
+            stopping = scored and self._update(target_loss, stop_asked=stop_asked())
+            advance(search.global_batch * search.sequence_length, note=self._note() if scored else "")
+            since_checkpoint = self.step - self._checkpointed_step
+            if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < search.num_steps):
+                checkpoint()
+                self._checkpointed_step = self.step
+            if stopping:
+                return False
+        return True
+
+    def _note(self) -> str:
+        row = self.trajectory.rows[-1] if self.trajectory.rows else None
+        return f"train {row.train_loss:.3f}, target {row.target_loss:.3f}" if row else ""
+
+    def _take_target_gradient(self) -> float:
+        """Gradient of a fresh target batch, summed over ranks, into the probe; returns the batch's loss."""
+        total = torch.zeros(1, dtype=torch.float64, device=self._engine.device)
+        module = self._engine.module
+        module.eval()  # dropout would only add noise
+
+        def losses() -> Any:
+            for loss in self._target.batch_losses(self._engine):
+                total.add_(loss.detach())
+                yield loss
+
+        for gradient in self._probe.target_gradient(losses()):
+            self._engine.sum_over_ranks(gradient)
+        module.train()
+        return float(self._engine.sum_over_ranks(total))
+
+    def _train_step(self, *, scored: bool) -> None:
+        search, engine = self._search, self._engine
+        weights_K = self.mixture.weights_K
+        sampled_K = sampling_weights(weights_K, exploration=search.exploration)
+        factor_K = loss_weights(
+            weights_K,
+            exploration=search.exploration,
+            mean_loss_tokens_K=self._reader.mean_loss_tokens_K,
+            global_batch=search.global_batch,
+        )
+        plan = self.sampler.next(sampled_K).slice(engine.rank, engine.world_size)
+        learning_rate = learning_rate_at(self.step, search)
+        for number in range(engine.num_micro_batches):
+            self._train_micro_batch(plan.slice(number, engine.num_micro_batches), factor_K, scored=scored)
+            engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
+        self._evidence.num_steps += 1
+
+    def _train_micro_batch(self, plan: BatchPlan, factor_K: Float64s, *, scored: bool) -> None:
+        engine = self._engine
+        tokens_BS, carries_loss_BT = self._reader.read(plan.source_B, plan.sequence_B)
+        inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
+        factor_B = torch.from_numpy(factor_K[plan.source_B]).to(engine.device)
+
+        def forward_and_backward() -> None:
+            losses_B = sequence_losses(engine.forward(inputs), labels)
+            loss = (losses_B * factor_B.to(losses_B)).sum()
+            self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
+            engine.backward(loss)
+
+        if not scored:
+            forward_and_backward()
+            return
+        with self._probe.scoring((inputs.shape[0], inputs.shape[1])) as alignments:
+            forward_and_backward()
+            alignment_B = alignments().double() / (factor_B * engine.loss_scale)
+        source_B = torch.from_numpy(plan.source_B).to(engine.device)
+        self._evidence.alignment_K.index_add_(0, source_B, alignment_B)
+        num_tokens_B = torch.from_numpy(carries_loss_BT.sum(axis=1, dtype=np.float64)).to(engine.device)
+        self._evidence.num_tokens_K.index_add_(0, source_B, num_tokens_B)
+
+    def _update(self, target_loss: float, *, stop_asked: bool) -> bool:
+        """Reduce the evidence of all ranks and move the mixture; returns whether any rank was asked to stop."""
+        evidence, num_sources = self._evidence, len(self._prior_K)
+        packed = torch.cat(
+            [
+                evidence.alignment_K,
+                evidence.num_tokens_K,
+                evidence.train_loss,
+                evidence.train_loss.new_tensor([float(stop_asked)]),
+            ]
+        )
+        reduced = self._engine.sum_over_ranks(packed).cpu().numpy()
+        train_loss = float(reduced[-2]) / max(1, evidence.num_steps)
+        if not np.isfinite(reduced).all() or not math.isfinite(target_loss):
+            raise FastmixError(
+                f"the proxy's loss is not finite at step {self.step}; lower search.learning_rate (now {self._search.learning_rate})"
+            )
+        self._scores.add(reduced[:num_sources], reduced[num_sources : 2 * num_sources])
+        self._evidence = _Evidence.empty(num_sources, self._engine.device)
+        if self.step > self._search.weights_warmup_steps:
+            self._move_mixture(train_loss, target_loss)
+        return bool(reduced[-1] > 0)
+
+    def _move_mixture(self, train_loss: float, target_loss: float) -> None:
+        weights_K = self.mixture.weights_K
+        scores_K = self._scores.estimates(weights_K)
+        self.mixture.step(
+            logit_gradient(
+                weights_K,
+                scores_K,
+                loss_density_K=self._reader.mean_loss_tokens_K,
+                prior_K=self._prior_K,
+                prior_strength=self._search.prior_strength,
+            )
+        )
+        tokens = self.step * self._search.global_batch * self._search.sequence_length
+        weights = self.mixture.weights_K.tolist()
+        self.trajectory.rows.append(TrajectoryRow(self.step, tokens, weights, scores_K.tolist(), train_loss, target_loss))
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""
+        return {
+            "step": self.step,
+            "sampler": self.sampler.state_dict(),
+            "target": self._target.state_dict(),
+            "scores": self._scores.state_dict(),
+            "mixture": self.mixture.state_dict(),
+            "trajectory": self.trajectory.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.step = self._checkpointed_step = int(state["step"])
+        self.sampler.load_state_dict(state["sampler"])
+        self._target.load_state_dict(state["target"])
+        self._scores.load_state_dict(state["scores"])
+        self.mixture.load_state_dict(state["mixture"])
+        self.trajectory = Trajectory.from_state(state["trajectory"])
+
+
+def final_weights(trajectory: Trajectory, *, search: SearchSection) -> Float64s:
+    """Weights of the averaged part of the trajectory, shape (U, K)."""
+    return trajectory.weights_since((1 - search.average_fraction) * search.num_steps)

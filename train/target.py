@@ -1,0 +1,125 @@
+"""The target: a weighted mean of mean token losses on held-out sequences, of which the search sees one half."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmix_data.catalog import Catalog
+from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.sampler import Float64s, MixtureSampler
+from fastmix_data.sequences import Half, SequenceReader
+from train.engine import ProxyEngine
+from train.losses import sequence_losses, to_tensors
+
+_EVALUATION_STREAM, _TARGET_STREAM = 11, 12
+
+
+class Target:
+    """Fresh target batches for hypergradients, and the loss on a fixed sample of each half."""
+
+    def __init__(
+        self, catalog: Catalog, *, weights: dict[str, float], sequence_length: int, target_batch: int, micro_batch: int, seed: int
+    ) -> None:
+        """Look up the held-out data.
+
+        Args:
+            weights: of each target by name, summing to 1.
+            target_batch: sequences of one batch over all ranks.
+            micro_batch: sequences of one pass on one rank.
+
+        Raises:
+            InputError: a target has no sequence of this length in one of the halves.
+        """
+        names = list(weights)
+        self._weights_G = np.array([weights[name] for name in names])
+        self._readers: dict[Half, SequenceReader] = {
+            half: SequenceReader(catalog, sources=names, split="valid", sequence_length=sequence_length, half=half)
+            for half in ("search", "unseen")
+        }
+        reader = self._readers["search"]
+        if reader.mean_loss_tokens_K.min() <= 0:
+            raise AssertionError("a target without loss tokens passed preprocessing")
+        self._sampler = MixtureSampler(
+            reader.num_sequences_K,
+            sources=names,
+            global_batch=target_batch,
+            seed=int(derive_keys(seed, _TARGET_STREAM)[0] >> np.uint64(33)),
+            fingerprint=catalog.fingerprint,
+        )
+        self._target_batch, self._micro_batch, self._seed = target_batch, micro_batch, seed
+        self.num_tokens_read = 0
+        self._length = sequence_length
+
+    def batch_losses(self, engine: ProxyEngine) -> Iterator[Tensor]:
+        """This rank's parts of the loss on a fresh batch: scalars that add up to it over micro-batches and ranks.
+
+        A target's sequences are drawn by its weight w and its summed token losses divided by batch * (mean loss tokens per sequence), so
+        that the parts add up to sum_g w_g * (mean token loss of g) in expectation.
+        """
+        plan = self._sampler.next(self._weights_G).slice(engine.rank, engine.world_size)
+        self.num_tokens_read += self._target_batch * self._length
+        reader = self._readers["search"]
+        for start in range(0, len(plan.source_B), self._micro_batch):
+            source_B = plan.source_B[start : start + self._micro_batch]
+            losses_B, _ = _losses(engine, reader, source_B, plan.sequence_B[start : start + self._micro_batch])
+            factor_B = 1 / (self._target_batch * reader.mean_loss_tokens_K[source_B])
+            yield (losses_B * torch.from_numpy(factor_B).to(losses_B)).sum()
+
+    def evaluate(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> float:
+        """Loss on a fixed sample of a half, in nats per loss token: the weighted mean over targets."""
+        reader = self._readers[half]
+        sums_G2 = torch.zeros(len(self._weights_G), 2, dtype=torch.float64)
+        was_training = engine.module.training
+        engine.module.eval()
+        with torch.no_grad():
+            for group, available in enumerate(reader.num_sequences_K):
+                chosen = self._fixed_sample(group, int(available), min(num_sequences, int(available)))
+                sums_G2[group] = self._sum_losses(engine, reader, group, chosen)
+        engine.module.train(was_training)
+        sums = engine.sum_over_ranks(sums_G2.to(engine.device)).cpu().numpy()
+        means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
+        return float(self._weights_G @ means_G)
+
+    def _fixed_sample(self, group: int, available: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        key = derive_keys(self._seed, _EVALUATION_STREAM, group)
+        return permute(np.arange(count), size=available, key=key)
+
+    def _sum_losses(
+        self, engine: ProxyEngine, reader: SequenceReader, group: int, sequences_N: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> Tensor:
+        """Summed loss and number of loss tokens over this rank's sequences; every rank makes as many passes (ZeRO-3 needs it)."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        per_pass = self._micro_batch * engine.world_size
+        for start in range(0, len(sequences_N), per_pass):
+            mine = sequences_N[start : start + per_pass][engine.rank :: engine.world_size]
+            weight = float(len(mine) > 0)
+            mine = mine if len(mine) else sequences_N[:1]
+            losses_B, num_loss_tokens = _losses(engine, reader, np.full(len(mine), group, np.int64), mine)
+            sums += weight * torch.tensor([losses_B.double().sum().item(), float(num_loss_tokens)], dtype=torch.float64)
+        return sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {"sampler": self._sampler.state_dict(), "num_tokens_read": self.num_tokens_read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._sampler.load_state_dict(state["sampler"])
+        self.num_tokens_read = int(state["num_tokens_read"])
+
+
+def _losses(
+    engine: ProxyEngine,
+    reader: SequenceReader,
+    source_B: np.ndarray[Any, np.dtype[np.int64]],
+    sequence_B: np.ndarray[Any, np.dtype[np.int64]],
+) -> tuple[Tensor, int]:
+    """Summed token losses of each sequence, shape (B,), and the number of loss tokens of all."""
+    tokens_BS, carries_loss_BT = reader.read(source_B, sequence_B)
+    inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
+    return sequence_losses(engine.module(input_ids=inputs).logits, labels), int(carries_loss_BT.sum())

@@ -1,0 +1,72 @@
+"""The trajectory of a search: one row per update of the mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from fastmix_data.artefacts import write_parquet
+from fastmix_data.sampler import Float64s
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrajectoryRow:
+    """State after an update.
+
+    `weights` and `scores` have one entry per source, `scores` being alignments with the target gradient per loss token. Losses are
+    nats per loss token: of the training mixture since the last row, and of the fresh target batch of this update.
+    """
+
+    step: int
+    tokens: int
+    weights: list[float]
+    scores: list[float]
+    train_loss: float
+    target_loss: float
+
+
+_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("tokens", pa.int64()),
+        ("weights", pa.list_(pa.float64())),
+        ("scores", pa.list_(pa.float64())),
+        ("train_loss", pa.float64()),
+        ("target_loss", pa.float64()),
+    ]
+)
+
+
+class Trajectory:
+    """Rows so far, in the order of the steps."""
+
+    def __init__(self, rows: Sequence[TrajectoryRow] = ()) -> None:
+        """Start from rows of an earlier run."""
+        self.rows = list(rows)
+
+    def weights_since(self, step: float) -> Float64s:
+        """Weights after each update later than `step`, shape (U, K); at least the last one."""
+        chosen = [row.weights for row in self.rows if row.step > step] or [self.rows[-1].weights]
+        return np.array(chosen)
+
+    def save(self, path: Path, *, sources: Sequence[str]) -> None:
+        """Write `trajectory.parquet` atomically; the sources' names travel in its metadata."""
+        metadata = {b"fastmix": orjson.dumps({"schema_version": SCHEMA_VERSION, "sources": list(sources)})}
+        write_parquet(path, pa.Table.from_pylist(self.state(), schema=_SCHEMA.with_metadata(metadata)))
+
+    def state(self) -> list[dict[str, Any]]:
+        """JSON-able rows."""
+        return [asdict(row) for row in self.rows]
+
+    @classmethod
+    def from_state(cls, state: Sequence[dict[str, Any]]) -> Trajectory:
+        """Restore `state`."""
+        return cls([TrajectoryRow(**row) for row in state])
