@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from fastmix_data.recipe import DeepspeedSection, SearchSection
+from train.losses import model_inputs
 
 
 def prepare_environment() -> None:
@@ -101,7 +102,7 @@ class ProxyEngine:
 
     def forward(self, inputs_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of a pass that trains."""
-        logits: Tensor = self._engine(input_ids=inputs_BT).logits
+        logits: Tensor = self._engine(**model_inputs(self.module, inputs_BT)).logits
         return logits
 
     def backward(self, loss: Tensor) -> None:

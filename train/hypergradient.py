@@ -157,9 +157,11 @@ def _directional_derivative(
         weight, bias = tangents.get("weight"), tangents.get("bias")
         return lambda: _linear_tangent(inputs, weight, bias)
     if type(module) is nn.Embedding:
-        indices = args[0]
-        return lambda: _embedding_tangent(indices, tangents["weight"], module.padding_idx)
+        indices, padding_idx = args[0], module.padding_idx
+        return lambda: _without_padding(F.embedding(indices, tangents["weight"]), indices, padding_idx)
     tangent = _forward_mode(module, args, kwargs, tangents)
+    if isinstance(module, nn.Embedding):  # scaled ones, for example
+        tangent = _without_padding(tangent, args[0], module.padding_idx)
     return lambda: tangent
 
 
@@ -170,11 +172,9 @@ def _linear_tangent(inputs: Tensor, weight: Tensor | None, bias: Tensor | None) 
     return F.linear(inputs, weight.to(inputs.dtype), None if bias is None else bias.to(inputs.dtype))
 
 
-def _embedding_tangent(indices: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
-    looked_up = F.embedding(indices, weight)
-    if padding_idx is None:
-        return looked_up
-    return looked_up * (indices != padding_idx).unsqueeze(-1)  # autograd gives the padding row no gradient
+def _without_padding(tangent: Tensor, indices: Tensor, padding_idx: int | None) -> Tensor:
+    """Autograd gives an embedding's padding row no gradient."""
+    return tangent if padding_idx is None else tangent * (indices != padding_idx).unsqueeze(-1)
 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:

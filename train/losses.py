@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmix_data.sampler import Float64s
@@ -19,6 +19,19 @@ def to_tensors(tokens_BS: Tokens, carries_loss_BT: Bools, *, device: torch.devic
     tokens = torch.from_numpy(tokens_BS.astype(np.int64)).to(device, non_blocking=True)
     carries_loss = torch.from_numpy(carries_loss_BT).to(device, non_blocking=True)
     return tokens[:, :-1], tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
+
+
+def model_inputs(model: nn.Module, inputs_BT: Tensor) -> dict[str, Tensor]:
+    """Keyword arguments of a forward pass.
+
+    Learned positions are looked up once per sequence: models that share one look-up by broadcasting would hand back a gradient that is
+    summed over sequences. Other models are not told positions, which would cost them their fast attention path.
+    """
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if len(embeddings) < 2:
+        return {"input_ids": inputs_BT}
+    positions = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)
+    return {"input_ids": inputs_BT, "position_ids": positions.expand_as(inputs_BT)}
 
 
 def sequence_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
