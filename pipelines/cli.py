@@ -1,0 +1,310 @@
+"""The `fastmix` command. Heavy modules are imported by the command that needs them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastmix_data.errors import FastmixError, Interrupted
+from pipelines.console import Console, mixture_table
+
+RecipePath = click.argument("recipe_path", metavar="RECIPE", type=click.Path(path_type=Path))
+AnyPath = click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+Replace = click.option("--replace", is_flag=True, help="Replace artefacts made from another recipe or other data.")
+NumWorkers = click.option("--workers", "num_workers", type=click.IntRange(1), help="Dask worker processes; all cores by default.")
+Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
+NumRanks = click.option("--nproc", "num_ranks", type=click.IntRange(1), default=1, help="Training ranks on this machine.")
+Overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as search.seed=1."
+)
+
+
+def _command(work: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --json and --debug, and turn what users can put right into one line and exit code 2."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks.")
+    @functools.wraps(work)
+    def guarded(*args: Any, as_json: bool, debug: bool, **options: Any) -> None:
+        console = Console(as_json=as_json)
+        try:
+            work(*args, console=console, **options)
+        except (FastmixError, KeyboardInterrupt, OSError) as error:
+            if debug:
+                traceback.print_exc()
+            _fail(console, error)
+
+    return guarded
+
+
+def _fail(console: Console, error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted("interrupted; what is finished is kept, and the same command goes on from there")
+    kind = "stopped" if isinstance(error, Interrupted) else "error"
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"{kind}: {text}", file=sys.stderr)
+    if console.as_json:
+        console.result({kind: text})
+    sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fastmix")
+def main() -> None:
+    """Find the data mixture of a training run with one small proxy run, and ship it.
+
+    `fastmix demo` shows all of it on an embedded corpus. For your own: `fastmix init DIR` writes a recipe, `fastmix run RECIPE` does the
+    rest. Every command does only what is missing, so one that was stopped is simply started again.
+    """
+
+
+@main.command()
+@RecipePath
+@Overrides
+@NumWorkers
+@Scheduler
+@NumRanks
+@Replace
+@_command
+def run(
+    recipe_path: Path,
+    overrides: tuple[str, ...],
+    num_workers: int | None,
+    scheduler: str | None,
+    num_ranks: int,
+    replace: bool,
+    console: Console,
+) -> None:
+    """Preprocess, search, emit and report in one go."""
+    from fastmix_data.recipe_file import load_recipe
+    from pipelines import flow
+
+    result = flow.run(
+        load_recipe(recipe_path, overrides),
+        num_workers=num_workers,
+        scheduler=scheduler,
+        num_ranks=num_ranks,
+        replace=replace,
+        quiet=console.as_json,
+        say=console.say,
+    )
+    _show_run(result, console)
+
+
+@main.command()
+@click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("fastmix-demo"), show_default=True)
+@Overrides
+@NumWorkers
+@NumRanks
+@Replace
+@_command
+def demo(
+    directory: Path, overrides: tuple[str, ...], num_workers: int | None, num_ranks: int, replace: bool, console: Console
+) -> None:
+    """Run everything on a corpus made from what every Python installation carries."""
+    from fastmix_data.recipe_file import load_recipe
+    from fastmix_data.sample_corpus import write_sample_corpus
+    from pipelines import flow
+    from pipelines.report import report_pictures
+
+    recipe_path = write_sample_corpus(directory)
+    console.say(f"wrote a corpus and {recipe_path}")
+    result = flow.run(
+        load_recipe(recipe_path, overrides),
+        num_workers=num_workers,
+        scheduler=None,
+        num_ranks=num_ranks,
+        replace=replace,
+        quiet=console.as_json,
+        say=console.say,
+    )
+    report_pictures(result.catalog.root, directory / "pictures")
+    _show_run(result, console)
+
+
+def _show_run(result: Any, console: Console) -> None:
+    mixture, manifest = result.mixture, result.manifest
+    epochs = {source.name: source.epochs for source in manifest.sources}
+    loss = mixture.target_loss
+    text = "\n".join(
+        [
+            f"\nmixture, learned in {mixture.search_seconds:.0f} s from {mixture.search_tokens:,} proxy tokens "
+            "(90% interval, times each source is read):",
+            mixture_table(mixture.weights, mixture.interval, epochs),
+            f"target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
+            f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
+            f"report:   {result.report}",
+        ]
+    )
+    content = {
+        "mixture": mixture.model_dump(),
+        "manifest": str(manifest.path),
+        "num_tokens": manifest.num_tokens,
+        "epochs": epochs,
+        "report": str(result.report),
+    }
+    console.result(content, text)
+
+
+@main.command()
+@RecipePath
+@Overrides
+@NumWorkers
+@Scheduler
+@Replace
+@_command
+def preprocess(
+    recipe_path: Path,
+    overrides: tuple[str, ...],
+    num_workers: int | None,
+    scheduler: str | None,
+    replace: bool,
+    console: Console,
+) -> None:
+    """Tokenize the sources into shards and a catalog."""
+    from fastmix_data.inspection import format_inspection, inspect
+    from fastmix_data.recipe_file import load_recipe
+    from pipelines.preprocess import preprocess as work
+
+    recipe = load_recipe(recipe_path, overrides)
+    result = work(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=console.as_json)
+    for text in (*result.warnings, result.message):
+        console.say(text)
+    contents = inspect(recipe.workdir_path / "catalog.parquet")
+    console.result({"did_work": result.did_work, "warnings": list(result.warnings), **contents}, format_inspection(contents))
+
+
+@main.command()
+@RecipePath
+@Overrides
+@NumRanks
+@Replace
+@_command
+def search(recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, replace: bool, console: Console) -> None:
+    """Learn the mixture while one proxy trains.
+
+    On several nodes, start `python -m train.search RECIPE` with torchrun or the deepspeed launcher instead.
+    """
+    from fastmix_data.recipe_file import load_recipe
+    from train.search import search as work
+
+    result = work(load_recipe(recipe_path, overrides), num_ranks=num_ranks, replace=replace, quiet=console.as_json)
+    console.say(result.message)
+    mixture = result.mixture
+    console.result({"did_work": result.did_work, **mixture.model_dump()}, mixture_table(mixture.weights, mixture.interval))
+
+
+@main.command()
+@RecipePath
+@Overrides
+@click.option(
+    "--mixture", "mixture_path", type=click.Path(path_type=Path), help="A mixture of your own; the search's by default."
+)
+@Replace
+@_command
+def emit(recipe_path: Path, overrides: tuple[str, ...], mixture_path: Path | None, replace: bool, console: Console) -> None:
+    """Turn mixture and token budget into a token-exact manifest."""
+    from fastmix_data.inspection import format_inspection, inspect
+    from fastmix_data.recipe_file import load_recipe
+    from pipelines import flow
+
+    manifest = flow.emit(load_recipe(recipe_path, overrides), mixture_path=mixture_path, replace=replace)
+    console.say(manifest.message)
+    contents = inspect(manifest.path)
+    console.result({"did_work": manifest.did_work, **contents}, format_inspection(contents))
+
+
+@main.command()
+@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--to", "target", type=click.Choice(["webdataset"]), required=True, help="Whose format to write.")
+@click.option(
+    "--out", "directory", type=click.Path(path_type=Path), help="Folder to write; MANIFEST/../export-FORMAT by default."
+)
+@_command
+def export(manifest_path: Path, target: str, directory: Path | None, console: Console) -> None:
+    """Write a manifest in the format of a production trainer."""
+    from fastmix_data.exports.webdataset import export_webdataset
+
+    folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
+    exported = export_webdataset(manifest_path, directory or folder.parent / f"export-{target}")
+    console.result(exported.as_dict(), exported.message)
+
+
+@main.command()
+@AnyPath
+@_command
+def verify(path: Path, console: Console) -> None:
+    """Re-hash a shard, catalog, manifest or workdir, and list all that is wrong."""
+    from fastmix_data.verify import verify as work
+
+    report = work(path)
+    console.result(report.as_dict(), str(report))
+    if not report.ok:
+        sys.exit(2)
+
+
+@main.command()
+@AnyPath
+@click.option("--block", type=click.IntRange(0), help="Show the text and documents of this block of a shard.")
+@_command
+def inspect(path: Path, block: int | None, console: Console) -> None:
+    """Say what is in a shard, catalog, mixture or manifest."""
+    from fastmix_data.inspection import format_inspection
+    from fastmix_data.inspection import inspect as work
+
+    contents = work(path, block=block)
+    console.result(contents, format_inspection(contents))
+
+
+@main.command()
+@RecipePath
+@Overrides
+@click.option("--out", "output", type=click.Path(path_type=Path), help="File to write; WORKDIR/report.html by default.")
+@_command
+def report(recipe_path: Path, overrides: tuple[str, ...], output: Path | None, console: Console) -> None:
+    """Write one self-contained HTML page about a run."""
+    from fastmix_data.recipe_file import load_recipe
+    from pipelines.report import write_report
+
+    written = write_report(load_recipe(recipe_path, overrides).workdir_path, output)
+    console.result({"report": str(written)}, f"wrote {written}")
+
+
+@main.command()
+@click.argument("recipe_path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
+@Overrides
+@click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, from which editors complete.")
+@_command
+def recipe(recipe_path: Path | None, overrides: tuple[str, ...], schema: bool, console: Console) -> None:
+    """Check a recipe and print it with every default filled in."""
+    import json
+
+    from fastmix_data.recipe import Recipe
+    from fastmix_data.recipe_file import load_recipe
+
+    if schema:
+        content = Recipe.model_json_schema()
+    elif recipe_path is None:
+        raise click.UsageError("give a RECIPE to check, or --schema")
+    else:
+        content = load_recipe(recipe_path, overrides).model_dump(mode="json")
+    console.result(content, json.dumps(content, indent=2))
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", "output", type=click.Path(path_type=Path), help="Recipe to write; DIR/recipe.yaml by default.")
+@click.option("--force", is_flag=True, help="Overwrite an existing recipe.")
+@_command
+def init(directory: Path, output: Path | None, force: bool, console: Console) -> None:
+    """Write a commented recipe for the corpora found in a folder."""
+    from pipelines.init_recipe import write_recipe
+
+    written = write_recipe(directory, output=output, force=force)
+    console.result({"recipe": str(written)}, f"wrote {written}; look it over, then: fastmix run {written}")

@@ -1,0 +1,93 @@
+"""The whole flow: preprocess, search, emit and report, with everything refused before the step that it would spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmix_data.catalog import Catalog, load_catalog
+from fastmix_data.errors import MismatchError
+from fastmix_data.manifest import Manifest, check_emit, emit_manifest
+from fastmix_data.mixture import Mixture, load_mixture
+from fastmix_data.recipe import Recipe
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    catalog: Catalog
+    mixture: Mixture
+    manifest: Manifest
+    report: Path
+
+
+def catalog_of(recipe: Recipe) -> Catalog:
+    """The catalog of a recipe's workdir.
+
+    Raises:
+        MismatchError: there is none yet.
+    """
+    path = recipe.workdir_path / "catalog.parquet"
+    try:
+        return load_catalog(path)
+    except FileNotFoundError as error:
+        raise MismatchError(f"{path}: there are no shards yet; run `fastmix preprocess` first") from error
+
+
+def check_recipe(recipe: Recipe, *, num_ranks: int) -> None:
+    """Refuse what can be known to fail before any work: inputs, batch sizes, the proxy's configuration."""
+    from pipelines.preprocess import check_inputs
+    from train.proxy import proxy_config
+    from train.search import micro_batch
+
+    check_inputs(recipe)
+    micro_batch(recipe, num_ranks)
+    proxy_config(recipe.proxy, resolve=recipe.resolve, vocab_size=None, sequence_length=recipe.search.sequence_length)
+
+
+def emit(recipe: Recipe, *, mixture_path: Path | None = None, replace: bool = False) -> Manifest:
+    """Write the manifest of a recipe from a mixture file, the search's own when not given."""
+    path = mixture_path or recipe.workdir_path / "search" / "mixture.json"
+    mixture = load_mixture(path)
+    return emit_manifest(
+        catalog_of(recipe),
+        mixture,
+        emit=recipe.emit,
+        directory=recipe.workdir_path / "manifest",
+        replace=replace,
+    )
+
+
+def run(
+    recipe: Recipe,
+    *,
+    num_workers: int | None,
+    scheduler: str | None,
+    num_ranks: int,
+    replace: bool,
+    quiet: bool,
+    say: Say,
+) -> RunResult:
+    """Do what is missing of the whole flow."""
+    check_recipe(recipe, num_ranks=num_ranks)
+    from pipelines.preprocess import preprocess
+    from pipelines.report import write_report
+    from train.search import check_search, search
+
+    preprocessed = preprocess(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=quiet)
+    for text in (*preprocessed.warnings, preprocessed.message):
+        say(text)
+    catalog = preprocessed.catalog
+    check_emit(catalog, recipe.emit)
+    check_search(recipe, catalog, num_ranks=num_ranks)
+    searched = search(recipe, num_ranks=num_ranks, replace=replace, quiet=quiet)
+    say(searched.message)
+    manifest = emit(recipe, replace=replace)
+    say(manifest.message)
+    report = write_report(recipe.workdir_path)
+    say(f"wrote {report}")
+    return RunResult(catalog, searched.mixture, manifest, report)
