@@ -230,15 +230,16 @@ def _docstrings(documented: Iterable[tuple[str, _Documented]], seen: set[str]) -
 
 
 def _without_docstrings(source: str, documented: Iterable[tuple[str, _Documented]]) -> str:
-    lines: list[str | None] = [*source.split("\n")]  # as the parser counts them: not at form feeds
+    lines = source.split("\n")  # as the parser counts them: not at form feeds
+    cut: set[int] = set()
     for _, node in documented:
         if ast.get_docstring(node, clean=False) is None:
             continue
         first = node.body[0]
         starts_its_line = not lines[first.lineno - 1].encode()[: first.col_offset].strip()
         if starts_its_line and first.end_lineno is not None:
-            lines[first.lineno - 1 : first.end_lineno] = [None] * (first.end_lineno - first.lineno + 1)
-    return "\n".join(line for line in lines if line is not None)
+            cut.update(range(first.lineno - 1, first.end_lineno))
+    return "\n".join(line for number, line in enumerate(lines) if number not in cut)
 
 
 def _new_paragraphs(text: str, seen: set[str]) -> list[str]:

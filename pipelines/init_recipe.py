@@ -1,0 +1,390 @@
+"""`fastmix init DIR`: a commented recipe for the corpora found in a folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import gzip
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+import zstandard
+
+from fastmix_data.artefacts import atomic_file
+from fastmix_data.errors import RecipeError
+from fastmix_data.recipe import SOURCE_NAME
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+_VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
+_TRAIN_WORDS = frozenset({"train", "training"})
+_TEXT_KEYS = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown")
+_PAIRS = (
+    ("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response"),
+    ("input", "output"), ("query", "response"), ("source", "target"),
+)  # fmt: skip
+_LONGEST_NAME = 48
+_MAX_RECORD_BYTES = 64 << 20
+_SKIPPED_LISTED = 20
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Which keys of a record hold text: one for `text`, two for prompt and completion, none for .txt."""
+
+    names: tuple[str, ...]
+    guessed: bool = False
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """A source to be: patterns are relative to the searched folder."""
+
+    name: str
+    files: tuple[str, ...]
+    valid_files: tuple[str, ...]
+    keys: _Keys
+    num_files: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _NotUnderstood:
+    path: str
+    reason: str
+
+
+def write_recipe(directory: Path, *, output: Path | None = None, force: bool = False) -> Path:
+    """Write a recipe for the corpora of a folder.
+
+    Args:
+        directory: what is searched.
+        output: the recipe to write; `recipe.yaml` in the folder when not given. Its paths are relative to where it is.
+        force: overwrite a file.
+
+    Raises:
+        RecipeError: the file exists, or nothing usable was found.
+    """
+    path = output if output is not None else directory / "recipe.yaml"
+    if path.exists() and not force:
+        raise RecipeError(f"{path}: exists already; give another name with --output, or overwrite it with --force")
+    text = propose_recipe(directory, relative_to=path.parent)
+    with atomic_file(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def propose_recipe(directory: Path, *, relative_to: Path | None = None) -> str:
+    """A commented recipe, as YAML that `load_recipe` accepts.
+
+    Every folder that holds .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files is a source; folders and files named train and
+    valid are its splits. What is not understood is listed in a comment.
+
+    Args:
+        relative_to: folder that the recipe will lie in; the searched one when not given.
+
+    Raises:
+        RecipeError: there is no such folder, or nothing usable in it.
+    """
+    if not directory.is_dir():
+        raise RecipeError(f"{directory}: there is no such folder; give the one that holds your corpora")
+    corpora, skipped = _find_corpora(directory)
+    if not corpora:
+        first = f"; for example {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+        raise RecipeError(f"{directory}: no {', '.join(_SUFFIXES)} file with text in it or in its folders{first}")
+    prefix = Path(os.path.relpath(directory.resolve(), (relative_to or directory).resolve()))
+    return _render(corpora, skipped, prefix=prefix)
+
+
+def _find_corpora(directory: Path) -> tuple[list[_Corpus], list[_NotUnderstood]]:
+    skipped: list[_NotUnderstood] = []
+    groups: dict[tuple[str, ...], list[Path]] = {}
+    for path in _files(directory):
+        relative = path.relative_to(directory)
+        if _suffix(path) is None:
+            skipped.append(_NotUnderstood(relative.as_posix(), "not a format that fastmix reads"))
+        elif path.stat().st_size == 0:
+            skipped.append(_NotUnderstood(relative.as_posix(), "empty"))
+        else:
+            groups.setdefault(_home(relative), []).append(relative)
+    corpora: list[_Corpus] = []
+    taken: set[str] = set()
+    for home, paths in groups.items():
+        for label, members in _by_format(home, paths):
+            found = _corpus(directory, label, members, taken=taken, everything=paths)
+            if isinstance(found, _NotUnderstood):
+                skipped.append(found)
+            else:
+                corpora.append(found)
+                taken.add(found.name.lower())
+    return corpora, skipped
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """All files, in a fixed order; nothing hidden, and no workdir of an earlier run."""
+    for folder, folders, names in os.walk(directory):
+        here = Path(folder)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not (here / name / "catalog.parquet").exists()
+        )
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield here / name
+
+
+def _suffix(path: Path) -> str | None:
+    return next((suffix for suffix in sorted(_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(suffix)), None)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z]+", name.lower())
+
+
+def _home(relative: Path) -> tuple[str, ...]:
+    """The folder that names a file's source: train/ and valid/ folders belong to the one above."""
+    parts = relative.parent.parts
+    while parts and parts[-1].lower() in _VALID_WORDS | _TRAIN_WORDS:
+        parts = parts[:-1]
+    return parts
+
+
+def _is_valid(relative: Path) -> bool:
+    if any(part.lower() in _VALID_WORDS for part in relative.parent.parts[-1:]):
+        return True
+    words = [word for word in _words(relative.name.removesuffix(_suffix(relative) or "")) if word]
+    return bool(words) and (words[0] in _VALID_WORDS or words[-1] in _VALID_WORDS) and _suffix(relative) != ".txt"
+
+
+def _by_format(home: tuple[str, ...], paths: list[Path]) -> Iterator[tuple[str, list[Path]]]:
+    """A source per format of a folder; in the searched folder itself, one per file name without split and number."""
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path in paths:
+        suffix = _suffix(path) or ""
+        stem = "" if home or suffix == ".txt" else _stem(path)
+        groups.setdefault((stem, suffix), []).append(path)
+    several = len({suffix for _, suffix in groups}) > 1
+    for (stem, suffix), members in groups.items():
+        label = "_".join((*home, stem) if stem else home) or "corpus"
+        yield (f"{label}_{suffix.split('.')[1]}" if several and not stem else label), members
+
+
+def _stem(path: Path) -> str:
+    words = re.split(r"[^A-Za-z0-9]+", path.name.removesuffix(_suffix(path) or ""))
+    kept = [word for word in words if word.lower() not in _VALID_WORDS | _TRAIN_WORDS and not word.isdigit() and word != "of"]
+    return "_".join(kept) or "corpus"
+
+
+def _corpus(
+    directory: Path, label: str, members: list[Path], *, taken: set[str], everything: list[Path]
+) -> _Corpus | _NotUnderstood:
+    train = [path for path in members if not _is_valid(path)] or members
+    in_train = set(train)
+    valid = [path for path in members if path not in in_train]
+    in_valid = set(valid)
+    keys = _detect_keys(directory / train[0])
+    if isinstance(keys, str):
+        return _NotUnderstood(train[0].as_posix(), keys)
+    return _Corpus(
+        name=_unique_name(label, taken),
+        files=_patterns(train, others=[path for path in everything if path not in in_train]),
+        valid_files=_patterns(valid, others=[path for path in everything if path not in in_valid]),
+        keys=keys,
+        num_files=len(members),
+        num_bytes=sum((directory / path).stat().st_size for path in members),
+    )
+
+
+def _unique_name(label: str, taken: set[str]) -> str:
+    """`label` as a valid source name that no other source has, also where case does not count.
+
+    >>> _unique_name("sft/größe 1", {"sft_gr_e_1"})
+    'sft_gr_e_1_2'
+    """
+    base = re.sub(r"[^A-Za-z0-9_-]+", "_", label).strip("_-")[:_LONGEST_NAME] or "source"
+    name = base
+    for number in itertools.count(2):
+        if name.lower() not in taken:
+            break
+        name = f"{base[: _LONGEST_NAME - len(str(number)) - 1]}_{number}"
+    assert SOURCE_NAME.match(name)
+    return name
+
+
+def _patterns(paths: list[Path], *, others: list[Path]) -> tuple[str, ...]:
+    """Globs that match these files and none of `others`; where there is no such glob, and for single files, the files themselves."""
+    patterns: list[str] = []
+    for parent in dict.fromkeys(path.parent for path in paths):
+        names = [path.name for path in paths if path.parent == parent]
+        folder = "" if parent == Path() else f"{glob.escape(parent.as_posix())}/"
+        pattern = f"{glob.escape(_common_start(names))}*{_suffix(Path(names[0]))}"
+        rivals = any(path.parent == parent and fnmatch.fnmatch(path.name, pattern) for path in others)
+        if len(names) == 1 or rivals:
+            patterns += [f"{folder}{glob.escape(name)}" for name in names]
+        else:
+            patterns.append(folder + pattern)
+    return tuple(patterns)
+
+
+def _common_start(names: list[str]) -> str:
+    """What all names start with, digits of a running number left out.
+
+    >>> _common_start(["part-00.txt", "part-01.txt"])
+    'part-'
+    """
+    pairs = zip(min(names), max(names), strict=False)
+    return "".join(first for first, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)).rstrip("0123456789")
+
+
+def _detect_keys(path: Path) -> _Keys | str:
+    """The keys of a file's first record, or why there are none."""
+    if _suffix(path) == ".txt":
+        return _Keys(())
+    try:
+        record = _first_record(path)
+    except (OSError, EOFError, orjson.JSONDecodeError, pa.ArrowException, zstandard.ZstdError) as error:
+        return f"cannot be read ({' '.join(str(error).split())[:120]})"
+    if not isinstance(record, Mapping):
+        return "no record with keys at its start"
+    texts = [str(key) for key, value in record.items() if isinstance(value, str)]
+    for pair in _PAIRS:
+        if set(pair) <= set(texts):
+            return _Keys(pair)
+    for key in _TEXT_KEYS:
+        if key in texts:
+            return _Keys((key,))
+    if not texts:
+        return f"no key with text; its keys are {', '.join(map(str, record)) or 'none'}"
+    return _Keys((max(texts, key=lambda key: len(record[key])),), guessed=len(texts) > 1)
+
+
+def _first_record(path: Path) -> Any:
+    if _suffix(path) == ".parquet":
+        with pq.ParquetFile(path) as file:
+            strings = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+            batches = file.iter_batches(batch_size=1, columns=strings)
+            rows = next(batches, pa.RecordBatch.from_pylist([])).to_pylist()
+            return rows[0] if rows else None
+    with _opened(path) as file:
+        for _ in range(100):
+            line = file.readline(_MAX_RECORD_BYTES)
+            if line.strip() or not line:
+                return orjson.loads(line) if line else None
+    return None
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    suffix = _suffix(path)
+    if suffix == ".jsonl.gz":
+        return gzip.GzipFile(path)
+    if suffix == ".jsonl.zst":
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
+    return path.open("rb")
+
+
+def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Path) -> str:
+    target = next((corpus for corpus in corpora if corpus.valid_files), corpora[0])
+    lines = [_source_line(corpus, prefix) for corpus in corpora]
+    total = sum(corpus.num_bytes for corpus in corpora)
+    return _RECIPE.format(
+        folder=prefix.as_posix() if prefix != Path() else "this folder",
+        sources="\n".join(lines),
+        skipped=_skipped_comment(skipped),
+        target=_scalar(target.name),
+        budget=_count(total / 4),
+    )
+
+
+def _source_line(corpus: _Corpus, prefix: Path) -> str:
+    section: dict[str, Any] = {"files": _placed(corpus.files, prefix)}
+    if corpus.valid_files:
+        section["valid_files"] = _placed(corpus.valid_files, prefix)
+    if len(corpus.keys.names) == 2:
+        section["prompt"], section["completion"] = corpus.keys.names
+    elif corpus.keys.names:
+        section["text"] = corpus.keys.names[0]
+    flow = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
+    guess = "; the text key is a guess: the longest of several" if corpus.keys.guessed else ""
+    size = f"{corpus.num_bytes / 1e6:.1f} MB" if corpus.num_bytes >= 1e5 else f"{corpus.num_bytes / 1e3:.1f} kB"
+    plural = "s" if corpus.num_files > 1 else ""
+    return f"  # {corpus.num_files} file{plural}, {size} on disk{guess}\n  {_scalar(corpus.name)}: {flow}"
+
+
+def _count(tokens: float) -> str:
+    """A round number of tokens as a recipe writes it."""
+    return (
+        f"{tokens / 1e6:.3g}M"
+        if 1e6 <= tokens < 1e9
+        else f"{tokens / 1e9:.3g}B"
+        if tokens >= 1e9
+        else f"{max(1, round(tokens / 1e3))}k"
+    )
+
+
+def _placed(patterns: tuple[str, ...], prefix: Path) -> str | list[str]:
+    placed = [(prefix / pattern).as_posix() for pattern in patterns]
+    return placed[0] if len(placed) == 1 else placed
+
+
+def _scalar(name: str) -> str:
+    """A name as YAML reads it back: quoted where it would be a number or a truth value."""
+    return name if yaml.safe_load(name) == name else f'"{name}"'
+
+
+def _skipped_comment(skipped: list[_NotUnderstood]) -> str:
+    if not skipped:
+        return ""
+    lines = [f"#   {_one_line(item.path)}: {_one_line(item.reason)}" for item in skipped[:_SKIPPED_LISTED]]
+    more = len(skipped) - _SKIPPED_LISTED
+    if more > 0:
+        lines.append(f"#   and {more} more")
+    return "\n# Not used, because not understood:\n" + "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+_RECIPE = """\
+# fastmix recipe for the corpora found in {folder}. Paths are relative to this file.
+# `fastmix recipe --schema` lists every key; `fastmix run recipe.yaml` does all of it.
+
+workdir: run                # everything that is made goes here
+
+# One of train, file (a tokenizer.json), hf (org/name) or bytes.
+tokenizer: {{train: {{vocab_size: 8192}}}}
+
+# Sources without valid_files hold out shards.valid_fraction of their documents.
+# With prompt and completion, loss is on the completion only.
+sources:
+{sources}
+{skipped}
+shards: {{block_tokens: 2048, max_shard_bytes: 64MiB, valid_fraction: 0.02}}
+
+# CHANGE THIS: what the mixture should be good at. {target} only stands here because it was found first.
+# Name the sources whose held-out data you care about, with relative weights, or files of your own:
+#   files: {{exam: {{files: "exam/*.jsonl", prompt: question, completion: answer}}}}
+target: {{sources: {{{target}: 1}}}}
+
+# The small model that trains while the mixture is learned.
+proxy: {{config: {{model_type: llama, hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 344}}}}
+
+search:
+  token_budget: 2M          # tokens the proxy trains on; more is steadier
+  sequence_length: 128
+  global_batch: 32
+  learning_rate: 3.0e-3
+  exploration: 0.25
+  seed: 0
+
+# The corpus to ship: a guess of one pass over everything (4 bytes on disk to a token); no source more than max_epochs times.
+emit: {{token_budget: {budget}, max_epochs: 4}}
+"""
