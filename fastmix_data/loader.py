@@ -1,0 +1,215 @@
+"""The production loader: iterates a manifest from PyTorch, on any number of ranks and workers, resumable on any other number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.manifest import Manifest, load_manifest
+from fastmix_data.manifest_order import WINDOW_SEQUENCES, Located, ManifestOrder
+from fastmix_data.permutation import Int64s
+from fastmix_data.shards import StridedShard, Tokens
+
+IGNORED_LABEL = -100
+Item = dict[str, torch.Tensor]
+_View = tuple[Tokens, npt.NDArray[np.uint8] | None]
+
+
+class ManifestDataset(IterableDataset[Item]):
+    """One pass over a manifest, which is the whole run: repeats are part of it.
+
+    Items are `{"tokens": int64 (L,), "labels": int64 (L,), "source": int64 ()}`; with `batch_size` B every item is a batch and each
+    tensor has a leading dimension B. Labels are the next tokens, already shifted, and -100 where there is none (padding) or where it
+    carries no loss. Sources are numbered as in `manifest.sources`.
+
+    The global order is fixed by the manifest, the sequence length and the seed. At every step the R ranks together read the next
+    R * B positions; rank r reads positions r, r + R, ... of them, so global batches do not depend on R as long as R * B does not
+    change. Workers take a rank's items in turn (worker i of n the items i, i + n, ...), which is the order in which a `DataLoader`
+    asks for them: with `DataLoader(dataset, batch_size=None, num_workers=n)` the order is that of no workers for every n. If
+    batches are left to the DataLoader instead, each is made of the items of one worker: deterministic, but other batches for each n.
+
+    Iteration starts at the loaded state, or at the beginning. `state_dict` counts what this object's latest iterator has yielded;
+    items that DataLoader workers yielded are known to the training loop only, which asks `state_after(number of items)`.
+    `StatefulDataLoader` of torchdata works too: in a worker, the state says how many items that worker has yielded.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        sequence_length: int | None = None,
+        batch_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,
+        drop_last: bool = False,
+        root: str | Path | None = None,
+    ) -> None:
+        """Read the manifest; shards are mapped when first needed.
+
+        Args:
+            path: the manifest's folder or `manifest.json`.
+            sequence_length: L, divides the manifest's block_tokens, which is the default.
+            batch_size: sequences of an item; None for single sequences without the leading dimension.
+            seed: of the order; the manifest's when None.
+            drop_last: leave out the end that does not fill an item on every rank; otherwise the last item is shorter, and some ranks
+                may have one item less.
+            root: where the shards are, if not where the manifest says.
+
+        Raises:
+            InputError, CorruptArtefactError: as `load_manifest`.
+            RecipeError: sequence_length does not divide block_tokens.
+        """
+        super().__init__()
+        assert 0 <= rank < world_size and (batch_size is None or batch_size > 0)
+        self.manifest: Manifest = load_manifest(Path(path))
+        self._root = self.manifest.root_path if root is None else Path(root)
+        self._length = sequence_length or self.manifest.block_tokens
+        self._order = ManifestOrder(self.manifest, sequence_length=self._length, seed=seed)
+        self._seed = self.manifest.seed if seed is None else seed
+        self._batch, self._single = batch_size or 1, batch_size is None
+        self._rank, self._world, self._drop_last = rank, world_size, drop_last
+        self._start = 0
+        self._worker_items = 0
+        self._yielded = 0
+        self._views: dict[int, _View] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Memory maps stay behind: a spawned worker opens its own."""
+        return {**self.__dict__, "_views": {}}
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the whole run over all ranks."""
+        return self._order.num_sequences
+
+    def num_items(self) -> int:
+        """Items this rank yields from where it starts, over all workers."""
+        left = max(self.num_sequences - self._start, 0)
+        rounds, rest = divmod(left, self._batch * self._world)
+        return rounds + (not self._drop_last and rest > self._rank)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield this rank's items, or this worker's share of them, from the loaded state on.
+
+        Raises:
+            CorruptArtefactError: a shard is missing or not what the manifest recorded.
+        """
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        first = self._worker_items
+        self._yielded = first
+        items = range(worker + first * num_workers, self.num_items(), num_workers)
+        per_plan = max(1, WINDOW_SEQUENCES // self._batch)
+        for begin in range(0, len(items), per_plan):
+            positions = [self._positions(item) for item in items[begin : begin + per_plan]]
+            bounds = np.cumsum([0, *map(len, positions)]).tolist()
+            located = self._order.locate(np.concatenate(positions))
+            for start, stop in pairwise(bounds):
+                item = self._read(located, start, stop)
+                self._yielded += 1
+                yield {name: values[0] for name, values in item.items()} if self._single else item
+
+    def _positions(self, item: int) -> Int64s:
+        """Positions in the global order of one of this rank's items, shape (B,)."""
+        first = self._start + item * self._batch * self._world + self._rank
+        stop = min(first + self._batch * self._world, self.num_sequences)
+        return np.arange(first, stop, self._world)
+
+    def _read(self, located: Located, start: int, stop: int) -> Item:
+        tokens_BS = np.empty((stop - start, self._length + 1), np.int64)
+        hidden: list[tuple[int, Any]] = []
+        chosen = (located.part_N, located.block_N, located.within_N, located.num_labels_N)
+        for row, (part, block, within, num_labels) in enumerate(
+            zip(*(values[start:stop].tolist() for values in chosen), strict=True)
+        ):
+            tokens, mask = self._views.get(part) or self._open(part)
+            tokens_BS[row] = tokens[block, within]
+            if num_labels < self._length:
+                hidden.append((row, np.arange(self._length) >= num_labels))
+            if mask is not None:
+                hidden.append((row, mask[block, within, 1:] == 0))
+        labels_BT = tokens_BS[:, 1:].copy()
+        for row, without_loss_T in hidden:
+            labels_BT[row][without_loss_T] = IGNORED_LABEL
+        return {
+            "tokens": torch.from_numpy(np.ascontiguousarray(tokens_BS[:, :-1])),
+            "labels": torch.from_numpy(labels_BT),
+            "source": torch.from_numpy(located.source_N[start:stop].copy()),
+        }
+
+    def _open(self, number: int) -> _View:
+        """Views of the shard of a part, shape (num_blocks, sequences per block, L + 1)."""
+        part = self.manifest.parts[number]
+        shard = StridedShard(self._root / part.path, self.manifest.layout(part))
+        if shard.num_blocks != part.shard_blocks:
+            raise CorruptArtefactError(
+                f"{shard.path}: has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}; restore the shard, or run "
+                "`fastmix preprocess` and `fastmix emit` again"
+            )
+        mask = None if shard.loss_mask_NT is None else self._cut(shard.loss_mask_NT)
+        self._views[number] = self._cut(shard.tokens_NT), mask
+        return self._views[number]
+
+    def _cut(self, blocks_NT: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        stride, itemsize = blocks_NT.strides
+        return np.lib.stride_tricks.as_strided(
+            blocks_NT,
+            shape=(len(blocks_NT), self.manifest.block_tokens // self._length, self._length + 1),
+            strides=(stride, self._length * itemsize, itemsize),
+            writeable=False,
+        )
+
+    def state_after(self, num_items: int) -> dict[str, Any]:
+        """JSON-able state for when every rank has consumed `num_items` items of the latest iteration; the same on every rank."""
+        position = min(self._start + num_items * self._batch * self._world, self.num_sequences)
+        return {**self._identity(), "position": position}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State after the items that this object has yielded. In a DataLoader's worker it is that worker's own."""
+        info = get_worker_info()
+        if info is None:
+            return self.state_after(self._yielded)
+        shape = {"batch_size": self._batch, "world_size": self._world, "num_workers": info.num_workers, "worker": info.id}
+        return {**self._identity(), "position": self._start, "worker_items": self._yielded, **shape}
+
+    def _identity(self) -> dict[str, Any]:
+        return {"manifest": self.manifest.sha256, "sequence_length": self._length, "seed": self._seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start the next iteration where `state` was taken, on any number of ranks and any batch size.
+
+        Raises:
+            MismatchError: the state is of another manifest, sequence length or seed, or of a DataLoader worker and this is not the
+                same worker.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise MismatchError(
+                    f"{self.manifest.path}: the loader state's {name} is {state.get(name)!r}, here it is {value!r}; resume with what "
+                    "the state was saved with, or start from the beginning"
+                )
+        items = int(state.get("worker_items", 0))
+        if "worker_items" in state:
+            info = get_worker_info()
+            here = {
+                "batch_size": self._batch,
+                "world_size": self._world,
+                "num_workers": info.num_workers if info else 0,
+                "worker": info.id if info else None,
+            }
+            changed = [f"{name} {state.get(name)}, here {value}" for name, value in here.items() if state.get(name) != value]
+            if changed:
+                raise MismatchError(
+                    f"{self.manifest.path}: the loader state is that of a DataLoader worker with {'; '.join(changed)}; keep these, or "
+                    "save `state_after(items consumed)`, which resumes anywhere"
+                )
+        self._start, self._worker_items, self._yielded = int(state["position"]), items, items

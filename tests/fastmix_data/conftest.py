@@ -1,0 +1,92 @@
+"""Small corpora with known tokens, written straight as shards, for tests of what comes after preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards import ShardLayout, encode_shard, write_shard
+
+MakeCatalog = Callable[..., Catalog]
+
+
+def _write_partition(
+    root: Path, source: str, *, split: str, partition: int, num_tokens: int, layout: ShardLayout, shard_blocks: int, base: int
+) -> list[ShardRow]:
+    """One partition's shards: its tokens count upwards, so that every position is recognisable; the end is padded with 0."""
+    num_blocks = -(-num_tokens // layout.block_tokens)
+    tokens = np.zeros(num_blocks * layout.block_tokens + 1, layout.dtype)
+    tokens[:num_tokens] = (base + np.arange(num_tokens)) % 60000 + 1
+    rows = []
+    for number, first in enumerate(range(0, num_blocks, shard_blocks)):
+        count = min(shard_blocks, num_blocks - first)
+        start = first * layout.block_tokens
+        chunk = tokens[start : start + count * layout.block_tokens + 1]
+        mask = (chunk % 2).astype(np.uint8) if layout.has_mask else None
+        buffer = encode_shard(
+            chunk, layout=layout, key_prefix=f"{source}-{split}-{partition}-{number}-", num_blocks=count, loss_mask=mask
+        )
+        path = f"shards/{source}/{split}-{partition:03d}-{number:03d}.tar"
+        written = write_shard(root / path, buffer, layout=layout)
+        here = min(count * layout.block_tokens, num_tokens - start)
+        labels = min(count * layout.block_tokens, num_tokens - 1 - start)
+        loss = labels if mask is None else int(mask[1 : labels + 1].sum())
+        rows.append(
+            ShardRow(
+                source,
+                split,
+                path,
+                count,
+                here,
+                labels,
+                loss,
+                1,
+                layout.dtype.str,
+                layout.has_mask,
+                written.num_bytes,
+                written.sha256,
+            )
+        )
+    return rows
+
+
+@pytest.fixture
+def make_catalog(tmp_path: Path) -> MakeCatalog:
+    """Write a catalog: `sources` maps a name to the tokens of its partitions."""
+
+    def make(
+        sources: Mapping[str, Sequence[int]],
+        *,
+        block_tokens: int = 16,
+        shard_blocks: int = 5,
+        masked: Sequence[str] = (),
+        root: Path = tmp_path / "run",
+        valid_tokens: int = 40,
+    ) -> Catalog:
+        rows: list[ShardRow] = []
+        for index, (source, partitions) in enumerate(sources.items()):
+            layout = ShardLayout(block_tokens, np.dtype("<u2"), source in masked)
+            for partition, num_tokens in enumerate(partitions):
+                rows += _write_partition(
+                    root, source, split="train", partition=partition, num_tokens=num_tokens, layout=layout, shard_blocks=shard_blocks,
+                    base=7919 * index + 1013 * partition,
+                )  # fmt: skip
+            rows += _write_partition(
+                root,
+                source,
+                split="valid",
+                partition=0,
+                num_tokens=valid_tokens,
+                layout=layout,
+                shard_blocks=shard_blocks,
+                base=index,
+            )
+        catalog = Catalog(root, CatalogInfo(block_tokens, 65536, 0, "0" * 64, sources=tuple(sources)), rows)
+        catalog.save(root / "catalog.parquet")
+        return catalog
+
+    return make
