@@ -14,11 +14,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.manifest import Manifest, load_manifest
-from fastmix_data.manifest_order import WINDOW_SEQUENCES, Located, ManifestOrder
+from fastmix_data.manifest_order import Located, ManifestOrder
 from fastmix_data.permutation import Int64s
 from fastmix_data.shards import StridedShard, Tokens
 
 IGNORED_LABEL = -100
+_PLANNED_SEQUENCES = 512
 Item = dict[str, torch.Tensor]
 _View = tuple[Tokens, npt.NDArray[np.uint8] | None]
 
@@ -108,7 +109,7 @@ class ManifestDataset(IterableDataset[Item]):
         first = self._worker_items
         self._yielded = first
         items = range(worker + first * num_workers, self.num_items(), num_workers)
-        per_plan = max(1, WINDOW_SEQUENCES // self._batch)
+        per_plan = max(1, _PLANNED_SEQUENCES // self._batch)
         for begin in range(0, len(items), per_plan):
             positions = [self._positions(item) for item in items[begin : begin + per_plan]]
             bounds = np.cumsum([0, *map(len, positions)]).tolist()

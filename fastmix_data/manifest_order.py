@@ -16,7 +16,7 @@ from fastmix_data.errors import RecipeError
 from fastmix_data.manifest import Manifest, Part
 from fastmix_data.permutation import Int64s, derive_keys, permute
 
-WINDOW_SEQUENCES = 512
+WINDOW_SEQUENCES = 64
 _PHASE_STREAM, _EPOCH_STREAM, _WINDOW_STREAM = 21, 22, 23
 
 
@@ -87,39 +87,34 @@ class ManifestOrder:
         keys_K = derive_keys(self._seed, _PHASE_STREAM, np.arange(num_sources))
         self._phase_K: Int64s = (keys_K % np.uint64(self._num_windows)).astype(np.int64)
 
-    def _drawn_K(self, window: int) -> Int64s:
-        """Sequences of each source in all windows before `window`, shape (K,); all of them at the end, whatever the phases."""
-        drawn_K: Int64s = (self.num_sequences_K * window + self._phase_K) // self._num_windows
-        return drawn_K
+    def _drawn_VK(self, window: int, num_windows: int) -> Int64s:
+        """Sequences of each source before `window` and the windows after it, shape (num_windows, K); all of them at the end."""
+        window_V = np.arange(window, window + num_windows)
+        drawn_VK: Int64s = (self.num_sequences_K * window_V[:, None] + self._phase_K) // self._num_windows
+        return drawn_VK
 
-    def _first_position(self, window: int) -> int:
-        return int(self._drawn_K(window).sum())
+    def _window_of(self, position: int) -> int:
+        return bisect_right(range(self._num_windows), position, key=lambda window: int(self._drawn_VK(window, 1).sum())) - 1
 
     def locate(self, positions_N: Int64s) -> Located:
-        """Find the sequences at ascending positions of the run, 0 <= position < num_sequences."""
-        located: list[tuple[Int64s, Int64s]] = []
-        done, num_positions = 0, len(positions_N)
-        while done < num_positions:
-            position = int(positions_N[done])
-            window = bisect_right(range(self._num_windows), position, key=self._first_position) - 1
-            end = self._first_position(window + 1)
-            stop = done + int(np.searchsorted(positions_N[done:], end))
-            located.append(self._draws(window, positions_N[done:stop]))
-            done = stop
-        if not located:
-            located.append((np.zeros(0, np.int64), np.zeros(0, np.int64)))
-        source_N, draw_N = (np.concatenate(arrays) for arrays in zip(*located, strict=True))
-        return self._resolve(source_N, draw_N)
+        """Find the sequences at ascending positions of the run, 0 <= position < num_sequences.
 
-    def _draws(self, window: int, positions_N: Int64s) -> tuple[Int64s, Int64s]:
-        """Source of each position of one window, and how many sequences were drawn from that source before it."""
-        before_K = self._drawn_K(window)
-        counts_K = self._drawn_K(window + 1) - before_K
-        end_K = np.cumsum(counts_K)
-        key = derive_keys(self._seed, _WINDOW_STREAM, window)
-        slot_N = permute(positions_N - before_K.sum(), size=int(end_K[-1]), key=key)
-        source_N = np.searchsorted(end_K, slot_N, side="right")
-        return source_N, before_K[source_N] + slot_N - (end_K - counts_K)[source_N]
+        Memory is that of the positions and of K numbers for each window between the first of them and the last.
+        """
+        first = last = 0
+        if len(positions_N):
+            first, last = self._window_of(int(positions_N[0])), self._window_of(int(positions_N[-1]))
+        drawn_VK = self._drawn_VK(first, last - first + 2)
+        start_V = drawn_VK.sum(axis=1)
+        window_N = np.searchsorted(start_V, positions_N, side="right") - 1
+        key_N = derive_keys(self._seed, _WINDOW_STREAM, first + window_N)
+        slot_N = start_V[window_N] + permute(positions_N - start_V[window_N], size=np.diff(start_V)[window_N], key=key_N)
+        # Sources' runs of all windows, one after another, cover the line of slots.
+        counts_VK = np.diff(drawn_VK, axis=0)
+        end_R = start_V[0] + np.cumsum(counts_VK.ravel())
+        run_N = np.searchsorted(end_R, slot_N, side="right")
+        draw_N = drawn_VK[:-1].ravel()[run_N] + slot_N - (end_R - counts_VK.ravel())[run_N]
+        return self._resolve(run_N % len(self.num_sequences_K), draw_N)
 
     def _resolve(self, source_N: Int64s, draw_N: Int64s) -> Located:
         partial_N = draw_N >= self._in_full_K[source_N]

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from fastmix_data.catalog import Catalog
+from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
+from fastmix_data.loader import IGNORED_LABEL, ManifestDataset
+from fastmix_data.manifest import Manifest, emit_manifest, load_manifest
+from fastmix_data.manifest_order import ManifestOrder
+from fastmix_data.mixture import Mixture
+from fastmix_data.recipe import EmitSection
+
+MakeCatalog = Callable[..., Catalog]
+WEIGHTS = {"books": 0.5, "code": 0.3, "notes": 0.2}
+Row = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+@pytest.fixture
+def catalog(make_catalog: MakeCatalog) -> Catalog:
+    return make_catalog({"books": [410, 333], "code": [2000], "notes": [100, 70, 90]}, masked=("notes",))
+
+
+@pytest.fixture
+def directory(catalog: Catalog) -> Path:
+    emit = EmitSection(token_budget=2600, max_epochs=4)
+    emit_manifest(catalog, Mixture(weights=WEIGHTS), emit=emit, directory=catalog.root / "manifest")
+    return catalog.root / "manifest"
+
+
+def _rows(items: Iterable[dict[str, torch.Tensor]]) -> list[Row]:
+    """Every sequence as plain values, whether items are single sequences or batches."""
+    rows = []
+    for item in items:
+        assert all(values.dtype == torch.int64 for values in item.values())
+        tokens, labels = torch.atleast_2d(item["tokens"]), torch.atleast_2d(item["labels"])
+        for source, row, label in zip(torch.atleast_1d(item["source"]).tolist(), tokens.tolist(), labels.tolist(), strict=True):
+            rows.append((source, tuple(row), tuple(label)))
+    return rows
+
+
+def _expected(catalog: Catalog, manifest: Manifest, length: int) -> Counter[Row]:
+    """Every sequence of every block as often as the parts say, straight from the shards."""
+    rows = {row.path: row for row in catalog.rows}
+    expected: Counter[Row] = Counter()
+    for part in manifest.parts:
+        shard = catalog.open(rows[part.path])
+        for block in range(part.block_start, part.block_stop):
+            for start in range(0, manifest.block_tokens, length):
+                tokens = shard.tokens_NT[block, start : start + length + 1].astype(np.int64)
+                position = block * manifest.block_tokens + start + np.arange(length)
+                labels = np.where(position < rows[part.path].num_labels, tokens[1:], IGNORED_LABEL)
+                if (labels == IGNORED_LABEL).all():
+                    continue
+                if shard.loss_mask_NT is not None:
+                    labels = np.where(shard.loss_mask_NT[block, start + 1 : start + length + 1] == 1, labels, IGNORED_LABEL)
+                source = catalog.sources.index(part.source)
+                expected[source, tuple(tokens[:-1].tolist()), tuple(labels.tolist())] += part.repeats
+    return expected
+
+
+@pytest.mark.parametrize("length", [16, 8, 4])
+def test_every_block_occurs_exactly_as_often_as_the_parts_say(catalog: Catalog, directory: Path, length: int) -> None:
+    dataset = ManifestDataset(directory, sequence_length=length)
+    rows = _rows(dataset)
+    assert Counter(rows) == _expected(catalog, load_manifest(directory), length)
+    assert len(rows) == dataset.num_sequences == dataset.num_items()
+
+
+def test_padding_and_tokens_without_loss_are_ignored_labels(catalog: Catalog, directory: Path) -> None:
+    labels_NT = np.array([labels for _, _, labels in _rows(ManifestDataset(directory))])
+    loss = {row.path: row for row in catalog.rows}
+    manifest = load_manifest(directory)
+    whole = [part for part in manifest.parts if part.is_whole_shard]
+    assert any(loss[part.path].num_labels % 16 for part in whole)
+    in_parts = 0
+    for part in manifest.parts:
+        shard = catalog.open(loss[part.path])
+        position_NT = np.arange(part.block_start * 16, part.block_stop * 16).reshape(-1, 16)
+        carries = position_NT < loss[part.path].num_labels
+        if shard.loss_mask_NT is not None:
+            carries &= shard.loss_mask_NT[part.block_start : part.block_stop, 1:] == 1
+        in_parts += int(carries.sum()) * part.repeats
+    assert (labels_NT != IGNORED_LABEL).sum() == in_parts
+
+
+def _big_order(make_catalog: MakeCatalog, **kwargs: Any) -> tuple[Manifest, ManifestOrder]:
+    catalog = make_catalog({"books": [30000], "code": [90000, 4321], "notes": [5000]}, shard_blocks=500)
+    emit = EmitSection(token_budget=200_000, max_epochs=40)
+    manifest = emit_manifest(catalog, Mixture(weights=WEIGHTS), emit=emit, directory=catalog.root / "manifest")
+    return manifest, ManifestOrder(manifest, sequence_length=16, **kwargs)
+
+
+def test_every_prefix_has_the_asked_for_mixture(make_catalog: MakeCatalog) -> None:
+    _, order = _big_order(make_catalog)
+    source_N = order.locate(np.arange(order.num_sequences)).source_N
+    counts_NK = np.cumsum(source_N[:, None] == np.arange(3), axis=0)
+    share_K = order.num_sequences_K / order.num_sequences
+    error_NK = np.abs(counts_NK - share_K * np.arange(1, order.num_sequences + 1)[:, None])
+    # Within a window of 64 the shuffle is random, with a standard deviation of at most 2 sequences halfway.
+    assert error_NK.max() < 12 and error_NK.mean() < 2
+
+
+def test_repeats_of_a_block_lie_in_different_epochs(make_catalog: MakeCatalog) -> None:
+    manifest, order = _big_order(make_catalog)
+    located = order.locate(np.arange(order.num_sequences))
+    notes = manifest.sources[2]
+    assert notes.epochs > 7
+    paths = sorted({part.path for part in manifest.parts})
+    shard_P = np.array([paths.index(part.path) for part in manifest.parts])
+    block_N = (located.block_N + 10_000 * shard_P[located.part_N])[located.source_N == 2]
+    unique = len(np.unique(block_N))  # an epoch; only the windows at its ends mix it with its neighbours
+    per_window = int(64 * 0.2) + 2
+    for epoch in range(7):
+        inner = block_N[epoch * unique + per_window : (epoch + 1) * unique - per_window]
+        assert len(np.unique(inner)) == len(inner)
+
+
+def test_epochs_are_shuffled_differently_and_so_are_seeds(make_catalog: MakeCatalog) -> None:
+    manifest, order = _big_order(make_catalog)
+    first = order.locate(np.arange(2000))
+    again = ManifestOrder(manifest, sequence_length=16).locate(np.arange(2000))
+    other = ManifestOrder(manifest, sequence_length=16, seed=9).locate(np.arange(2000))
+    assert np.array_equal(first.block_N, again.block_N)
+    assert np.mean(first.block_N == other.block_N) < 0.05
+
+
+@given(seed=st.integers(0, 5), start=st.floats(0, 1), step=st.integers(1, 700))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+def test_any_position_is_found_without_those_before_it(directory: Path, seed: int, start: float, step: int) -> None:
+    order = ManifestOrder(load_manifest(directory), sequence_length=4, seed=seed)
+    everything = order.locate(np.arange(order.num_sequences))
+    positions = np.arange(int(start * order.num_sequences), order.num_sequences, step)
+    some = order.locate(positions)
+    for name in ("source_N", "part_N", "block_N", "within_N", "num_labels_N"):
+        assert np.array_equal(getattr(everything, name)[positions], getattr(some, name))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_ranks_partition_the_global_order(directory: Path, world_size: int, batch_size: int | None) -> None:
+    order = _rows(ManifestDataset(directory))
+    ranks = [
+        _rows(ManifestDataset(directory, rank=rank, world_size=world_size, batch_size=batch_size)) for rank in range(world_size)
+    ]
+    for rank, rows in enumerate(ranks):
+        assert rows == order[rank::world_size]
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([None, 1, 3]), st.integers(0, 12)), min_size=1, max_size=5))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+def test_resume_continues_the_exact_order_on_any_number_of_ranks(
+    directory: Path, legs: list[tuple[int, int | None, int]]
+) -> None:
+    """Runs of a few items each, every one on another number of ranks and another batch size, then to the end on one."""
+    order = _rows(ManifestDataset(directory))
+    seen: list[Row] = []
+    state: dict[str, Any] | None = None
+    for world_size, batch_size, num_items in legs:
+        before = int(state["position"]) if state else 0
+        states, by_rank = [], []
+        for rank in range(world_size):
+            dataset = ManifestDataset(directory, rank=rank, world_size=world_size, batch_size=batch_size)
+            if state:
+                dataset.load_state_dict(state)
+            num_items = min(num_items, (len(order) - before) // (world_size * (batch_size or 1)))
+            iterator = iter(dataset)
+            by_rank.append(_rows(next(iterator) for _ in range(num_items)))
+            states.append(dataset.state_dict())
+            assert states[-1] == dataset.state_after(num_items)
+        assert all(other == states[0] for other in states)
+        seen += [by_rank[position % world_size][position // world_size] for position in range(sum(map(len, by_rank)))]
+        state = states[0]
+    last = ManifestDataset(directory)
+    last.load_state_dict(state or {})
+    assert seen + _rows(last) == order
+
+
+def test_drop_last_gives_every_rank_the_same_number_of_full_batches(directory: Path) -> None:
+    datasets = [ManifestDataset(directory, rank=rank, world_size=3, batch_size=5, drop_last=True) for rank in range(3)]
+    sizes = {tuple(len(item["tokens"]) for item in dataset) for dataset in datasets}
+    assert sizes == {(5,) * (datasets[0].num_sequences // 15)}
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_give_the_order_of_no_workers(directory: Path, context: str) -> None:
+    dataset = ManifestDataset(directory, batch_size=4, rank=1, world_size=2)
+    alone = _rows(DataLoader(dataset, batch_size=None))
+    workers = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=context)
+    assert _rows(workers) == alone == _rows(dataset)
+
+
+def test_batches_made_by_the_dataloader_cover_everything_once(directory: Path) -> None:
+    dataset = ManifestDataset(directory)
+    assert _rows(DataLoader(dataset, batch_size=7)) == _rows(dataset)
+    assert Counter(_rows(DataLoader(dataset, batch_size=7, num_workers=2))) == Counter(_rows(dataset))
+
+
+def test_a_run_with_workers_resumes_from_the_items_the_training_loop_counted(directory: Path) -> None:
+    dataset = ManifestDataset(directory, batch_size=4)
+    loader = iter(DataLoader(dataset, batch_size=None, num_workers=2))
+    consumed = _rows(next(loader) for _ in range(9))
+    state = dataset.state_after(9)
+    resumed = ManifestDataset(directory)
+    resumed.load_state_dict(state)
+    assert consumed + _rows(resumed) == _rows(ManifestDataset(directory))
+
+
+class _StatefulWorkerDataset(torch.utils.data.IterableDataset[Any]):
+    """What torchdata's StatefulDataLoader does in a worker: load the worker's own state, then take the state after every item."""
+
+    def __init__(self, dataset: ManifestDataset, states: dict[int, dict[str, Any]]) -> None:
+        self.dataset, self.states = dataset, states
+
+    def __iter__(self) -> Any:
+        info = torch.utils.data.get_worker_info()
+        assert info is not None
+        if info.id in self.states:
+            self.dataset.load_state_dict(self.states[info.id])
+        for item in self.dataset:
+            yield item, info.id, self.dataset.state_dict()
+
+
+def test_states_of_workers_resume_those_workers(directory: Path) -> None:
+    def loader(states: dict[int, dict[str, Any]]) -> Any:
+        stateful = _StatefulWorkerDataset(ManifestDataset(directory, batch_size=4), states)
+        return iter(DataLoader(stateful, batch_size=None, num_workers=2))
+
+    states: dict[int, dict[str, Any]] = {}
+    first, running = [], loader({})
+    for _ in range(7):
+        item, worker, states_of_worker = next(running)
+        states[worker] = states_of_worker
+        first.append(item)
+    # Seven items: worker 0 goes on with its fifth, worker 1 with its fourth, so a new loader has them in the other order.
+    rest = [item for item, _, _ in loader(states)]
+    assert Counter(_rows(first) + _rows(rest)) == Counter(_rows(ManifestDataset(directory)))
+    with pytest.raises(MismatchError, match="state_after"):
+        ManifestDataset(directory, batch_size=4).load_state_dict(states[0])
+
+
+def test_state_of_another_manifest_or_length_is_refused(catalog: Catalog, directory: Path) -> None:
+    state = ManifestDataset(directory).state_dict()
+    with pytest.raises(MismatchError, match="sequence_length is 16, here it is 8"):
+        ManifestDataset(directory, sequence_length=8).load_state_dict(state)
+    emit_manifest(catalog, Mixture(weights=WEIGHTS), emit=EmitSection(token_budget=2000), directory=catalog.root / "other")
+    with pytest.raises(MismatchError, match="the loader state's manifest") as error:
+        ManifestDataset(catalog.root / "other").load_state_dict(state)
+    assert "start from the beginning" in str(error.value)
+
+
+def test_a_sequence_length_that_does_not_divide_the_block_is_refused(directory: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="sequence_length 12 does not divide its block_tokens 16; choose a divisor, for example 4"
+    ):
+        ManifestDataset(directory, sequence_length=12)
+
+
+def test_a_missing_or_shortened_shard_is_named(catalog: Catalog, directory: Path) -> None:
+    path = catalog.root / next(row for row in catalog.rows if row.source == "code" and row.num_blocks > 1).path
+    path.write_bytes(path.read_bytes()[1024:])  # one sample of 16 tokens shorter, and still a shard
+    with pytest.raises(CorruptArtefactError, match=f"{path.name}: has 4 blocks, the manifest says 5"):
+        list(ManifestDataset(directory))
+    path.unlink()
+    with pytest.raises(CorruptArtefactError, match=f"{path.name}: the shard is missing"):
+        list(ManifestDataset(directory))
+
+
+def test_a_dataset_that_was_read_from_can_be_pickled(directory: Path) -> None:
+    dataset = ManifestDataset(directory)
+    rows = _rows(dataset)
+    assert _rows(pickle.loads(pickle.dumps(dataset))) == rows
