@@ -1,0 +1,59 @@
+"""Numbers as the report writes them."""
+
+from __future__ import annotations
+
+from fastmix_data.units import format_count
+
+
+def percent(share: float) -> str:
+    """A share in about three digits.
+
+    >>> percent(0.6092), percent(0.0154), percent(0.000231)
+    ('60.9%', '1.54%', '0.023%')
+    """
+    value = 100 * share
+    if value >= 9.995 or value == 0:
+        return f"{value:.1f}%" if value else "0%"
+    return f"{value:.2f}%" if value >= 0.1 else f"{value:.2g}%"
+
+
+def tokens(count: float) -> str:
+    """A count of tokens, with its unit set apart.
+
+    >>> tokens(1_269_760), tokens(12)
+    ('1.27 M', '12')
+    """
+    text = format_count(count)
+    return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else text
+
+
+def times(factor: float) -> str:
+    """A factor against a reference.
+
+    >>> times(7.31), times(0.0312)
+    ('7.3×', '0.031×')
+    """
+    return f"{factor:.2g}×" if factor < 10 else f"{factor:.0f}×"
+
+
+def duration(seconds: float) -> str:
+    """A span of time as one says it.
+
+    >>> duration(132.3), duration(8.2), duration(7_300)
+    ('2 min 12 s', '8.2 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def joined(parts: list[str]) -> str:
+    """Parts of a sentence.
+
+    >>> joined(["a", "b", "c"])
+    'a, b and c'
+    """
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

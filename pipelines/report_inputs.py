@@ -1,0 +1,169 @@
+"""What a report is made from: whatever a workdir holds so far, in one order of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastmix_data.artefacts import read_json
+from fastmix_data.catalog import Catalog, load_catalog
+from fastmix_data.errors import CorruptArtefactError, InputError
+from fastmix_data.manifest import Manifest, ManifestSource, load_manifest
+from fastmix_data.mixture import Mixture, load_mixture
+
+Float64s = npt.NDArray[np.float64]
+_COLUMNS = ("step", "tokens", "weights", "scores", "train_loss", "target_loss")
+_SAME_WEIGHT = 1e-6
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TrajectoryTable:
+    """The trajectory of a search as arrays: U updates of K sources, in the order of `sources`."""
+
+    sources: tuple[str, ...]
+    tokens_U: Float64s
+    weights_UK: Float64s
+    scores_UK: Float64s
+    train_loss_U: Float64s
+    target_loss_U: Float64s
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """The artefacts of a workdir; None for each that is not there yet."""
+
+    workdir: Path
+    catalog: Catalog | None
+    mixture: Mixture | None
+    trajectory: TrajectoryTable | None
+    manifest: Manifest | None
+    recipe: dict[str, Any]
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names by falling weight; without a mixture by falling size."""
+        if self.mixture is not None:
+            weights = self.mixture.weights
+            return tuple(sorted(weights, key=lambda name: (-weights[name], name)))
+        catalog = self.catalog
+        if catalog is None:
+            return tuple(source.name for source in self.manifest.sources) if self.manifest is not None else ()
+        return tuple(sorted(catalog.sources, key=lambda name: (-catalog.num_tokens(name), name)))
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Unique training tokens by source; empty without a catalog."""
+        if self.catalog is None:
+            return {}
+        return dict(zip(self.catalog.sources, self.catalog.num_tokens_K().tolist(), strict=True))
+
+    @cached_property
+    def size_shares(self) -> dict[str, float]:
+        """Weights proportional to size; empty without a catalog."""
+        total = sum(self.sizes.values())
+        return {name: size / total for name, size in self.sizes.items()} if total else {}
+
+    @cached_property
+    def emitted(self) -> dict[str, ManifestSource]:
+        """The manifest's sources by name; empty without a manifest."""
+        return {source.name: source for source in self.manifest.sources} if self.manifest is not None else {}
+
+    @cached_property
+    def start_weights(self) -> dict[str, float]:
+        """The mixture before the first update, where the recipe beside the search says it."""
+        initial = self.recipe.get("search", {}).get("initial_weights")
+        if initial == "uniform" and self.sources:
+            return dict.fromkeys(self.sources, 1 / len(self.sources))
+        if initial == "proportional":
+            return self.size_shares
+        return dict(initial) if isinstance(initial, dict) and set(initial) == set(self.sources) else {}
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """What is not there yet, each with the command that makes it."""
+        wanted = (
+            (self.catalog, "no catalog: `fastmix preprocess` makes it"),
+            (self.mixture, "no mixture: `fastmix search` learns it"),
+            (self.trajectory, "no trajectory: `fastmix search` records it"),
+            (self.manifest, "no manifest: `fastmix emit` writes it"),
+        )
+        return tuple(text for artefact, text in wanted if artefact is None)
+
+    @cached_property
+    def disagreements(self) -> tuple[str, ...]:
+        """Artefacts that were made from others than the ones beside them."""
+        found = []
+        now = self.catalog.fingerprint if self.catalog is not None else ""
+        searched = self.mixture.catalog_hash if self.mixture is not None else ""
+        emitted = self.manifest.catalog_hash if self.manifest is not None else ""
+        if now and searched and now != searched:
+            found.append("The mixture was learned on other data than this catalog holds; run `fastmix search` again.")
+        if now and emitted and now != emitted:
+            found.append("The manifest was written from another catalog; run `fastmix emit` again.")
+        if self.mixture is not None and self.emitted.keys() == self.mixture.weights.keys():
+            weights = self.mixture.weights
+            if any(abs(source.weight - weights[name]) > _SAME_WEIGHT for name, source in self.emitted.items()):
+                found.append("The manifest was written from another mixture than the one shown here; run `fastmix emit` again.")
+        return tuple(found)
+
+
+def read_inputs(workdir: Path) -> ReportInputs:
+    """Read what is there.
+
+    Raises:
+        InputError: nothing is.
+        FastmixError: an artefact is damaged.
+    """
+    search = workdir / "search"
+    inputs = ReportInputs(
+        workdir=workdir,
+        catalog=_if_there(workdir / "catalog.parquet", load_catalog),
+        mixture=_if_there(search / "mixture.json", load_mixture),
+        trajectory=_if_there(search / "trajectory.parquet", read_trajectory),
+        manifest=_if_there(workdir / "manifest" / "manifest.json", load_manifest),
+        recipe=_if_there(search / "recipe.json", read_json) or {},
+    )
+    if inputs.catalog is None and inputs.mixture is None and inputs.manifest is None:
+        raise InputError(f"{workdir}: nothing to report on yet; run `fastmix run` or `fastmix preprocess` first")
+    for name, found in (
+        ("trajectory.parquet", inputs.trajectory.sources if inputs.trajectory else ()),
+        ("manifest.json", tuple(inputs.emitted)),
+    ):
+        if found and set(found) != set(inputs.sources):
+            raise CorruptArtefactError(
+                f"{workdir}: {name} and the mixture are of different sources; run `fastmix search` and `fastmix emit` again with --replace"
+            )
+    return inputs
+
+
+def _if_there(path: Path, read: Callable[[Path], _T]) -> _T | None:
+    return read(path) if path.is_file() else None
+
+
+def read_trajectory(path: Path) -> TrajectoryTable | None:
+    """Read a trajectory; None if it has no row yet.
+
+    Raises:
+        CorruptArtefactError: it is not one.
+    """
+    try:
+        table = pq.read_table(path, columns=list(_COLUMNS))
+        sources = tuple(orjson.loads(table.schema.metadata[b"fastmix"])["sources"])
+        weights_UK = np.array(table["weights"].to_pylist(), np.float64).reshape(table.num_rows, len(sources))
+        scores_UK = np.array(table["scores"].to_pylist(), np.float64).reshape(table.num_rows, len(sources))
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise CorruptArtefactError(f"{path}: not a trajectory of fastmix; run `fastmix search --replace`") from error
+    if not table.num_rows:
+        return None
+    columns = {name: table[name].to_numpy().astype(np.float64) for name in ("tokens", "train_loss", "target_loss")}
+    return TrajectoryTable(sources, columns["tokens"], weights_UK, scores_UK, columns["train_loss"], columns["target_loss"])

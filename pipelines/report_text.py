@@ -1,0 +1,270 @@
+"""What the report says in words and tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+from pipelines.report_format import duration, joined, percent, times, tokens
+from pipelines.report_inputs import ReportInputs
+from pipelines.report_plots import colour, sparkline
+
+_NAMED_SOURCES = 4
+_ENOUGH = 0.8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table of sources: what is shown, and the number it is sorted by."""
+
+    text: str = ""
+    value: float | None = None
+    picture: str = ""
+    capped: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A source in the table."""
+
+    name: str
+    colour: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column."""
+
+    text: str
+    sortable: bool = True
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """The table of sources and the same numbers with all digits."""
+
+    heads: list[Head]
+    rows: list[Row]
+    csv: str
+    explanation: str
+    sorted_by: int
+
+
+EXPLANATIONS = {
+    "weights": (
+        "The mixture",
+        "Share of training tokens of each source: the average over the last part of the search, with 90% intervals from a block "
+        "bootstrap of that part. They show how steady this search was, not how another seed would differ.",
+    ),
+    "mixture": ("How the mixture got there", "Share of each source after every update, as the proxy trained."),
+    "loss": (
+        "Loss",
+        "Dots: the proxy's loss on fixed samples of the target before and after, on the half that drives the search and on the half "
+        "that it never sees. Lines: the noisy loss of the target batch of each update, and of the training data between updates.",
+    ),
+    "scores": (
+        "Scores",
+        "How well a step on each source's gradient would lower the target's loss; above zero it helps. Running means over a twentieth "
+        "of the search. Sources scored above the mixture's average gain weight.",
+    ),
+    "manifest": (
+        "What is shipped",
+        "Tokens of each source in the manifest, and how often it is read. What a capped source cannot give goes to the others.",
+    ),
+}
+
+
+def headline(inputs: ReportInputs) -> str:
+    """The answer in one sentence."""
+    mixture = inputs.mixture
+    if mixture is None:
+        num_tokens = tokens(sum(inputs.sizes.values()))
+        return f"{len(inputs.sources)} sources with {num_tokens} training tokens are ready; their mixture is not known yet."
+    named: list[str] = []
+    for name in inputs.sources[:_NAMED_SOURCES]:
+        if sum(mixture.weights[other] for other in named) < _ENOUGH:
+            named.append(name)
+    answer = f"The mixture is {joined([f'{percent(mixture.weights[name])} {name}' for name in named])}"
+    rest = len(inputs.sources) - len(named)
+    if not rest:
+        return f"{answer}."
+    share = percent(max(0.0, 1 - sum(mixture.weights[name] for name in named)))
+    return f"{answer}; the other {rest} sources share {share}." if rest > 1 else f"{answer}; {inputs.sources[-1]} has {share}."
+
+
+def lead(inputs: ReportInputs) -> str:
+    """What it cost and what came of it, in a few sentences."""
+    sentences: list[str] = []
+    mixture, manifest = inputs.mixture, inputs.manifest
+    if mixture is not None and mixture.num_updates:
+        ranks = f"{mixture.world_size} rank{'s' if mixture.world_size > 1 else ''}"
+        sentences.append(
+            f"Learned while one proxy of {tokens(mixture.num_parameters)} parameters trained: {tokens(mixture.search_tokens)} tokens, "
+            f"{duration(mixture.search_seconds)} on {ranks}, {mixture.num_updates} updates of the mixture in {mixture.num_steps} steps."
+        )
+        loss = mixture.target_loss
+        if {"unseen_start", "unseen_end"} <= loss.keys():
+            sentences.append(
+                f"On the half of the target that the search never saw, the proxy's loss went from {loss['unseen_start']:.3f} to "
+                f"{loss['unseen_end']:.3f} nats per token."
+            )
+    elif mixture is not None:
+        sentences.append("The mixture was given, not learned.")
+    if manifest is not None:
+        capped = [source.name for source in manifest.sources if source.capped]
+        stopped = (
+            f"; {_some(capped)} reached {'its cap' if len(capped) == 1 else 'their caps'}"
+            if capped
+            else "; no source reached its cap"
+        )
+        sentences.append(f"The manifest ships {tokens(manifest.num_tokens)} tokens{stopped}.")
+    return " ".join(sentences)
+
+
+def _some(names: list[str]) -> str:
+    return joined(names) if len(names) <= 3 else f"{len(names)} sources"
+
+
+def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
+    """The figures under the headline."""
+    found = [("sources", f"{len(inputs.sources)}")]
+    if inputs.sizes:
+        found.append(("training tokens", tokens(sum(inputs.sizes.values()))))
+    mixture = inputs.mixture
+    if mixture is not None and mixture.num_updates:
+        found += [
+            ("search tokens", tokens(mixture.search_tokens)),
+            ("search time", duration(mixture.search_seconds)),
+            ("proxy parameters", tokens(mixture.num_parameters)),
+            ("ranks", f"{mixture.world_size}"),
+            ("updates", f"{mixture.num_updates}"),
+        ]
+    if inputs.manifest is not None:
+        found.append(("shipped tokens", tokens(inputs.manifest.num_tokens)))
+    return found
+
+
+def losses(inputs: ReportInputs) -> list[tuple[str, str, str, str]]:
+    """Target loss at the start and the end of both halves."""
+    found = inputs.mixture.target_loss if inputs.mixture is not None else {}
+    rows = []
+    for half, label in (("search", "half that drives the search"), ("unseen", "half never seen")):
+        start, end = found.get(f"{half}_start"), found.get(f"{half}_end")
+        if start is not None and end is not None:
+            rows.append((label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}"))
+    return rows
+
+
+def source_table(inputs: ReportInputs) -> SourceTable:
+    """A row per source with everything that is known of it."""
+    columns = _columns(inputs)
+    rows = [Row(name, colour(rank), [cells[name] for _, cells in columns]) for rank, name in enumerate(inputs.sources)]
+    text = (
+        "Sorted by weight; click a heading to sort by it."
+        if inputs.mixture is not None
+        else "Sorted by size; click a heading to sort by it."
+    )
+    sortable = [head for head, _ in columns]
+    by = "weight" if inputs.mixture is not None else "unique tokens"
+    heads = [Head("source"), *(Head(head, head != "over the search") for head in sortable)]
+    sorted_by = next((number for number, head in enumerate(heads) if head.text == by), -1)
+    return SourceTable(heads, rows, _csv(inputs), text, sorted_by)
+
+
+def _columns(inputs: ReportInputs) -> list[tuple[str, dict[str, Cell]]]:
+    sources, mixture, trajectory = inputs.sources, inputs.mixture, inputs.trajectory
+    columns: list[tuple[str, dict[str, Cell]]] = []
+    if trajectory is not None:
+        at = {name: trajectory.weights_UK[:, number] for number, name in enumerate(trajectory.sources)}
+        columns.append(
+            ("over the search", {name: Cell(picture=sparkline(at[name], rank=rank)) for rank, name in enumerate(sources)})
+        )
+    if mixture is not None:
+        weights, interval = mixture.weights, mixture.interval
+        columns.append(("weight", {name: Cell(percent(weights[name]), weights[name]) for name in sources}))
+        if interval:
+            columns.append(("90% interval", {name: _interval_cell(interval.get(name)) for name in sources}))
+        ratios = {name: weights[name] * len(sources) for name in sources}
+        columns.append(("÷ uniform", {name: Cell(times(ratios[name]), ratios[name]) for name in sources}))
+    if inputs.sizes:
+        columns.append(("unique tokens", {name: Cell(tokens(inputs.sizes[name]), inputs.sizes[name]) for name in sources}))
+        shares = inputs.size_shares
+        columns.append(("by size", {name: Cell(percent(shares[name]), shares[name]) for name in sources}))
+    if inputs.emitted:
+        given = inputs.emitted
+        columns += [
+            ("shipped tokens", {name: Cell(tokens(given[name].num_tokens), given[name].num_tokens) for name in sources}),
+            ("shipped share", {name: Cell(percent(given[name].share), given[name].share) for name in sources}),
+            (
+                "epochs",
+                {name: Cell(f"{given[name].epochs:.2f}", given[name].epochs, capped=given[name].capped) for name in sources},
+            ),
+            ("cap", {name: Cell(f"{given[name].max_epochs:g}", given[name].max_epochs) for name in sources}),
+        ]
+    return columns
+
+
+def _interval_cell(interval: tuple[float, float] | None) -> Cell:
+    if interval is None:
+        return Cell()
+    return Cell(f"{percent(interval[0])} – {percent(interval[1])}", interval[1] - interval[0])
+
+
+def _csv(inputs: ReportInputs) -> str:
+    """Every number of every source with all its digits."""
+    mixture, sizes, emitted = inputs.mixture, inputs.sizes, inputs.emitted
+    heads = ["source"]
+    heads += ["weight", "interval_low", "interval_high"] if mixture is not None else []
+    heads += ["unique_tokens"] if sizes else []
+    heads += ["manifest_tokens", "manifest_share", "epochs", "max_epochs", "capped"] if emitted else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    for name in inputs.sources:
+        cells: list[object] = [name]
+        if mixture is not None:
+            cells += [mixture.weights[name], *mixture.interval.get(name, ("", ""))]
+        cells += [sizes[name]] if sizes else []
+        if emitted:
+            source = emitted[name]
+            cells += [source.num_tokens, source.share, source.epochs, source.max_epochs, str(source.capped).lower()]
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
+    """Seeds, hashes and settings, as far as they are recorded."""
+    catalog, mixture, manifest = inputs.catalog, inputs.mixture, inputs.manifest
+    rows: list[tuple[str, str]] = []
+    if catalog is not None:
+        info = catalog.info
+        rows += [
+            ("catalog fingerprint", catalog.fingerprint),
+            ("catalog's recipe", info.recipe_hash),
+            ("input files", info.inputs_hash),
+            ("tokenizer", f"{info.tokenizer_sha256} ({info.vocab_size:,} tokens)"),
+            ("shards", f"{len(catalog.rows)} of {info.block_tokens}-token blocks"),
+        ]
+    if mixture is not None:
+        rows += [
+            ("method", mixture.method),
+            ("search seed", "" if mixture.seed is None else str(mixture.seed)),
+            ("search's recipe", mixture.recipe_hash),
+            ("search's catalog", mixture.catalog_hash),
+            ("trajectory", mixture.trajectory_sha256),
+        ]
+    targets = inputs.recipe.get("target", {})
+    named = [*targets.get("sources", {}), *targets.get("files", {})]
+    rows.append(("target", ", ".join(named)))
+    rows += [(f"search.{key}", str(value)) for key, value in sorted(inputs.recipe.get("search", {}).items()) if value is not None]
+    if manifest is not None:
+        rows += [
+            ("manifest", manifest.sha256),
+            ("manifest's token budget", f"{manifest.token_budget:,}"),
+            ("manifest's seed", str(manifest.seed)),
+            ("manifest's mixture", manifest.mixture_hash),
+            ("manifest's catalog", manifest.catalog_hash),
+        ]
+    return [(name, value) for name, value in rows if value]
