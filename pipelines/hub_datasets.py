@@ -1,0 +1,131 @@
+"""Sources read through the `datasets` library: a hub name, a folder of data files, or a `save_to_disk` folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from fastmix_data.errors import InputError
+
+_ROWS_OF_A_BATCH = 256
+
+
+@dataclass(frozen=True)
+class DatasetInput:
+    """A dataset, pinned.
+
+    Attributes:
+        name: as the recipe says it.
+        path: absolute folder, or hub name.
+        kind: `saved` by save_to_disk, or `streamed`.
+        num_shards: parts that are read independently.
+        version: what changes when the data does: the hub's commit, or sizes and times of the folder's files.
+    """
+
+    name: str
+    path: str
+    kind: Literal["saved", "streamed"]
+    config: str | None
+    split: str
+    num_shards: int
+    num_bytes: int
+    version: str
+    columns: tuple[str, ...] | None
+
+
+def resolve_dataset(
+    name: str, *, local: Path, config: str | None, split: str, where: str, max_partition_bytes: int
+) -> DatasetInput:
+    """Find a dataset and how it is cut into shards.
+
+    Raises:
+        InputError: there is none of this name, split or configuration, or the hub cannot be reached.
+    """
+    with _explained(name, where):
+        if not local.is_dir():
+            return _resolve_hub(name, config, split)
+        files = sorted(entry for entry in local.rglob("*") if entry.is_file())
+        states = [(file, file.stat()) for file in files]
+        num_bytes = sum(state.st_size for _, state in states)
+        version = ";".join(f"{file.relative_to(local)}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
+        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+            opened = _open_saved(str(local), split)
+            num_shards = max(1, -(-opened.data.nbytes // max_partition_bytes))
+            return DatasetInput(
+                name, str(local), "saved", config, split, num_shards, num_bytes, version, tuple(opened.column_names)
+            )
+        streamed = _open_streamed(str(local), config, split, None)
+        columns = tuple(streamed.column_names) if streamed.column_names else None
+        return DatasetInput(name, str(local), "streamed", config, split, streamed.num_shards, num_bytes, version, columns)
+
+
+def _resolve_hub(name: str, config: str | None, split: str) -> DatasetInput:
+    from huggingface_hub import HfApi
+
+    commit = HfApi().dataset_info(name).sha or ""
+    opened = _open_streamed(name, config, split, commit)
+    columns = tuple(opened.column_names) if opened.column_names else None
+    return DatasetInput(name, name, "streamed", config, split, opened.num_shards, 0, commit, columns)
+
+
+def _open_saved(path: str, split: str) -> Any:
+    import datasets
+
+    loaded = datasets.load_from_disk(path)
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise ValueError(f"it has no split {split!r}, only {', '.join(map(str, loaded))}")
+        return loaded[split]
+    return loaded
+
+
+def _open_streamed(path: str, config: str | None, split: str, revision: str | None) -> Any:
+    import datasets
+
+    return datasets.load_dataset(path, name=config, split=split, streaming=True, revision=revision or None)
+
+
+def read_dataset_shard(
+    dataset: DatasetInput, shard: int, *, columns: Sequence[str], where: str
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (number of the first row, table of a few hundred rows) of one shard.
+
+    Raises:
+        InputError: it cannot be read, or lacks a column.
+    """
+    with _explained(dataset.name, where):
+        if dataset.kind == "saved":
+            whole = _open_saved(dataset.path, dataset.split)
+            start, stop = (number * len(whole) // dataset.num_shards for number in (shard, shard + 1))
+            opened, first = whole.select(range(start, stop)), start
+        else:
+            revision = None if Path(dataset.path).is_dir() else dataset.version
+            streamed = _open_streamed(dataset.path, dataset.config, dataset.split, revision)
+            opened, first = streamed.shard(dataset.num_shards, shard), 0
+        for table in opened.with_format("arrow").iter(batch_size=_ROWS_OF_A_BATCH):
+            missing = [column for column in columns if column not in table.column_names]
+            if missing:
+                raise InputError(missing_column(f"{where}: dataset {dataset.name}", missing[0], table.column_names))
+            yield first, table.select(columns)
+            first += len(table)
+
+
+def missing_column(where: str, key: str, there: Sequence[str]) -> str:
+    """Message for a text key that is not there."""
+    return f"{where}: has no {key!r}; the keys there are {', '.join(sorted(there)) or 'none'}; name one with text, or prompt and completion"
+
+
+@contextmanager
+def _explained(name: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{where}.dataset: {name!r} cannot be read ({reason}); check name, split and network") from error
