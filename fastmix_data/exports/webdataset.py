@@ -39,6 +39,16 @@ class WebDatasetExport:
     num_samples: int
     did_work: bool
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "did_work": self.did_work,
+            "shard_list": str(self.directory / SHARD_LIST),
+            "index": str(self.directory / INDEX),
+            "num_urls": self.num_urls,
+            "num_samples": self.num_samples,
+        }
+
     @property
     def message(self) -> str:
         """One line for the user."""
