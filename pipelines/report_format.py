@@ -8,13 +8,13 @@ from fastmix_data.units import format_count
 def percent(share: float) -> str:
     """A share in about three digits.
 
-    >>> percent(0.6092), percent(0.0154), percent(0.000231)
-    ('60.9%', '1.54%', '0.023%')
+    >>> percent(0.6092), percent(0.0154), percent(0.00002), percent(0)
+    ('60.9%', '1.54%', '<0.01%', '0%')
     """
     value = 100 * share
-    if value >= 9.995 or value == 0:
-        return f"{value:.1f}%" if value else "0%"
-    return f"{value:.2f}%" if value >= 0.1 else f"{value:.2g}%"
+    if value >= 9.995:
+        return f"{value:.1f}%"
+    return f"{value:.2f}%" if value >= 0.01 else "<0.01%" if value else "0%"
 
 
 def tokens(count: float) -> str:
@@ -27,13 +27,25 @@ def tokens(count: float) -> str:
     return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else text
 
 
+def tick(count: float) -> str:
+    """A round count of tokens, for an axis.
+
+    >>> tick(1_500_000), tick(2e9), tick(0)
+    ('1.5 M', '2 B', '0')
+    """
+    number, _, letter = tokens(count).partition(" ")
+    return f"{float(number):g} {letter}".rstrip()
+
+
 def times(factor: float) -> str:
     """A factor against a reference.
 
-    >>> times(7.31), times(0.0312)
-    ('7.3×', '0.031×')
+    >>> times(7.31), times(0.0312), times(44.4), times(0.0002)
+    ('7.3×', '0.03×', '44×', '<0.01×')
     """
-    return f"{factor:.2g}×" if factor < 10 else f"{factor:.0f}×"
+    if factor >= 1:
+        return f"{factor:.1f}×" if factor < 10 else f"{factor:.0f}×"
+    return f"{factor:.2f}×" if factor >= 0.01 else "<0.01×" if factor else "0×"
 
 
 def duration(seconds: float) -> str:

@@ -7,11 +7,12 @@ import io
 from dataclasses import dataclass
 
 from pipelines.report_format import duration, joined, percent, times, tokens
+from pipelines.report_frame import colour
 from pipelines.report_inputs import ReportInputs
-from pipelines.report_plots import colour, sparkline
+from pipelines.report_time_plots import sparkline
 
 _NAMED_SOURCES = 4
-_ENOUGH = 0.8
+_ENOUGH = 0.9
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         found += [
             ("search tokens", tokens(mixture.search_tokens)),
             ("search time", duration(mixture.search_seconds)),
-            ("proxy parameters", tokens(mixture.num_parameters)),
+            ("parameters", tokens(mixture.num_parameters)),
             ("ranks", f"{mixture.world_size}"),
             ("updates", f"{mixture.num_updates}"),
         ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-_CHARACTER_WIDTH = 6.7
+_CHARACTER_WIDTH = 7.7  # of the widest usual interface font at 12.5 px
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
