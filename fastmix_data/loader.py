@@ -19,7 +19,8 @@ from fastmix_data.permutation import Int64s
 from fastmix_data.shards import StridedShard, Tokens
 
 IGNORED_LABEL = -100
-_PLANNED_SEQUENCES = 512
+_PLANNED_SEQUENCES = 4096
+_PLANNED_NUMBERS = 1 << 26
 Item = dict[str, torch.Tensor]
 _View = tuple[Tokens, npt.NDArray[np.uint8] | None]
 
@@ -78,6 +79,7 @@ class ManifestDataset(IterableDataset[Item]):
         self._seed = self.manifest.seed if seed is None else seed
         self._batch, self._single = batch_size or 1, batch_size is None
         self._rank, self._world, self._drop_last = rank, world_size, drop_last
+        self._dtype = np.result_type(*{part.dtype for part in self.manifest.parts})
         self._start = 0
         self._worker_items = 0
         self._yielded = 0
@@ -109,7 +111,9 @@ class ManifestDataset(IterableDataset[Item]):
         first = self._worker_items
         self._yielded = first
         items = range(worker + first * num_workers, self.num_items(), num_workers)
-        per_plan = max(1, _PLANNED_SEQUENCES // self._batch)
+        # Planning takes K numbers for each window up to the last position, and of many ranks each needs few positions of a window.
+        planned = min(_PLANNED_SEQUENCES, _PLANNED_NUMBERS // (self._world * num_workers * len(self.manifest.sources)))
+        per_plan = max(1, planned // self._batch)
         for begin in range(0, len(items), per_plan):
             positions = [self._positions(item) for item in items[begin : begin + per_plan]]
             bounds = np.cumsum([0, *map(len, positions)]).tolist()
@@ -126,7 +130,7 @@ class ManifestDataset(IterableDataset[Item]):
         return np.arange(first, stop, self._world)
 
     def _read(self, located: Located, start: int, stop: int) -> Item:
-        tokens_BS = np.empty((stop - start, self._length + 1), np.int64)
+        tokens_BS = np.empty((stop - start, self._length + 1), self._dtype)
         hidden: list[tuple[int, Any]] = []
         chosen = (located.part_N, located.block_N, located.within_N, located.num_labels_N)
         for row, (part, block, within, num_labels) in enumerate(
@@ -138,11 +142,11 @@ class ManifestDataset(IterableDataset[Item]):
                 hidden.append((row, np.arange(self._length) >= num_labels))
             if mask is not None:
                 hidden.append((row, mask[block, within, 1:] == 0))
-        labels_BT = tokens_BS[:, 1:].copy()
+        labels_BT = tokens_BS[:, 1:].astype(np.int64)
         for row, without_loss_T in hidden:
             labels_BT[row][without_loss_T] = IGNORED_LABEL
         return {
-            "tokens": torch.from_numpy(np.ascontiguousarray(tokens_BS[:, :-1])),
+            "tokens": torch.from_numpy(tokens_BS[:, :-1].astype(np.int64)),
             "labels": torch.from_numpy(labels_BT),
             "source": torch.from_numpy(located.source_N[start:stop].copy()),
         }

@@ -107,7 +107,7 @@ def test_every_prefix_has_the_asked_for_mixture(make_catalog: MakeCatalog) -> No
     counts_NK = np.cumsum(source_N[:, None] == np.arange(3), axis=0)
     share_K = order.num_sequences_K / order.num_sequences
     error_NK = np.abs(counts_NK - share_K * np.arange(1, order.num_sequences + 1)[:, None])
-    # Within a window of 64 the shuffle is random, with a standard deviation of at most 2 sequences halfway.
+    # Within a window of 56 the shuffle is random, with a standard deviation of at most 2 sequences halfway.
     assert error_NK.max() < 12 and error_NK.mean() < 2
 
 
@@ -120,7 +120,7 @@ def test_repeats_of_a_block_lie_in_different_epochs(make_catalog: MakeCatalog) -
     shard_P = np.array([paths.index(part.path) for part in manifest.parts])
     block_N = (located.block_N + 10_000 * shard_P[located.part_N])[located.source_N == 2]
     unique = len(np.unique(block_N))  # an epoch; only the windows at its ends mix it with its neighbours
-    per_window = int(64 * 0.2) + 2
+    per_window = int(56 * 0.2) + 2
     for epoch in range(7):
         inner = block_N[epoch * unique + per_window : (epoch + 1) * unique - per_window]
         assert len(np.unique(inner)) == len(inner)
