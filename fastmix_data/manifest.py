@@ -374,9 +374,7 @@ def _found(
     content = read_verified(path)
     root = os.path.relpath(catalog.root.resolve(), directory.resolve())
     if differences := _differences(content, catalog.sources, weights, emit=emit, identity={**identity, "root": root}):
-        raise MismatchError(
-            f"{path}: made with {'; '.join(differences)}; give --replace to write it anew, or another folder with --out"
-        )
+        raise MismatchError(f"{path}: made with {'; '.join(differences)}; give --replace to write it anew")
     try:
         parts = read_parts(directory / content["parts"]["path"], sha256=content["parts"]["sha256"])
     except CorruptArtefactError:

@@ -36,14 +36,14 @@ class _Ranges:
     """Sequences of a list of parts, sources one after another, on one line of numbers."""
 
     def __init__(self, manifest: Manifest, *, sequence_length: int, partial: bool) -> None:
-        names = [source.name for source in manifest.sources]
+        index_of = {source.name: index for index, source in enumerate(manifest.sources)}
         self.parts = np.array([n for n, part in enumerate(manifest.parts) if part.partial == partial], np.int64)
         chosen: list[Part] = [manifest.parts[number] for number in self.parts]
         counts_P = np.array([-(-part.num_labels // sequence_length) for part in chosen], np.int64)
         self.end_P = np.cumsum(counts_P)
         self.start_P = self.end_P - counts_P
-        source_P = np.array([names.index(part.source) for part in chosen], np.int64)
-        self.size_K = np.zeros(len(names), np.int64)
+        source_P = np.array([index_of[part.source] for part in chosen], np.int64)
+        self.size_K = np.zeros(len(index_of), np.int64)
         np.add.at(self.size_K, source_P, counts_P)
         self.start_K = np.cumsum(self.size_K) - self.size_K
         self.block_start_P = np.array([part.block_start for part in chosen], np.int64)

@@ -106,11 +106,11 @@ def _check_same(index: Any, made_from: dict[str, str], directory: Path) -> WebDa
     for name, value in made_from.items():
         if found.get(name) != value:
             raise MismatchError(
-                f"{directory}: holds an export whose {name} is {found.get(name)}, now {value}; give --replace, or another folder"
+                f"{directory}: holds an export whose {name} is {found.get(name)}, now {value}; export to another folder with --out, or delete this one"
             )
     missing = next((shard["url"] for shard in index["shardlist"] if not Path(shard["url"]).is_file()), None)
     if missing is not None or not (directory / SHARD_LIST).is_file():
-        raise CorruptArtefactError(f"{directory}: {missing or SHARD_LIST} is missing; export again with --replace")
+        raise CorruptArtefactError(f"{directory}: {missing or SHARD_LIST} is missing; delete the folder and export again")
     return WebDatasetExport(directory, found["num_urls"], found["num_samples"], did_work=False)
 
 

@@ -82,7 +82,7 @@ def test_exporting_again_does_nothing_and_another_manifest_is_refused(
         export_webdataset(manifest.directory, directory, files="copy")
     mixture = Mixture(weights={"books": 0.5, "code": 0.5, "single": 0.0})
     other = emit_manifest(catalog, mixture, emit=EmitSection(token_budget=900), directory=catalog.root / "other")
-    with pytest.raises(MismatchError, match="--replace"):
+    with pytest.raises(MismatchError, match="another folder with --out, or delete this one"):
         export_webdataset(other.directory, directory)
     assert export_webdataset(other.directory, directory, replace=True).did_work
     assert _read(directory) == _blocks_of_parts(catalog, other)
