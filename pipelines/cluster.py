@@ -13,7 +13,7 @@ from fastmix_data.errors import FastmixError
 
 # One encoding thread per worker process: pools of many processes that fight for the same cores are slower.
 _ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-_SECONDS_TO_CONNECT = 10
+_SECONDS_TO_CONNECT = 5
 
 
 def num_cores() -> int:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from fastmix_data.errors import InputError
 
 _ROWS_OF_A_BATCH = 256
+_SECONDS_TO_CONNECT = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def resolve_dataset(
 def _resolve_hub(name: str, config: str | None, split: str) -> DatasetInput:
     from huggingface_hub import HfApi
 
-    commit = HfApi().dataset_info(name).sha or ""
+    try:
+        commit = HfApi().dataset_info(name, timeout=_SECONDS_TO_CONNECT).sha or ""
+    except Exception as error:  # which classes depends on the HTTP library that the hub's client was built on
+        raise OSError(str(error).strip() or type(error).__name__) from error
     opened = _open_streamed(name, config, split, commit)
     columns = tuple(opened.column_names) if opened.column_names else None
     return DatasetInput(name, name, "streamed", config, split, opened.num_shards, 0, commit, columns)
