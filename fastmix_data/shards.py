@@ -160,6 +160,16 @@ def encode_shard(
     return buffer
 
 
+def _layout_of(tokens_member: bytes, *, has_mask: bool) -> ShardLayout:
+    """Layout of a shard from the bytes of a `tokens.npy`. Compared, not parsed: NumPy's parser fails on damage in many ways."""
+    for dtype in (np.dtype("<u2"), np.dtype("<u4")):
+        header = tokens_member[: len(_npy_header(dtype, 1))]
+        length, rest = divmod(len(tokens_member) - len(header), dtype.itemsize)
+        if not rest and length > 1 and header == _npy_header(dtype, length):
+            return ShardLayout(length - 1, dtype, has_mask)
+    raise ValueError("its first member is not an array of tokens")
+
+
 def _strided_view(
     buffer: npt.NDArray[np.uint8] | mmap.mmap, layout: ShardLayout, member: _Member, num_blocks: int
 ) -> npt.NDArray[np.unsignedinteger]:
@@ -228,18 +238,17 @@ class StridedShard:
                 members = [info for info, _ in zip(tar, range(2), strict=False)]
                 first = tar.extractfile(members[0])
                 assert first is not None
-                first_array = np.load(io.BytesIO(first.read()))
-            has_mask = len(members) > 1 and members[1].name.endswith(MASK_MEMBER)
+                layout = _layout_of(first.read(), has_mask=len(members) > 1 and members[1].name.endswith(MASK_MEMBER))
         except FileNotFoundError:
             raise
         except (tarfile.TarError, ValueError, OSError, AssertionError, IndexError) as error:
             raise CorruptArtefactError(f"{path}: not a strided shard ({error})") from error
-        return cls(path, ShardLayout(len(first_array) - 1, first_array.dtype, has_mask))
+        return cls(path, layout)
 
     def key(self, block: int) -> str:
         """WebDataset key of a block."""
         start = block * self.layout.stride
-        return self._map[start : start + 100].rstrip(b"\0").decode().removesuffix(f".{TOKENS_MEMBER}")
+        return self._map[start : start + 100].rstrip(b"\0").decode(errors="replace").removesuffix(f".{TOKENS_MEMBER}")
 
 
 def cut_shard(shard: StridedShard, *, start: int, stop: int) -> bytes:

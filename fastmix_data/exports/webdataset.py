@@ -106,7 +106,8 @@ def _check_same(index: Any, made_from: dict[str, str], directory: Path) -> WebDa
     for name, value in made_from.items():
         if found.get(name) != value:
             raise MismatchError(
-                f"{directory}: holds an export whose {name} is {found.get(name)}, now {value}; export to another folder with --out, or delete this one"
+                f"{directory}: holds an export whose {name} is {found.get(name)}, now {value}; export to another folder with "
+                "--out, or delete this one"
             )
     missing = next((shard["url"] for shard in index["shardlist"] if not Path(shard["url"]).is_file()), None)
     if missing is not None or not (directory / SHARD_LIST).is_file():

@@ -85,6 +85,17 @@ def test_a_shard_without_a_catalog_is_checked_member_by_member(catalog: Catalog,
     assert not _verify(alone).ok
 
 
+def test_any_damage_to_names_and_array_headers_is_reported_not_raised(catalog: Catalog, tmp_path: Path) -> None:
+    row = next(row for row in catalog.rows if row.num_blocks > 2)
+    whole = (catalog.root / row.path).read_bytes()
+    alone = tmp_path / "alone.tar"
+    stride = catalog.layout(row).stride
+    for start in (0, 124, 512, 550, stride, stride + 124):  # names, sizes and array headers of the first two samples
+        for position in range(start, start + 12):
+            alone.write_bytes(whole[:position] + bytes([whole[position] ^ 0x80]) + whole[position + 1 :])
+            assert not _verify(alone).ok
+
+
 def test_a_truncated_manifest_is_found(catalog: Catalog) -> None:
     path = catalog.root / "manifest" / "manifest.json"
     path.write_bytes(path.read_bytes()[:-50])
