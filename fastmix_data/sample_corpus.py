@@ -73,8 +73,12 @@ def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000, 
         )
     if absent:
         print(f"sample corpus: left out {', '.join(absent)}, which this Python installation does not carry", file=sys.stderr)
-    for source in sources:
-        _write_source(directory / source.name, source, documents[source.name])
+    files = {source.name: _files_of(directory / source.name, source, documents[source.name]) for source in sources}
+    for name, contents in files.items():
+        _refuse_other_files(directory / name, contents)
+    for contents in files.values():
+        for path, content in contents.items():
+            _write_if_changed(path, content)
     num_characters = sum(len(document.text) for source in sources for document in documents[source.name])
     recipe = directory / "recipe.yaml"
     _write_if_changed(recipe, _recipe(sources, num_characters=num_characters, absent=absent).encode())
@@ -95,7 +99,7 @@ def _collect(limit: int, seed: int) -> dict[str, list[Document]]:
     }
 
 
-def _write_source(folder: Path, source: _Source, documents: Sequence[Document]) -> None:
+def _files_of(folder: Path, source: _Source, documents: Sequence[Document]) -> dict[Path, bytes]:
     held_out: list[Document] = []
     train = list(documents)
     if source.held_out:
@@ -107,9 +111,7 @@ def _write_source(folder: Path, source: _Source, documents: Sequence[Document]) 
             files |= {folder / split / f"{_file_name(document.id)}.txt": document.text.encode() for document in chosen}
         elif chosen:
             files[folder / f"{split}{source.suffix}"] = _ENCODERS[source.suffix](chosen)
-    _refuse_other_files(folder, files)
-    for path, content in files.items():
-        _write_if_changed(path, content)
+    return files
 
 
 def _refuse_other_files(folder: Path, files: dict[Path, bytes]) -> None:
