@@ -112,7 +112,7 @@ class MixtureOptimizer:
             move_K = self._adam_direction(gradient_K)
         else:
             per_weight_K = gradient_K / np.maximum(self.weights_K, _TINY)
-            move_K = per_weight_K / (np.sqrt(self.weights_K @ per_weight_K**2) + _TINY)
+            move_K = per_weight_K / (np.sqrt(np.mean(per_weight_K**2)) + _TINY)
         self._logits_K = self._logits_K - self._learning_rate * move_K
         self._logits_K -= self._logits_K.max()
 

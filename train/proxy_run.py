@@ -100,11 +100,7 @@ class ProxyRun:
         """
         search = self._search
         while self.step < search.num_steps:
-            scored = (self.step + 1) % search.update_interval == 0
-            target_loss = self._take_target_gradient() if scored else 0.0
-            self._train_step(scored=scored)
-            self.step += 1
-            stopping = scored and self._update(target_loss, stop_asked=stop_asked())
+            scored, stopping = self.search_step(stop_asked)
             advance(search.global_batch * search.sequence_length, note=self._note() if scored else "")
             since_checkpoint = self.step - self._checkpointed_step
             if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < search.num_steps):
@@ -113,6 +109,23 @@ class ProxyRun:
             if stopping:
                 return False
         return True
+
+    def search_step(self, stop_asked: Callable[[], bool] = lambda: False) -> tuple[bool, bool]:
+        """One optimiser step, scored and followed by an update of the mixture when the interval is over.
+
+        Returns:
+            Whether it was scored, and whether a stop was asked for on any rank (known at scored steps only).
+        """
+        scored = (self.step + 1) % self._search.update_interval == 0
+        target_loss = self._take_target_gradient() if scored else 0.0
+        self._train_step(scored=scored)
+        self.step += 1
+        return scored, scored and self._update(target_loss, stop_asked=stop_asked())
+
+    def plain_step(self) -> None:
+        """One step of plain training on the mixture as it stands."""
+        self._train_step(scored=False)
+        self.step += 1
 
     def _note(self) -> str:
         row = self.trajectory.rows[-1] if self.trajectory.rows else None
