@@ -50,16 +50,16 @@ class SequenceReader:
         self._rows: list[ShardRow] = []
         firsts: list[int] = []
         counts: list[int] = []
-        self._shard_of_source: list[int] = []
+        shard_of_source: list[int] = []
         for source in sources:
-            self._shard_of_source.append(len(self._rows))
+            shard_of_source.append(len(self._rows))
             for number, row in enumerate(catalog.shards(source, split)):
                 first, last = half_of(-(-row.num_labels // sequence_length), half=half, shard_number=number)
                 if last > first:
                     self._rows.append(row)
                     firsts.append(first)
                     counts.append(last - first)
-            if len(self._rows) == self._shard_of_source[-1]:
+            if len(self._rows) == shard_of_source[-1]:
                 which = f"{half} half of the {split} split" if half else f"{split} split"
                 raise InputError(
                     f"source {source}: its {which} is smaller than one sequence of {sequence_length} tokens; give it more text"
@@ -67,7 +67,9 @@ class SequenceReader:
                 )
         self._first_S = np.array(firsts, np.int64)
         self._end_S = np.cumsum(counts)  # shards of all sources on one line of sequence numbers
-        self._start_K = np.concatenate([[0], self._end_S])[self._shard_of_source]
+        self._start_S = self._end_S - np.array(counts)
+        self._num_labels_S = np.array([row.num_labels for row in self._rows])
+        self._start_K = self._start_S[shard_of_source]
         self.num_sequences_K: Int64s = np.diff(self._start_K, append=self._end_S[-1])
         self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
         self._views: dict[int, tuple[Tokens, npt.NDArray[np.uint8] | None]] = {}
@@ -82,21 +84,18 @@ class SequenceReader:
         """
         line_B = self._start_K[source_B] + sequence_B
         shard_B = np.searchsorted(self._end_S, line_B, side="right")
-        start_S = np.concatenate([[0], self._end_S[:-1]])
-        block_B, within_B = np.divmod(line_B - start_S[shard_B] + self._first_S[shard_B], self._per_block)
+        block_B, within_B = np.divmod(line_B - self._start_S[shard_B] + self._first_S[shard_B], self._per_block)
         tokens_BS = np.empty((len(source_B), self._length + 1), self._dtype)
         carries_loss_BT = np.ones((len(source_B), self._length), np.bool_)
-        order_B = np.argsort(shard_B, kind="stable")
-        for members in np.split(order_B, np.flatnonzero(np.diff(shard_B[order_B])) + 1):
-            shard = int(shard_B[members[0]])
-            tokens, mask = self._open(shard)
-            tokens_BS[members] = tokens[block_B[members], within_B[members]]
+        # one small copy per sequence: measured twice as fast as a gather per shard, which copies everything once more
+        for i, (shard, block, within) in enumerate(zip(shard_B.tolist(), block_B.tolist(), within_B.tolist(), strict=True)):
+            tokens, mask = self._views.get(shard) or self._open(shard)
+            tokens_BS[i] = tokens[block, within]
             if mask is not None:
-                carries_loss_BT[members] = mask[block_B[members], within_B[members], 1:]
-            row = self._rows[shard]
-            labels_B = row.num_labels - (block_B[members] * self._per_block + within_B[members]) * self._length
-            for short in np.flatnonzero(labels_B < self._length):
-                carries_loss_BT[members[short], labels_B[short] :] = False
+                carries_loss_BT[i] = mask[block, within, 1:]
+        labels_B = self._num_labels_S[shard_B] - (block_B * self._per_block + within_B) * self._length
+        for short in np.flatnonzero(labels_B < self._length):
+            carries_loss_BT[short, labels_B[short] :] = False
         return tokens_BS, carries_loss_BT
 
     def _open(self, shard: int) -> tuple[Tokens, npt.NDArray[np.uint8] | None]:

@@ -226,13 +226,27 @@ def emit(recipe_path: Path, overrides: tuple[str, ...], mixture_path: Path | Non
 @click.option(
     "--out", "directory", type=click.Path(path_type=Path), help="Folder to write; MANIFEST/../export-FORMAT by default."
 )
+@click.option(
+    "--files",
+    type=click.Choice(["reference", "hardlink", "copy"]),
+    default="reference",
+    show_default=True,
+    help="Whole shards: name them where they are, or put them into the folder.",
+)
+@Replace
 @_command
-def export(manifest_path: Path, target: str, directory: Path | None, console: Console) -> None:
+def export(manifest_path: Path, target: str, directory: Path | None, files: Any, replace: bool, console: Console) -> None:
     """Write a manifest in the format of a production trainer."""
     from fastmix_data.exports.webdataset import export_webdataset
 
     folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
-    exported = export_webdataset(manifest_path, directory or folder.parent / f"export-{target}")
+    exported = export_webdataset(
+        manifest_path,
+        directory or folder.parent / f"export-{target}",
+        files=files,
+        replace=replace,
+        quiet=console.as_json,
+    )
     console.result(exported.as_dict(), exported.message)
 
 
@@ -243,7 +257,7 @@ def verify(path: Path, console: Console) -> None:
     """Re-hash a shard, catalog, manifest or workdir, and list all that is wrong."""
     from fastmix_data.verify import verify as work
 
-    report = work(path)
+    report = work(path, quiet=console.as_json)
     console.result(report.as_dict(), str(report))
     if not report.ok:
         sys.exit(2)
