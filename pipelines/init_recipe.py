@@ -76,7 +76,7 @@ def write_recipe(directory: Path, *, output: Path | None = None, force: bool = F
     """
     path = output if output is not None else directory / "recipe.yaml"
     if path.exists() and not force:
-        raise RecipeError(f"{path}: exists already; give another name with --output, or overwrite it with --force")
+        raise RecipeError(f"{path}: exists already; give another name with --out, or overwrite it with --force")
     text = propose_recipe(directory, relative_to=path.parent)
     with atomic_file(path) as file:
         file.write(text.encode())
