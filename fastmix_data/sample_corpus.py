@@ -206,7 +206,7 @@ target: {{sources: {{{target}}}}}
 proxy: {{config: {{model_type: llama, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 172}}}}
 
 search:
-  token_budget: 3M          # tokens the proxy trains on
+  token_budget: 2M          # tokens the proxy trains on
   sequence_length: 128
   global_batch: 32          # sequences of a step
   learning_rate: 3.0e-3
