@@ -7,12 +7,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import dask
 import distributed
 
 from fastmix_data.errors import FastmixError
 
 # One encoding thread per worker process: pools of many processes that fight for the same cores are slower.
 _ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Dask makes its workers give every freed page back at once. Ours allocate the same few megabytes over and over.
+_KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 28)}
 _SECONDS_TO_CONNECT = 5
 
 
@@ -39,6 +42,8 @@ def dask_client(*, num_workers: int, scheduler: str | None = None, in_process: b
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     environment = {} if in_process else {"env": _ONE_THREAD}
     with (
+        # The allocator reads its settings when a process starts, so they have to be in the environment before that.
+        dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _KEEP_PAGES.items()}),
         distributed.LocalCluster(
             n_workers=1 if in_process else num_workers,
             threads_per_worker=1,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from fastmix_data.arrow_arrays import booleans, constant, labels, numbers
 from fastmix_data.artefacts import atomic_file
 from fastmix_data.encoding import Backend, EncodedDocuments, Encoder, encode_documents
 from fastmix_data.errors import InputError
@@ -28,13 +28,14 @@ from pipelines.readers import column_names, read_partition
 from pipelines.receipts import Hashes, Receipt, encode_hashes, fingerprint_files, hash_of_held_out, save_receipt
 
 _ROWS_OF_A_GROUP = 65_536
+_LABEL = pa.dictionary(pa.int32(), pa.large_string())
 _DOCUMENTS_SCHEMA = pa.schema(
     [
-        ("source", pa.dictionary(pa.int32(), pa.string())),
-        ("split", pa.dictionary(pa.int32(), pa.string())),
-        ("file", pa.dictionary(pa.int32(), pa.string())),
-        ("locator", pa.string()),
-        ("shard", pa.dictionary(pa.int32(), pa.string())),
+        ("source", _LABEL),
+        ("split", _LABEL),
+        ("file", _LABEL),
+        ("locator", pa.large_string()),
+        ("shard", _LABEL),
         ("block", pa.int32()),
         ("offset", pa.int32()),
         ("num_tokens", pa.int64()),
@@ -131,19 +132,16 @@ class _Output:
         self.num_tokens += len(encoded.tokens)
         first = int(shards[0])
         paths = [self.names(split).path(shard) for shard in range(first, int(shards[-1]) + 1)]
-        columns: list[Any] = [
-            _constant(job.partition.source, len(hashes)),
-            _constant(split, len(hashes)),
-            places.column("file").dictionary_encode(),
+        columns = [
+            constant(job.partition.source, len(hashes)),
+            constant(split, len(hashes)),
+            places.column("file"),
             places.column("locator"),
-            pa.DictionaryArray.from_arrays(pa.array((shards - first).astype(np.int32)), pa.array(paths)),
-            blocks.astype(np.int32),
-            offsets.astype(np.int32),
-            np.diff(encoded.ends_D, prepend=0),
-            encoded.num_prompt_tokens_D,
-            hashes,
+            labels(paths, shards - first),
+            *map(numbers, (blocks.astype(np.int32), offsets.astype(np.int32), np.diff(encoded.ends_D, prepend=0))),
+            *map(numbers, (encoded.num_prompt_tokens_D, hashes)),
         ]
-        self.pending.append(pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=_DOCUMENTS_SCHEMA))
+        self.pending.append(pa.RecordBatch.from_arrays(columns, schema=_DOCUMENTS_SCHEMA))
         if sum(batch.num_rows for batch in self.pending) >= _ROWS_OF_A_GROUP:
             self.flush_documents()
 
@@ -160,14 +158,16 @@ class _Output:
         number_of = np.concatenate([np.full(len(held.hashes), number) for number, held in enumerate(self.held)])
         within = np.concatenate([np.arange(len(held.hashes)) for held in self.held])
         order = np.argsort(hashes, kind="stable")
-        places = pa.Table.from_batches([held.places for held in self.held]).take(order).combine_chunks().to_batches()[0]
+        places = (
+            pa.Table.from_batches([held.places for held in self.held])
+            .unify_dictionaries()
+            .take(numbers(order))
+            .combine_chunks()
+            .to_batches()[0]
+        )
         self.write("valid", _reordered(self.held, number_of[order].tolist(), within[order].tolist()), hashes[order], places)
         self.held = []
         return hashes[order]
-
-
-def _constant(value: str, length: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(length, np.int32)), pa.array([value]))
 
 
 def _reordered(held: list[_Held], numbers: list[int], within: list[int]) -> EncodedDocuments:
@@ -243,7 +243,7 @@ def _add_batch(batch: pa.RecordBatch, job: PartitionJob, held_out: Hashes, outpu
     for split, chosen in (("train", ~is_valid & ~is_leaked), ("valid", is_valid)):
         if not chosen.any():
             continue
-        part, part_hashes = (batch, hashes) if chosen.all() else (batch.filter(pa.array(chosen)), hashes[chosen])
+        part, part_hashes = (batch, hashes) if chosen.all() else (batch.filter(booleans(chosen)), hashes[chosen])
         columns = [part.column(name).to_pylist() for name in column_names(job.section)]
         encoded = encode_documents(
             _encoder(job.tokenizer.path, job.tokenizer.sha256, job.backend),

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
+from fastmix_data.arrow_arrays import numbers
 from fastmix_data.artefacts import atomic_file, hash_of, read_json, write_json
 from fastmix_data.encoding import Backend, Encoder, first_difference
 from fastmix_data.errors import FastmixError, MismatchError
@@ -143,7 +143,7 @@ def _sample_of(partition: Partition, source: SourceInputs, wanted: int, seed: in
         hashes = hash_documents(batch)
         usable = np.flatnonzero(~is_held_out(hashes, valid_fraction))
         keys += derive_keys(seed, hashes.view(np.int64)[usable]).tolist()
-        chosen = batch.take(pa.array(usable))
+        chosen = batch.take(numbers(usable))
         columns = [chosen.column(name).to_pylist() for name in column_names(source.section)]
         texts += [source.section.separator.join(parts) for parts in zip(*columns, strict=True)]
         seen += batch.nbytes

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
 from fastmix_data.recipe import TextSection
 from pipelines.hub_datasets import read_dataset_shard
@@ -37,9 +39,15 @@ class _Batch:
     files: list[str]
 
     def to_arrow(self, names: Sequence[str]) -> pa.RecordBatch:
-        arrays = [pa.array(column, pa.large_string()) for column in self.columns]
-        places = [pa.array(self.files, pa.string()), pa.array(self.locators, pa.string())]
+        arrays = [strings(column) for column in self.columns]
+        places = [_file_column(self.files), strings(self.locators)]
         return pa.RecordBatch.from_arrays([*arrays, *places], names=[*names, "file", "locator"])
+
+
+def _file_column(files: Sequence[str]) -> pa.DictionaryArray:
+    names = list(dict.fromkeys(files))
+    number_of = {name: number for number, name in enumerate(names)}
+    return labels(names, np.fromiter(map(number_of.__getitem__, files), np.int32, len(files)))
 
 
 def column_names(section: TextSection) -> tuple[str, ...]:
@@ -157,8 +165,8 @@ def _from_table(
         counts.num_bad_text += len(bad_rows)
         has_text = pc.greater(pc.binary_length(columns[-1]), 0)
         places = [
-            pa.array([name] * len(rows), pa.string()),
-            pa.array([f"row {number}" for number in range(first_row + start, first_row + stop)], pa.string()),
+            constant(name, len(rows)),
+            strings([f"row {number}" for number in range(first_row + start, first_row + stop)]),
         ]
         batch = pa.RecordBatch.from_arrays([*columns, *places], names=[*column_names(section), "file", "locator"])
         kept = batch.filter(has_text)
@@ -180,7 +188,7 @@ def _clean_column(
     try:
         return array.cast(pa.large_string())  # checks the UTF-8
     except pa.ArrowInvalid:
-        return pa.array([_decode_cell(*cell, section, name, first_row, bad_rows) for cell in enumerate(array)], pa.large_string())
+        return strings([_decode_cell(*cell, section, name, first_row, bad_rows) for cell in enumerate(array)])
 
 
 def _decode_cell(row: int, cell: pa.Scalar, section: TextSection, name: str, first_row: int, bad_rows: set[int]) -> str:
