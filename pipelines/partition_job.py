@@ -85,10 +85,9 @@ def hash_documents(batch: pa.RecordBatch) -> Hashes:
 
 def _cells(column: pa.Array) -> list[memoryview]:
     """UTF-8 of each cell, without a copy."""
-    _, offsets_buffer, data = column.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    data = column.buffers()[2]
     view = memoryview(data if data is not None else b"")
-    return [view[start:stop] for start, stop in itertools.pairwise(offsets)]
+    return [view[start:stop] for start, stop in itertools.pairwise(_offsets(column).tolist())]
 
 
 def is_held_out(hashes: Hashes, valid_fraction: float) -> npt.NDArray[np.bool_]:
@@ -240,31 +239,33 @@ def _add_batch(batch: pa.RecordBatch, job: PartitionJob, held_out: Hashes, outpu
     else:
         is_valid = np.full(len(hashes), job.partition.origin == "valid")
     is_leaked = ~is_valid & np.isin(hashes, held_out) if len(held_out) else np.zeros(len(hashes), np.bool_)
+    names = column_names(job.section)
+    columns = [batch.column(name).to_pylist() for name in names]
+    lengths = np.sum([np.diff(_offsets(batch.column(name))) for name in names], axis=0)
     for split, chosen in (("train", ~is_valid & ~is_leaked), ("valid", is_valid)):
         if not chosen.any():
             continue
-        part, part_hashes = (batch, hashes) if chosen.all() else (batch.filter(booleans(chosen)), hashes[chosen])
-        columns = [part.column(name).to_pylist() for name in column_names(job.section)]
+        kept = chosen.tolist()
         encoded = encode_documents(
             _encoder(job.tokenizer.path, job.tokenizer.sha256, job.backend),
-            columns,
+            [list(itertools.compress(column, kept)) for column in columns],
             separator=job.section.separator,
             eos_id=job.tokenizer.eos_id,
             dtype=job.layout.dtype,
         )
-        totals["num_documents"] += part.num_rows
-        totals["num_text_bytes"] += sum(_num_bytes(part.column(name)) for name in column_names(job.section))
-        places = part.select(["file", "locator"])
+        totals["num_documents"] += len(encoded.ends_D)
+        totals["num_text_bytes"] += int(lengths[chosen].sum())
+        places = batch.select(["file", "locator"]).filter(booleans(chosen))
         if split == "train":
-            output.write("train", encoded, part_hashes, places)
+            output.write("train", encoded, hashes[chosen], places)
         else:
-            output.held.append(_Held(encoded, part_hashes, places))
+            output.held.append(_Held(encoded, hashes[chosen], places))
     return int(is_leaked.sum())
 
 
-def _num_bytes(column: pa.Array) -> int:
-    offsets = np.frombuffer(column.buffers()[1], np.int64)
-    return int(offsets[column.offset + len(column)] - offsets[column.offset])
+def _offsets(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Where each cell of a text column starts in its buffer, and the end of the last, shape (num_rows + 1,)."""
+    return np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
 
 
 def _require_unchanged(partition: Partition) -> None:
