@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,7 +56,14 @@ def dask_client(*, num_workers: int, scheduler: str | None = None, in_process: b
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
+        if not in_process:
+            client.run(_ignore_interrupts)
         yield client
+
+
+def _ignore_interrupts() -> None:
+    """Leave ctrl-C, which a terminal sends to every process, to the one that started the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _connect(scheduler: str) -> distributed.Client:

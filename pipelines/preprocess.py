@@ -207,7 +207,7 @@ def preprocess(
         except KeyboardInterrupt as error:
             done = len(load_receipts(root))
             raise Interrupted(
-                f"preprocess stopped; {done} of {len(run.partitions())} partitions are done; run the same command again to go on"
+                f"preprocess: {done} of {len(run.partitions())} partitions are done; run the same command again to go on"
             ) from error
         catalog = _assemble(run)
         _require_usable(catalog, recipe)
