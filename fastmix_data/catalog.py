@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.artefacts import hash_of, write_parquet
-from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.shards import ShardLayout, StridedShard
 
 SCHEMA_VERSION = 1
@@ -137,3 +137,16 @@ def load_catalog(path: Path) -> Catalog:
         )
     content = {**info, "sources": tuple(info["sources"]), "target_files": tuple(info["target_files"])}
     return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
+
+
+def catalog_of_workdir(workdir: Path) -> Catalog:
+    """The catalog that preprocessing left in a workdir.
+
+    Raises:
+        MismatchError: there is none yet.
+    """
+    path = workdir / "catalog.parquet"
+    try:
+        return load_catalog(path)
+    except FileNotFoundError as error:
+        raise MismatchError(f"{path}: there are no shards yet; run `fastmix preprocess` first") from error

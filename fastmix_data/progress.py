@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastmix_data.units import format_count
 
@@ -14,9 +14,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """Report `amount` more units done; `note` replaces the text behind the bar."""
+    """Report `amount` more units done; `note` replaces the text behind the bar, `total` what the whole work is thought to be."""
 
-    def __call__(self, amount: int, note: str = "") -> None:
+    def __call__(self, amount: int, note: str = "", *, total: int | None = None) -> None:
         """Add to what is done."""
         ...
 
@@ -39,8 +39,8 @@ def progress(description: str, *, total: int | None, unit: str = "tok", done: in
         yield _lines(description, total, unit, done)
 
 
-def _silent(amount: int, note: str = "") -> None:
-    del amount, note
+def _silent(amount: int, note: str = "", *, total: int | None = None) -> None:
+    del amount, note, total
 
 
 @contextmanager
@@ -62,31 +62,30 @@ def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as bars:
         task = bars.add_task(description, total=total, completed=done, note="")
 
-        def advance(amount: int, note: str = "") -> None:
-            if note:
-                bars.update(task, advance=amount, note=note)
-            else:
-                bars.update(task, advance=amount)
+        def advance(amount: int, note: str = "", *, total: int | None = None) -> None:
+            changes: dict[str, Any] = {"note": note} if note else {}
+            bars.update(task, advance=amount, total=total, **changes)
 
         yield advance
 
 
 def _lines(description: str, total: int | None, unit: str, done: int) -> Advance:
     started = last = time.monotonic()
-    completed, last_note = done, ""
+    completed, last_note, whole_work = done, "", total
 
-    def advance(amount: int, note: str = "") -> None:
-        nonlocal completed, last, last_note
+    def advance(amount: int, note: str = "", *, total: int | None = None) -> None:
+        nonlocal completed, last, last_note, whole_work
         completed += amount
+        whole_work = total or whole_work
         last_note = note or last_note
         now = time.monotonic()
-        finished = total is not None and completed >= total and amount > 0
+        finished = whole_work is not None and completed >= whole_work and amount > 0
         if now - last < _SECONDS_BETWEEN_LINES and not finished:
             return
         last = now
         rate = (completed - done) / max(now - started, 1e-9)
-        left = f", {(total - completed) / rate:.0f} s left" if total and rate and not finished else ""
-        whole = f" of {format_count(total)}" if total else ""
+        left = f", {(whole_work - completed) / rate:.0f} s left" if whole_work and rate and not finished else ""
+        whole = f" of {format_count(whole_work)}" if whole_work else ""
         text = f"{description}: {format_count(completed)}{whole} {unit}, {format_count(rate)} {unit}/s{left}"
         print(f"{text}  {last_note}".rstrip(), file=sys.stderr, flush=True)
 

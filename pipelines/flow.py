@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmix_data.catalog import Catalog, load_catalog
-from fastmix_data.errors import MismatchError
+from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.manifest import Manifest, check_emit, emit_manifest
 from fastmix_data.mixture import Mixture, load_mixture
 from fastmix_data.recipe import Recipe
@@ -23,19 +22,6 @@ class RunResult:
     mixture: Mixture
     manifest: Manifest
     report: Path
-
-
-def catalog_of(recipe: Recipe) -> Catalog:
-    """The catalog of a recipe's workdir.
-
-    Raises:
-        MismatchError: there is none yet.
-    """
-    path = recipe.workdir_path / "catalog.parquet"
-    try:
-        return load_catalog(path)
-    except FileNotFoundError as error:
-        raise MismatchError(f"{path}: there are no shards yet; run `fastmix preprocess` first") from error
 
 
 def check_recipe(recipe: Recipe, *, num_ranks: int) -> None:
@@ -54,7 +40,7 @@ def emit(recipe: Recipe, *, mixture_path: Path | None = None, replace: bool = Fa
     path = mixture_path or recipe.workdir_path / "search" / "mixture.json"
     mixture = load_mixture(path)
     return emit_manifest(
-        catalog_of(recipe),
+        catalog_of_workdir(recipe.workdir_path),
         mixture,
         emit=recipe.emit,
         directory=recipe.workdir_path / "manifest",

@@ -166,6 +166,18 @@ class _Run:
             if partition.label not in self.receipts or self.receipts[partition.label].held_out_hash != wanted
         ]
 
+    def estimated_tokens(self) -> int:
+        """Tokens of the whole corpus, judged by what finished partitions made of their bytes: of the same source, else of any."""
+        finished = [(p.source, p.num_bytes, self.receipts[p.label]) for p in self.partitions() if p.label in self.receipts]
+        num_bytes: Counter[str] = Counter()
+        num_tokens: Counter[str] = Counter()
+        for source, size, receipt in finished:
+            num_bytes[source] += size
+            num_tokens[source] += sum(row.num_tokens for row in receipt.shards)
+        of_any = num_tokens.total() / max(1, num_bytes.total())
+        rates = {source: num_tokens[source] / size for source, size in num_bytes.items() if size}
+        return round(sum(p.num_bytes * rates.get(p.source, of_any) for p in self.partitions()))
+
     @property
     def is_done(self) -> bool:
         """Whether every partition has a receipt."""
@@ -260,7 +272,7 @@ def _do_missing(run: _Run, *, num_workers: int | None, scheduler: str | None, qu
             _choose_backends(run, missing, backends)
             if missing:
                 jobs = [run.job(partition, backends[partition.source]) for partition in missing]
-                _run_wave(client, jobs, held_out, run.receipts, advance)
+                _run_wave(client, jobs, held_out, run, advance)
             if wave == 1:
                 _require_held_out(run)
     remove_leftovers(run.root, run.receipts)
@@ -277,9 +289,7 @@ def _choose_backends(run: _Run, partitions: Iterable[Partition], backends: dict[
         run.warnings += [warning] if warning else []
 
 
-def _run_wave(
-    client: distributed.Client, jobs: list[PartitionJob], held_out: Hashes, receipts: dict[str, Receipt], advance: Advance
-) -> None:
+def _run_wave(client: distributed.Client, jobs: list[PartitionJob], held_out: Hashes, run: _Run, advance: Advance) -> None:
     """Do some partitions on the cluster; the first error stops the rest."""
     client.subscribe_topic(_PROGRESS_TOPIC, lambda event: advance(int(event[1])))
     shared = client.scatter(held_out, broadcast=True, hash=False) if len(held_out) else held_out
@@ -287,7 +297,8 @@ def _run_wave(
     try:
         for future in distributed.as_completed(futures):
             receipt = future.result()
-            receipts[receipt.label] = receipt
+            run.receipts[receipt.label] = receipt
+            advance(0, total=run.estimated_tokens())
     except distributed.KilledWorker as error:
         raise FastmixError(
             f"a preprocess worker was killed again and again, most likely for lack of memory ({error}); use fewer --workers, or lower "

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_json
-from fastmix_data.catalog import Catalog, load_catalog
+from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.errors import FastmixError, Interrupted, MismatchError, RecipeError
 from fastmix_data.mixture import Mixture, load_mixture, save_mixture
 from fastmix_data.progress import progress
@@ -69,7 +69,7 @@ def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: 
         MismatchError: another search lies in the workdir.
         Interrupted: stopped by a signal; the same command goes on.
     """
-    catalog = _catalog(recipe)
+    catalog = catalog_of_workdir(recipe.workdir_path)
     check_search(recipe, catalog, num_ranks=num_ranks)
     directory = search_directory(recipe)
     done = _finished(recipe, catalog, replace=replace)
@@ -134,14 +134,6 @@ def micro_batch(recipe: Recipe, num_ranks: int) -> int:
             f"{num_ranks} ranks); use a divisor"
         )
     return size
-
-
-def _catalog(recipe: Recipe) -> Catalog:
-    path = recipe.workdir_path / "catalog.parquet"
-    try:
-        return load_catalog(path)
-    except FileNotFoundError as error:
-        raise MismatchError(f"{path}: there are no shards yet; run `fastmix preprocess` first") from error
 
 
 def _finished(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixture | None:
@@ -233,7 +225,7 @@ def _run_launched(recipe: Recipe, quiet: bool, rank: int, world_size: int, rende
 def _run_rank(recipe: Recipe, *, quiet: bool) -> None:
     """One rank, from model to mixture."""
     started = time.monotonic()
-    catalog, settings = _catalog(recipe), recipe.search
+    catalog, settings = catalog_of_workdir(recipe.workdir_path), recipe.search
     import torch.distributed as dist
 
     size = micro_batch(recipe, dist.get_world_size())
@@ -344,7 +336,7 @@ def main() -> None:
     prepare_environment()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-        catalog = _catalog(recipe)
+        catalog = catalog_of_workdir(recipe.workdir_path)
         check_search(recipe, catalog, num_ranks=world_size)
         if _finished(recipe, catalog, replace=options.replace and rank == 0) is None:
             with process_group(rank=rank, world_size=world_size):
