@@ -13,6 +13,7 @@ from fastmix_data.artefacts import atomic_file, hash_of, read_json, write_json
 from fastmix_data.encoding import Backend, Encoder, first_difference
 from fastmix_data.errors import FastmixError, MismatchError
 from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe import Recipe, TokenizerSection, TrainTokenizer
 from fastmix_data.tokenizer import (
     TokenizerInfo,
@@ -40,7 +41,7 @@ Plan = Mapping[str, Sequence[Partition]]
 
 
 def prepare_tokenizer(
-    recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan, *, root: Path, may_change: bool
+    recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan, *, root: Path, may_change: bool, quiet: bool
 ) -> tuple[TokenizerInfo, tuple[str, ...]]:
     """Make `tokenizer/tokenizer.json`, or keep the one that is there if it was made from the same things.
 
@@ -56,7 +57,7 @@ def prepare_tokenizer(
     path, origin_path = root / "tokenizer" / "tokenizer.json", root / "tokenizer" / "origin.json"
     origin = hash_of([section.model_dump(), _identity(section, recipe, inputs, plan)])
     if not (path.is_file() and origin_path.is_file() and read_json(origin_path).get("hash") == origin):
-        content = _make(section, recipe, inputs, plan).encode()
+        content = _make(section, recipe, inputs, plan, quiet=quiet).encode()
         if path.is_file() and path.read_bytes() != content and not may_change:
             raise MismatchError(
                 f"{path}: the tokenizer of the shards there is not the one the recipe gives now; run `fastmix preprocess --replace`, or "
@@ -107,14 +108,22 @@ def _identity(section: TokenizerSection, recipe: Recipe, inputs: Mapping[str, So
     return None
 
 
-def _make(section: TokenizerSection, recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan) -> str:
+def _make(section: TokenizerSection, recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan, *, quiet: bool) -> str:
     if section.train is not None:
-        return train_tokenizer(_sample(section.train, recipe, inputs, plan), vocab_size=section.train.vocab_size)
+        with progress("tokenizer", total=section.train.sample_bytes, unit="B", quiet=quiet) as advance:
+            sample = _counted(_sample(section.train, recipe, inputs, plan), advance)
+            return train_tokenizer(sample, vocab_size=section.train.vocab_size)
     if section.file is not None:
         return recipe.resolve(section.file).read_text(encoding="utf-8")
     if section.hf is not None:
         return download_tokenizer(section.hf)
     return byte_tokenizer()
+
+
+def _counted(texts: Iterator[str], advance: Advance) -> Iterator[str]:
+    for text in texts:
+        advance(len(text))
+        yield text
 
 
 def _sample(section: TrainTokenizer, recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan) -> Iterator[str]:

@@ -166,6 +166,11 @@ class _Run:
             if partition.label not in self.receipts or self.receipts[partition.label].held_out_hash != wanted
         ]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of finished partitions."""
+        return sum(row.num_tokens for receipt in self.receipts.values() for row in receipt.shards)
+
     def estimated_tokens(self) -> int:
         """Tokens of the whole corpus, judged by what finished partitions made of their bytes: of the same source, else of any."""
         finished = [(p.source, p.num_bytes, self.receipts[p.label]) for p in self.partitions() if p.label in self.receipts]
@@ -205,7 +210,7 @@ def preprocess(
     inputs = check_inputs(recipe)
     root = recipe.workdir_path
     with hold_workdir(root):
-        run = _prepare(recipe, inputs, root, replace=replace)
+        run = _prepare(recipe, inputs, root, replace=replace, quiet=quiet)
         before = _complete_catalog(run, recipe)
         if before is not None:
             _require_usable(before, recipe)
@@ -229,7 +234,7 @@ def preprocess(
     )
 
 
-def _prepare(recipe: Recipe, inputs: dict[str, SourceInputs], root: Path, *, replace: bool) -> _Run:
+def _prepare(recipe: Recipe, inputs: dict[str, SourceInputs], root: Path, *, replace: bool, quiet: bool) -> _Run:
     """Plan, compare with what the workdir holds, and have the tokenizer ready."""
     plan = {
         name: plan_partitions(source, max_partition_bytes=recipe.shards.max_partition_bytes) for name, source in inputs.items()
@@ -239,7 +244,7 @@ def _prepare(recipe: Recipe, inputs: dict[str, SourceInputs], root: Path, *, rep
         require_same_sections(root, preprocess_sections(recipe))
         everything = [partition for partitions in plan.values() for partition in partitions]
         require_same_files(root, everything, receipts, is_complete=(root / "catalog.parquet").exists())
-    tokenizer, warnings = prepare_tokenizer(recipe, inputs, plan, root=root, may_change=replace or not receipts)
+    tokenizer, warnings = prepare_tokenizer(recipe, inputs, plan, root=root, may_change=replace or not receipts, quiet=quiet)
     run = _Run(recipe, root, inputs, plan, tokenizer, receipts, [*warnings])
     run.warnings += [warning for source in inputs.values() for warning in source.warnings]
     run.keep_matching_receipts()
@@ -258,12 +263,11 @@ def _complete_catalog(run: _Run, recipe: Recipe) -> Catalog | None:
 
 def _do_missing(run: _Run, *, num_workers: int | None, scheduler: str | None, quiet: bool) -> None:
     todo = [partition for partition in run.partitions() if partition.label not in run.receipts]
-    done = sum(row.num_tokens for receipt in run.receipts.values() for row in receipt.shards)
     workers = min(num_workers or num_cores(), max(1, len(todo)))
     is_small = sum(partition.num_bytes for partition in todo) < _BYTES_WORTH_PROCESSES
     with (
         dask_client(num_workers=workers, scheduler=scheduler, in_process=is_small and num_workers in (None, 1)) as client,
-        progress("preprocess", total=None, done=done, quiet=quiet) as advance,
+        progress("preprocess", total=None, done=run.num_tokens, quiet=quiet) as advance,
     ):
         backends: dict[str, Backend] = {}
         for wave in range(3):
@@ -291,7 +295,15 @@ def _choose_backends(run: _Run, partitions: Iterable[Partition], backends: dict[
 
 def _run_wave(client: distributed.Client, jobs: list[PartitionJob], held_out: Hashes, run: _Run, advance: Advance) -> None:
     """Do some partitions on the cluster; the first error stops the rest."""
-    client.subscribe_topic(_PROGRESS_TOPIC, lambda event: advance(int(event[1])))
+    told = 0
+
+    def news(event: tuple[float, int]) -> None:
+        nonlocal told
+        told += event[1]
+        advance(event[1])
+
+    before = run.num_tokens
+    client.subscribe_topic(_PROGRESS_TOPIC, news)
     shared = client.scatter(held_out, broadcast=True, hash=False) if len(held_out) else held_out
     futures = client.map(_work, jobs, held_out=shared, pure=False, batch_size=256)
     try:
@@ -307,6 +319,7 @@ def _run_wave(client: distributed.Client, jobs: list[PartitionJob], held_out: Ha
     finally:
         client.cancel([future for future in futures if not future.done()])
         client.unsubscribe_topic(_PROGRESS_TOPIC)
+        advance(max(0, run.num_tokens - before - told))  # held-out tokens, and news still on its way
 
 
 def _work(job: PartitionJob, held_out: Hashes) -> Receipt:
