@@ -29,7 +29,7 @@ def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any], identi
         folder.mkdir(parents=True)
     engine.barrier()
     engine.save(folder)
-    torch.save(torch.get_rng_state(), folder / f"random-{engine.rank:05d}.pt")
+    torch.save(_random_state(), folder / f"random-{engine.rank:05d}.pt")
     engine.barrier()
     if engine.rank == 0:
         write_json(folder / _STATE, state)
@@ -47,7 +47,7 @@ def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyE
     check_checkpoint(directory, identity=identity)
     folder = directory / read_json(directory / _POINTER)["folder"]
     engine.load(folder)
-    torch.set_rng_state(torch.load(folder / f"random-{engine.rank:05d}.pt"))
+    _restore_random_state(torch.load(folder / f"random-{engine.rank:05d}.pt"))
     state: dict[str, Any] = read_json(folder / _STATE)
     return state
 
@@ -68,3 +68,15 @@ def check_checkpoint(directory: Path, *, identity: dict[str, Any]) -> None:
                 f"{directory}: a stopped search with another {name.replace('_', ' ')}{what} lies here; go on with that one, or start "
                 "afresh with --replace"
             )
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    """Generators that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

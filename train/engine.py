@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -42,25 +43,31 @@ def _import_deepspeed() -> Any:
 def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) -> Iterator[None]:
     """Join the ranks of this run: NCCL with GPUs, gloo without.
 
+    DeepSpeed holds on to the first group of a process, so a group lasts as long as the process and serves every run in it.
+
     Args:
         rendezvous: an address such as file:///tmp/x; None takes the launcher's environment, or nothing for a single rank.
     """
+    if not dist.is_initialized():
+        _join(rank=rank, world_size=world_size, rendezvous=rendezvous)
+        atexit.register(dist.destroy_process_group)
+    assert dist.get_world_size() == world_size
+    yield
+    dist.barrier()  # gloo aborts a rank whose peers have left
+
+
+def _join(*, rank: int, world_size: int, rendezvous: str | None) -> None:
     for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world_size)):
         os.environ.setdefault(name, str(value))  # DeepSpeed looks for them; a launcher has set them already
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if rendezvous is not None:
         dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size)
     elif world_size > 1:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    try:
-        yield
-        dist.barrier()  # gloo aborts a rank whose peers have left
-    finally:
-        dist.destroy_process_group()
 
 
 def _keep_freed_memory() -> None:

@@ -74,7 +74,7 @@ class HypergradientProbe:
     def _gradient_of_all(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
         for loss in losses:
             found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            yield [_zeros(p) if g is None else g.detach().clone() for g, p in zip(found, self._parameters, strict=True)]
+            yield [_zeros(p) if g is None else _at_least_float32(g) for g, p in zip(found, self._parameters, strict=True)]
 
     def _gradient_of_head(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
         """Through the head only: its input and output are caught, and the backward pass stops at its output."""
@@ -86,7 +86,7 @@ class HypergradientProbe:
                 caught.clear()
                 (delta,) = torch.autograd.grad(loss, [logits])
                 weight = delta.flatten(0, -2).T @ hidden.flatten(0, -2).to(delta.dtype)
-                yield [weight if p.dim() != 1 else delta.flatten(0, -2).sum(0) for p in self._parameters]
+                yield [_at_least_float32(weight if p.dim() != 1 else delta.flatten(0, -2).sum(0)) for p in self._parameters]
         finally:
             handle.remove()
 
@@ -179,7 +179,12 @@ def _without_padding(tangent: Tensor, indices: Tensor, padding_idx: int | None) 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:
     """Zeros of a parameter's whole shape, which ZeRO-3 keeps aside while the parameter is partitioned."""
-    return parameter.new_zeros(getattr(parameter, "ds_shape", parameter.shape))
+    return _at_least_float32(parameter.new_zeros(getattr(parameter, "ds_shape", parameter.shape)))
+
+
+def _at_least_float32(gradient: Tensor) -> Tensor:
+    """A copy that can be summed over passes and ranks without losing digits."""
+    return gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
 
 
 def _forward_mode(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tangents: dict[str, Tensor]) -> Tensor:

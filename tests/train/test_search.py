@@ -144,6 +144,23 @@ def test_zero_stages_give_the_same_trajectory_on_two_ranks(planted_recipe: MakeR
     assert np.allclose(found["first"]["weights"], found["second"]["weights"], atol=2e-3)
 
 
+def test_one_process_can_search_again_and_again(planted_recipe: MakeRecipe) -> None:
+    path = planted_recipe(token_budget=16 * 32 * 16)
+    script = (
+        "import sys; from pathlib import Path; from fastmix_data.recipe_file import load_recipe; from train.search import search\n"
+        "for seed in (0, 1, 0): r = search(load_recipe(Path(sys.argv[1]), [f'search.seed={seed}']), replace=True, quiet=True)\n"
+        "print(r.did_work)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script, str(path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert finished.stdout.strip() == "True", finished.stderr[-3000:]
+    again = weights(path)
+    finish(start(path, "--replace", "--set", "search.seed=1"))
+    finish(start(path, "--replace"))
+    assert weights(path) == again
+
+
 def test_a_finished_search_is_left_alone_and_another_recipe_is_refused(planted_recipe: MakeRecipe) -> None:
     path = planted_recipe(token_budget=16 * 32 * 16)
     finish(start(path))
