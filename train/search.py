@@ -7,35 +7,38 @@ which starts the ranks of this machine by itself.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_json
 from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.errors import FastmixError, Interrupted, MismatchError, RecipeError
-from fastmix_data.mixture import Mixture, load_mixture, save_mixture
+from fastmix_data.mixture import Mixture, load_mixture
 from fastmix_data.progress import progress
 from fastmix_data.recipe import Recipe
 from fastmix_data.recipe_file import load_recipe
 from fastmix_data.sequences import SequenceReader
-from train.checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.engine import ProxyEngine, prepare_environment, process_group
 from train.launch import launch_ranks
-from train.mixture_optimizer import averaged_weights
 from train.proxy import build_proxy, proxy_config
-from train.proxy_run import ProxyRun, final_weights
+from train.proxy_run import ProxyRun
+from train.search_artefacts import (
+    discard_other_search,
+    finished_mixture,
+    hold_search,
+    run_identity,
+    save_recipe,
+    search_directory,
+    write_result,
+)
 from train.target import Target
-
-_SECTIONS = ("target", "proxy", "deepspeed", "search")
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,6 @@ class SearchResult:
     mixture: Mixture
     did_work: bool
     message: str
-
-
-def search_directory(recipe: Recipe) -> Path:
-    """Folder of a workdir that holds mixture.json, trajectory.parquet and checkpoints."""
-    return recipe.workdir_path / "search"
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """Hash of the sections of the recipe that a search depends on."""
-    return hash_of({name: getattr(recipe, name).model_dump() for name in _SECTIONS})
 
 
 def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: bool = False) -> SearchResult:
@@ -72,19 +65,14 @@ def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: 
     catalog = catalog_of_workdir(recipe.workdir_path)
     check_search(recipe, catalog, num_ranks=num_ranks)
     directory = search_directory(recipe)
-    done = _finished(recipe, catalog, replace=replace)
+    done = finished_mixture(recipe, catalog, replace=replace)
     if done is not None:
         return SearchResult(done, False, f"{directory / 'mixture.json'} is complete and matches the recipe; nothing to do")
-    with _only_search(directory):
-        if not replace:
-            check_checkpoint(directory / "checkpoints", identity=_identity(recipe, catalog, num_ranks))
-        elif not _checkpoint_matches(directory / "checkpoints", _identity(recipe, catalog, num_ranks)):
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        if num_ranks == 1:
-            with process_group(rank=0, world_size=1):
-                _run_rank(recipe, quiet=quiet)
-        else:
-            launch_ranks(_run_launched, recipe, quiet, num_ranks=num_ranks)
+    if num_ranks == 1:
+        with process_group(rank=0, world_size=1):
+            _run_rank(recipe, rank=0, world_size=1, replace=replace, quiet=quiet)
+    else:
+        launch_ranks(_run_launched, recipe, replace, quiet, num_ranks=num_ranks)
     mixture = load_mixture(directory / "mixture.json")
     return SearchResult(mixture, True, f"wrote {directory / 'mixture.json'}")
 
@@ -136,68 +124,6 @@ def micro_batch(recipe: Recipe, num_ranks: int) -> int:
     return size
 
 
-def _finished(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixture | None:
-    """A complete mixture of this recipe and data, if there is one."""
-    path = search_directory(recipe) / "mixture.json"
-    if not path.exists():
-        return None
-    mixture = load_mixture(path)
-    differing = [
-        what
-        for what, then, now in (
-            ("data", mixture.catalog_hash, catalog.fingerprint),
-            ("recipe", mixture.recipe_hash, recipe_hash(recipe)),
-        )
-        if then != now
-    ]
-    if not differing:
-        return mixture
-    if not replace:
-        changed = _changed_keys(recipe)
-        raise MismatchError(
-            f"{path}: made with another {' and '.join(differing)}{f' ({changed})' if changed else ''}; give another workdir, or start "
-            "afresh with --replace"
-        )
-    path.unlink()
-    return None
-
-
-def _changed_keys(recipe: Recipe) -> str:
-    """Names of the keys that differ from the recipe saved beside the mixture, as far as it is there."""
-    path = search_directory(recipe) / "recipe.json"
-    if not path.exists():
-        return ""
-    then = read_json(path)
-    now = {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
-    return ", ".join(
-        f"{section}.{key}" for section in _SECTIONS for key in now[section] if then.get(section, {}).get(key) != now[section][key]
-    )
-
-
-def _identity(recipe: Recipe, catalog: Catalog, num_ranks: int) -> dict[str, Any]:
-    return {"recipe": recipe_hash(recipe), "data": catalog.fingerprint, "number_of_ranks": num_ranks}
-
-
-def _checkpoint_matches(directory: Path, identity: dict[str, Any]) -> bool:
-    try:
-        check_checkpoint(directory, identity=identity)
-    except MismatchError:
-        return False
-    return True
-
-
-@contextmanager
-def _only_search(directory: Path) -> Iterator[None]:
-    """Hold the workdir's lock; the system drops it when the process ends, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FastmixError(f"{directory}: another search is running here; wait for it or choose another workdir") from error
-        yield
-
-
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a question that the run asks at each update; a second one acts at once."""
@@ -217,18 +143,24 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _run_launched(recipe: Recipe, quiet: bool, rank: int, world_size: int, rendezvous: str) -> None:
+def _run_launched(recipe: Recipe, replace: bool, quiet: bool, rank: int, world_size: int, rendezvous: str) -> None:
     with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
-        _run_rank(recipe, quiet=quiet)
+        _run_rank(recipe, rank=rank, world_size=world_size, replace=replace, quiet=quiet)
 
 
-def _run_rank(recipe: Recipe, *, quiet: bool) -> None:
-    """One rank, from model to mixture."""
-    started = time.monotonic()
-    catalog, settings = catalog_of_workdir(recipe.workdir_path), recipe.search
-    import torch.distributed as dist
+def _run_rank(recipe: Recipe, *, rank: int, world_size: int, replace: bool, quiet: bool) -> None:
+    """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
+    catalog, directory = catalog_of_workdir(recipe.workdir_path), search_directory(recipe)
+    identity = run_identity(recipe, catalog, world_size)
+    with hold_search(directory) if rank == 0 else nullcontext():
+        if rank == 0:  # the others wait for it when they build the engine
+            discard_other_search(directory, identity=identity, replace=replace)
+            save_recipe(recipe)
+        _search(recipe, catalog, identity=identity, quiet=quiet or rank > 0)
 
-    size = micro_batch(recipe, dist.get_world_size())
+
+def _build(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyRun, ProxyEngine, Target]:
+    settings, size = recipe.search, micro_batch(recipe, world_size)
     config = proxy_config(
         recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=settings.sequence_length
     )
@@ -242,14 +174,14 @@ def _run_rank(recipe: Recipe, *, quiet: bool) -> None:
         micro_batch=size,
         seed=settings.seed,
     )
-    run = ProxyRun(catalog, search=settings, engine=engine, target=target)
+    return ProxyRun(catalog, search=settings, engine=engine, target=target), engine, target
+
+
+def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet: bool) -> None:
+    """Go on from the checkpoint if there is one, train to the end of the budget, and write the result."""
+    started, settings = time.monotonic(), recipe.search
+    run, engine, target = _build(recipe, catalog, identity["number_of_ranks"])
     checkpoints = search_directory(recipe) / "checkpoints"
-    identity = _identity(recipe, catalog, engine.world_size)
-    if engine.rank == 0:
-        write_json(
-            search_directory(recipe) / "recipe.json",
-            {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS},
-        )
     saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
     if saved is None:
         seconds_before, losses = 0.0, _target_losses(target, engine, "start", settings.eval_sequences)
@@ -257,19 +189,17 @@ def _run_rank(recipe: Recipe, *, quiet: bool) -> None:
         run.load_state_dict(saved["run"])
         seconds_before, losses = saved["seconds"], saved["losses"]
 
+    def seconds() -> float:
+        return float(seconds_before) + time.monotonic() - started
+
     def checkpoint() -> None:
-        state = {"run": run.state_dict(), "losses": losses, "seconds": seconds_before + time.monotonic() - started}
+        state = {"run": run.state_dict(), "losses": losses, "seconds": seconds()}
         save_checkpoint(checkpoints, step=run.step, state=state, identity=identity, engine=engine)
 
-    tokens_per_step = settings.global_batch * settings.sequence_length
+    per_step = settings.global_batch * settings.sequence_length
     with (
         _stop_on_signal() as stop_asked,
-        progress(
-            "search",
-            total=settings.num_steps * tokens_per_step,
-            done=run.step * tokens_per_step,
-            quiet=quiet or engine.rank > 0,
-        ) as advance,
+        progress("search", total=settings.num_steps * per_step, done=run.step * per_step, quiet=quiet) as advance,
     ):
         finished = run.run(advance=advance, stop_asked=stop_asked, checkpoint=checkpoint)
     if not finished:
@@ -278,9 +208,7 @@ def _run_rank(recipe: Recipe, *, quiet: bool) -> None:
         )
     losses = losses | _target_losses(target, engine, "end", settings.eval_sequences)
     if engine.rank == 0:
-        seconds = seconds_before + time.monotonic() - started
-        _write_result(recipe, catalog, run=run, target=target, engine=engine, losses=losses, seconds=seconds)
-    engine.barrier()
+        write_result(recipe, catalog, run=run, target=target, engine=engine, losses=losses, seconds=seconds())
 
 
 def _target_losses(target: Target, engine: ProxyEngine, when: str, num_sequences: int) -> dict[str, float]:
@@ -288,40 +216,6 @@ def _target_losses(target: Target, engine: ProxyEngine, when: str, num_sequences
         f"search_{when}": target.evaluate(engine, half="search", num_sequences=num_sequences),
         f"unseen_{when}": target.evaluate(engine, half="unseen", num_sequences=num_sequences),
     }
-
-
-def _write_result(
-    recipe: Recipe,
-    catalog: Catalog,
-    *,
-    run: ProxyRun,
-    target: Target,
-    engine: ProxyEngine,
-    losses: dict[str, float],
-    seconds: float,
-) -> None:
-    """Write trajectory and, last, the mixture; checkpoints have served then."""
-    directory, settings = search_directory(recipe), recipe.search
-    run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources)
-    mean_K, low_K, high_K = averaged_weights(final_weights(run.trajectory, search=settings), seed=settings.seed)
-    mixture = Mixture(
-        weights=dict(zip(catalog.sources, mean_K.tolist(), strict=True)),
-        interval={name: (low, high) for name, low, high in zip(catalog.sources, low_K.tolist(), high_K.tolist(), strict=True)},
-        method=f"fastmix ({settings.hypergradient} parameters)",
-        seed=settings.seed,
-        search_tokens=run.step * settings.global_batch * settings.sequence_length + target.num_tokens_read,
-        search_seconds=round(seconds, 3),
-        num_steps=run.step,
-        num_updates=run.mixture.num_updates,
-        target_loss=losses,
-        num_parameters=engine.num_parameters,
-        world_size=engine.world_size,
-        catalog_hash=catalog.fingerprint,
-        recipe_hash=recipe_hash(recipe),
-        trajectory_sha256=sha256_of_file(directory / "trajectory.parquet"),
-    )
-    save_mixture(directory / "mixture.json", mixture)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 def main() -> None:
@@ -338,9 +232,9 @@ def main() -> None:
         recipe = load_recipe(options.recipe, options.overrides)
         catalog = catalog_of_workdir(recipe.workdir_path)
         check_search(recipe, catalog, num_ranks=world_size)
-        if _finished(recipe, catalog, replace=options.replace and rank == 0) is None:
+        if finished_mixture(recipe, catalog, replace=options.replace) is None:
             with process_group(rank=rank, world_size=world_size):
-                _run_rank(recipe, quiet=False)
+                _run_rank(recipe, rank=rank, world_size=world_size, replace=options.replace, quiet=False)
     except FastmixError as error:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr)

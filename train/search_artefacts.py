@@ -1,0 +1,146 @@
+"""What a search leaves in its folder, and whether what lies there belongs to the recipe at hand."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_json
+from fastmix_data.catalog import Catalog
+from fastmix_data.errors import FastmixError, MismatchError
+from fastmix_data.mixture import Mixture, load_mixture, save_mixture
+from fastmix_data.recipe import Recipe
+from train.checkpoint import check_checkpoint
+from train.engine import ProxyEngine
+from train.mixture_optimizer import averaged_weights
+from train.proxy_run import ProxyRun, final_weights
+from train.target import Target
+
+_SECTIONS = ("target", "proxy", "deepspeed", "search")
+
+
+def search_directory(recipe: Recipe) -> Path:
+    """Folder of a workdir that holds mixture.json, trajectory.parquet and checkpoints."""
+    return recipe.workdir_path / "search"
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Hash of the sections of the recipe that a search depends on."""
+    return hash_of(_sections(recipe))
+
+
+def save_recipe(recipe: Recipe) -> None:
+    """Write the sections that a search depends on beside its results."""
+    write_json(search_directory(recipe) / "recipe.json", _sections(recipe))
+
+
+def _sections(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
+
+
+def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixture | None:
+    """A complete mixture of this recipe and data, if there is one."""
+    path = search_directory(recipe) / "mixture.json"
+    if not path.exists():
+        return None
+    mixture = load_mixture(path)
+    differing = [
+        what
+        for what, then, now in (
+            ("data", mixture.catalog_hash, catalog.fingerprint),
+            ("recipe", mixture.recipe_hash, recipe_hash(recipe)),
+        )
+        if then != now
+    ]
+    if not differing:
+        return mixture
+    if not replace:
+        changed = _changed_keys(recipe)
+        raise MismatchError(
+            f"{path}: made with another {' and '.join(differing)}{f' ({changed})' if changed else ''}; give another workdir, or start "
+            "afresh with --replace"
+        )
+    return None
+
+
+def _changed_keys(recipe: Recipe) -> str:
+    """Names of the keys that differ from the recipe saved beside the mixture, as far as it is there."""
+    path = search_directory(recipe) / "recipe.json"
+    if not path.exists():
+        return ""
+    then = read_json(path)
+    now = _sections(recipe)
+    return ", ".join(
+        f"{section}.{key}" for section in _SECTIONS for key in now[section] if then.get(section, {}).get(key) != now[section][key]
+    )
+
+
+def run_identity(recipe: Recipe, catalog: Catalog, num_ranks: int) -> dict[str, Any]:
+    """What a run must share with a checkpoint to go on from it."""
+    return {"recipe": recipe_hash(recipe), "data": catalog.fingerprint, "number_of_ranks": num_ranks}
+
+
+def discard_other_search(directory: Path, *, identity: dict[str, Any], replace: bool) -> None:
+    """Make way for a run: keep the checkpoints if they are its own, and with `replace` remove those of another.
+
+    Raises:
+        MismatchError: another search was stopped here.
+    """
+    checkpoints = directory / "checkpoints"
+    try:
+        check_checkpoint(checkpoints, identity=identity)
+    except MismatchError:
+        if not replace:
+            raise
+        shutil.rmtree(checkpoints)
+    (directory / "mixture.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_search(directory: Path) -> Iterator[None]:
+    """Hold the workdir's lock; the system drops it when the process ends, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FastmixError(f"{directory}: another search is running here; wait for it or choose another workdir") from error
+        yield
+
+
+def write_result(
+    recipe: Recipe,
+    catalog: Catalog,
+    *,
+    run: ProxyRun,
+    target: Target,
+    engine: ProxyEngine,
+    losses: dict[str, float],
+    seconds: float,
+) -> None:
+    """Write trajectory and, last, the mixture; checkpoints have served then."""
+    directory, settings = search_directory(recipe), recipe.search
+    run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources)
+    mean_K, low_K, high_K = averaged_weights(final_weights(run.trajectory, search=settings), seed=settings.seed)
+    mixture = Mixture(
+        weights=dict(zip(catalog.sources, mean_K.tolist(), strict=True)),
+        interval={name: (low, high) for name, low, high in zip(catalog.sources, low_K.tolist(), high_K.tolist(), strict=True)},
+        method=f"fastmix ({settings.hypergradient} parameters)",
+        seed=settings.seed,
+        search_tokens=run.step * settings.global_batch * settings.sequence_length + target.num_tokens_read,
+        search_seconds=round(seconds, 3),
+        num_steps=run.step,
+        num_updates=run.mixture.num_updates,
+        target_loss=losses,
+        num_parameters=engine.num_parameters,
+        world_size=engine.world_size,
+        catalog_hash=catalog.fingerprint,
+        recipe_hash=recipe_hash(recipe),
+        trajectory_sha256=sha256_of_file(directory / "trajectory.parquet"),
+    )
+    save_mixture(directory / "mixture.json", mixture)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
