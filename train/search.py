@@ -203,9 +203,7 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
     ):
         finished = run.run(advance=advance, stop_asked=stop_asked, checkpoint=checkpoint)
     if not finished:
-        raise Interrupted(
-            f"stopped at step {run.step} of {settings.num_steps}, which is saved; the same command goes on from there"
-        )
+        raise Interrupted(f"the search is saved at step {run.step} of {settings.num_steps}; the same command goes on from there")
     losses = losses | _target_losses(target, engine, "end", settings.eval_sequences)
     if engine.rank == 0:
         write_result(recipe, catalog, run=run, target=target, engine=engine, losses=losses, seconds=seconds())
@@ -237,7 +235,7 @@ def main() -> None:
                 _run_rank(recipe, rank=rank, world_size=world_size, replace=options.replace, quiet=False)
     except FastmixError as error:
         if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
         sys.exit(2)
 
 

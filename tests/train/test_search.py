@@ -110,7 +110,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(planted_recipe: MakeRecipe, r
     wait_for_checkpoint(recipe.with_suffix("") / "search" / "checkpoints" / "latest.json", process)
     os.killpg(process.pid, signal.SIGINT)
     errors = finish(process, code=2)
-    assert "which is saved; the same command goes on" in errors and "Traceback" not in errors
+    assert "stopped: the search is saved at step" in errors and "the same command goes on" in errors and "Traceback" not in errors
     resumed = subprocess.run([*command, "--json"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0 and json.loads(resumed.stdout)["num_steps"] == 120
 
