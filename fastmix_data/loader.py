@@ -160,18 +160,8 @@ class ManifestDataset(IterableDataset[Item]):
                 f"{shard.path}: has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}; restore the shard, or run "
                 "`fastmix preprocess` and `fastmix emit` again"
             )
-        mask = None if shard.loss_mask_NT is None else self._cut(shard.loss_mask_NT)
-        self._views[number] = self._cut(shard.tokens_NT), mask
+        self._views[number] = shard.sequences(self._length)
         return self._views[number]
-
-    def _cut(self, blocks_NT: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        stride, itemsize = blocks_NT.strides
-        return np.lib.stride_tricks.as_strided(
-            blocks_NT,
-            shape=(len(blocks_NT), self.manifest.block_tokens // self._length, self._length + 1),
-            strides=(stride, self._length * itemsize, itemsize),
-            writeable=False,
-        )
 
     def state_after(self, num_items: int) -> dict[str, Any]:
         """JSON-able state for when every rank has consumed `num_items` items of the latest iteration; the same on every rank."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,19 +101,8 @@ class SequenceReader:
     def _open(self, shard: int) -> tuple[Tokens, npt.NDArray[np.uint8] | None]:
         """Views of shape (num_blocks, sequences per block, sequence_length + 1)."""
         if shard not in self._views:
-            opened = self._catalog.open(self._rows[shard])
-            mask = None if opened.loss_mask_NT is None else self._cut(opened.loss_mask_NT)
-            self._views[shard] = self._cut(opened.tokens_NT), mask
+            self._views[shard] = self._catalog.open(self._rows[shard]).sequences(self._length)
         return self._views[shard]
-
-    def _cut(self, blocks_NT: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        stride, itemsize = blocks_NT.strides
-        return np.lib.stride_tricks.as_strided(
-            blocks_NT,
-            shape=(len(blocks_NT), self._per_block, self._length + 1),
-            strides=(stride, self._length * itemsize, itemsize),
-            writeable=False,
-        )
 
 
 def _mean_loss_tokens(rows: Sequence[ShardRow], sequence_length: int) -> float:

@@ -15,7 +15,7 @@ import tarfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -190,6 +190,17 @@ def write_shard(path: Path, buffer: npt.NDArray[np.uint8], *, layout: ShardLayou
     return WrittenShard(num_blocks, len(buffer), hashlib.sha256(buffer.data).hexdigest())
 
 
+def _cut(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    stride, itemsize = blocks_NT.strides
+    num_blocks, stored = blocks_NT.shape
+    return np.lib.stride_tricks.as_strided(
+        blocks_NT,
+        shape=(num_blocks, (stored - 1) // length, length + 1),
+        strides=(stride, length * itemsize, itemsize),
+        writeable=False,
+    )
+
+
 class StridedShard:
     """A shard opened as arrays over its memory map.
 
@@ -244,6 +255,11 @@ class StridedShard:
         except (tarfile.TarError, ValueError, OSError, AssertionError, IndexError) as error:
             raise CorruptArtefactError(f"{path}: not a strided shard ({error})") from error
         return cls(path, layout)
+
+    def sequences(self, length: int) -> tuple[Tokens, Mask | None]:
+        """Tokens and loss mask cut into sequences, as views of shape (num_blocks, block_tokens / length, length + 1)."""
+        mask = None if self.loss_mask_NT is None else _cut(self.loss_mask_NT, length)
+        return _cut(self.tokens_NT, length), mask
 
     def key(self, block: int) -> str:
         """WebDataset key of a block."""

@@ -62,14 +62,13 @@ def run(
     check_recipe(recipe, num_ranks=num_ranks)
     from pipelines.preprocess import preprocess
     from pipelines.report import write_report
-    from train.search import check_search, search
+    from train.search import search
 
     preprocessed = preprocess(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=quiet)
     for text in (*preprocessed.warnings, preprocessed.message):
         say(text)
     catalog = preprocessed.catalog
     check_emit(catalog, recipe.emit)
-    check_search(recipe, catalog, num_ranks=num_ranks)
     searched = search(recipe, num_ranks=num_ranks, replace=replace, quiet=quiet)
     say(searched.message)
     manifest = emit(recipe, replace=replace)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.artefacts import PARTIAL_SUFFIX, read_json
+from fastmix_data.artefacts import PARTIAL_SUFFIX, exclusive_lock, read_json
 from fastmix_data.errors import FastmixError, MismatchError
 from fastmix_data.recipe import Recipe
 from pipelines.partitions import Partition
@@ -26,18 +25,13 @@ def hold_workdir(root: Path) -> Iterator[None]:
     Raises:
         FastmixError: another run holds it, or the folder cannot be made.
     """
+    lock = root / ".preprocess.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".preprocess.lock").open("w")
+        lock.touch()
     except OSError as error:
         raise FastmixError(f"{root}: the workdir cannot be written to ({error.strerror}); name another workdir") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FastmixError(
-                f"{root}: another fastmix preprocess works in this workdir; wait for it, or name another"
-            ) from error
+    with exclusive_lock(lock, busy=f"{root}: another fastmix preprocess works in this workdir; wait for it, or name another"):
         yield
 
 

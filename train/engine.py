@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from fastmix_data.recipe import DeepspeedSection, SearchSection
-from train.losses import model_inputs
+from train.losses import has_learned_positions, model_inputs
 
 
 def prepare_environment() -> None:
@@ -120,11 +120,17 @@ class ProxyEngine:
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
         self.module: Any = self._engine.module
+        self._with_positions = has_learned_positions(self.module)
         self.device = torch.device(self._engine.device)
 
     def forward(self, inputs_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of a pass that trains."""
-        logits: Tensor = self._engine(**model_inputs(self.module, inputs_BT)).logits
+        logits: Tensor = self._engine(**model_inputs(inputs_BT, with_positions=self._with_positions)).logits
+        return logits
+
+    def bare_forward(self, inputs_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of a pass that the optimiser does not hear of."""
+        logits: Tensor = self.module(**model_inputs(inputs_BT, with_positions=self._with_positions)).logits
         return logits
 
     def backward(self, loss: Tensor) -> None:

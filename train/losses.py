@@ -21,14 +21,18 @@ def to_tensors(tokens_BS: Tokens, carries_loss_BT: Bools, *, device: torch.devic
     return tokens[:, :-1], tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
 
 
-def model_inputs(model: nn.Module, inputs_BT: Tensor) -> dict[str, Tensor]:
+def has_learned_positions(model: nn.Module) -> bool:
+    """Whether a model looks something up beside its tokens, as GPT-2 does; it walks all modules, so ask once."""
+    return sum(isinstance(module, nn.Embedding) for module in model.modules()) > 1
+
+
+def model_inputs(inputs_BT: Tensor, *, with_positions: bool) -> dict[str, Tensor]:
     """Keyword arguments of a forward pass.
 
     Learned positions are looked up once per sequence: models that share one look-up by broadcasting would hand back a gradient that is
     summed over sequences. Other models are not told positions, which would cost them their fast attention path.
     """
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    if len(embeddings) < 2:
+    if not with_positions:
         return {"input_ids": inputs_BT}
     positions = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)
     return {"input_ids": inputs_BT, "position_ids": positions.expand_as(inputs_BT)}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_json
+from fastmix_data.artefacts import exclusive_lock, hash_of, read_json, sha256_of_file, write_json
 from fastmix_data.catalog import Catalog
-from fastmix_data.errors import FastmixError, MismatchError
+from fastmix_data.errors import MismatchError
 from fastmix_data.mixture import Mixture, load_mixture, save_mixture
 from fastmix_data.recipe import Recipe
 from train.checkpoint import check_checkpoint
@@ -102,13 +101,10 @@ def discard_other_search(directory: Path, *, identity: dict[str, Any], replace: 
 
 @contextmanager
 def hold_search(directory: Path) -> Iterator[None]:
-    """Hold the workdir's lock; the system drops it when the process ends, however it ends."""
+    """Keep other searches out of a workdir."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FastmixError(f"{directory}: another search is running here; wait for it or choose another workdir") from error
+    busy = f"{directory}: another search is running here; wait for it or choose another workdir"
+    with exclusive_lock(directory / ".lock", busy=busy):
         yield
 
 

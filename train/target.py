@@ -14,7 +14,7 @@ from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.sampler import Float64s, MixtureSampler
 from fastmix_data.sequences import Half, SequenceReader
 from train.engine import ProxyEngine
-from train.losses import model_inputs, sequence_losses, to_tensors
+from train.losses import sequence_losses, to_tensors
 
 _EVALUATION_STREAM, _TARGET_STREAM = 11, 12
 
@@ -122,4 +122,4 @@ def _losses(
     """Summed token losses of each sequence, shape (B,), and the number of loss tokens of all."""
     tokens_BS, carries_loss_BT = reader.read(source_B, sequence_B)
     inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
-    return sequence_losses(engine.module(**model_inputs(engine.module, inputs)).logits, labels), int(carries_loss_BT.sum())
+    return sequence_losses(engine.bare_forward(inputs), labels), int(carries_loss_BT.sum())

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import FastmixError
 from train.hypergradient import HypergradientProbe
-from train.losses import IGNORED, model_inputs, sequence_losses
+from train.losses import IGNORED, has_learned_positions, model_inputs, sequence_losses
 
 BATCH, LENGTH, VOCABULARY = 6, 12, 50
 
@@ -43,7 +43,9 @@ def make_batch(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def losses_of(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return sequence_losses(model(**model_inputs(model, batch[0]), use_cache=False).logits, batch[1])
+    return sequence_losses(
+        model(**model_inputs(batch[0], with_positions=has_learned_positions(model)), use_cache=False).logits, batch[1]
+    )
 
 
 def parameters_of(model: Any, scope: str) -> list[nn.Parameter]:
