@@ -132,6 +132,15 @@ class TargetSection(Section):
         default_factory=dict, description="Sources whose held-out split counts, with relative weights."
     )
     files: dict[str, TargetFiles] = Field(default_factory=dict, description="Targets from files of their own, by name.")
+    worst_case: bool = Field(
+        False,
+        description="Minimax: weights move to the target with the largest regret, its loss over that of a reference run at the same step.",
+    )
+    not_worse_than: Literal["uniform", "proportional"] | None = Field(
+        None,
+        description="Non-regression limit: no target may end worse than in a reference run of the same budget on this mixture.",
+    )
+    limit_tolerance: float = Field(0.0, ge=0, description="Slack of not_worse_than, in nats per loss token.")
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -197,6 +206,57 @@ class DeepspeedSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32.")
 
 
+class GroupSection(Section):
+    """Sources whose total share is bounded."""
+
+    sources: tuple[str, ...] = Field(min_length=1, description="Members; a source is in one group at most.")
+    min: float = Field(0.0, ge=0, le=1, description="Smallest total share.")
+    max: float = Field(1.0, ge=0, le=1, description="Largest total share.")
+
+
+def _parse_groups(value: Any) -> Any:
+    """Accept the short form `{code: [python, c], max: 0.3}`, one mapping or a list of them, beside the full one."""
+    shorts = [value] if isinstance(value, dict) and any(isinstance(member, list) for member in value.values()) else value
+    if not isinstance(shorts, list):
+        return value
+    groups: dict[str, Any] = {}
+    for short in shorts:
+        if not isinstance(short, dict):
+            return value
+        members = [key for key in short if key not in ("min", "max")]
+        if len(members) != 1 and ("min" in short or "max" in short):
+            raise ValueError(f"a group with a bound has one name; got {', '.join(members)}")
+        bounds = {key: short[key] for key in ("min", "max") if key in short}
+        groups |= {name: {"sources": short[name], **bounds} for name in members}
+    return groups
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConstraintsSection(Section):
+    """Bounds on the mixture, kept at every step of the search."""
+
+    floor: Share | dict[str, Share] = Field(0.0, description="Smallest share: one number for every source, or by name.")
+    ceiling: Share | dict[str, Share] = Field(1.0, description="Largest share: one number for every source, or by name.")
+    pinned: dict[str, Share] = Field(default_factory=dict, description="Shares that are fixed, by name.")
+    groups: Annotated[dict[str, GroupSection], BeforeValidator(_parse_groups)] = Field(
+        default_factory=dict, description="Bounds on the total share of several sources: {code: {sources: [python, c], max: 0.3}}."
+    )
+    epoch_caps: bool = Field(
+        True,
+        description="Keep every share below emit.max_epochs * its tokens / emit.token_budget, so that production can honour it.",
+    )
+
+
+class StopSection(Section):
+    """When a search may end before its budget."""
+
+    tolerance: float = Field(
+        gt=0, lt=1, description="End when the averaged mixture moved by less than this share (half the sum of changes)."
+    )
+
+
 class SearchSection(Section):
     """The proxy run that learns the mixture."""
 
@@ -221,9 +281,17 @@ class SearchSection(Section):
         le=1,
         description="Sampling is (1 - exploration) * weights + exploration * uniform; the loss weights make up for it.",
     )
-    hypergradient: Literal["all", "head"] = Field(
+    hypergradient: Literal["all", "last_block", "head"] = Field(
         "all",
-        description="Parameters on which target and source gradients are compared: all, or the output head alone.",
+        description="Parameters on which target and source gradients are compared: all, the last block and what follows it, or the "
+        "output head alone.",
+    )
+    precondition: bool = Field(
+        False, description="Divide the target gradient by the root of the optimiser's second moment, the metric it steps in."
+    )
+    score: Literal["inner_product", "per_gradient_norm"] = Field(
+        "inner_product",
+        description="A source's score: its alignment with the target gradient per loss token, or per unit of its sequences' gradient norm.",
     )
     update_interval: int = Field(8, ge=1, description="Steps between two updates of the mixture.")
     target_batch: int = Field(16, ge=1, description="Target sequences of one update, over all ranks; fresh ones every time.")
@@ -239,12 +307,20 @@ class SearchSection(Section):
     initial_weights: Literal["uniform", "proportional"] | dict[str, float] = Field(
         "uniform", description="Where the mixture starts: uniform, by size in tokens, or given by name."
     )
-    prior: Literal["uniform", "proportional"] = Field("uniform", description="Mixture that prior_strength pulls to.")
+    prior: Literal["uniform", "proportional"] | dict[str, float] = Field(
+        "uniform", description="Mixture that prior_strength pulls to: uniform, by size in tokens, or given by name."
+    )
     prior_strength: float = Field(
         0.0,
         ge=0,
         description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior.",
     )
+    constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
+    match_repetition: bool = Field(
+        False,
+        description="Let the proxy see a fixed part of each source, so that it repeats as often as in production (emit.token_budget).",
+    )
+    stop: StopSection | None = Field(None, description="End early once the mixture stands still; without it the budget is used up.")
     average_fraction: float = Field(0.5, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
