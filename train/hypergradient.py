@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fastmix_data.errors import FastmixError
 
-Scope = Literal["all", "head"]
+Scope = Literal["all", "last_block", "head"]
 
 
 class HypergradientProbe:

@@ -72,6 +72,10 @@ class Target:
 
     def evaluate(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> float:
         """Loss on a fixed sample of a half, in nats per loss token: the weighted mean over targets."""
+        return float(self._weights_G @ self.evaluate_each(engine, half=half, num_sequences=num_sequences))
+
+    def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> Float64s:
+        """Loss of each target on a fixed sample of a half, in nats per loss token, shape (G,), in the order of the weights given."""
         reader = self._readers[half]
         sums_G2 = torch.zeros(len(self._weights_G), 2, dtype=torch.float64)
         was_training = engine.module.training
@@ -83,7 +87,7 @@ class Target:
         engine.module.train(was_training)
         sums = engine.sum_over_ranks(sums_G2.to(engine.device)).cpu().numpy()
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
-        return float(self._weights_G @ means_G)
+        return means_G
 
     def _fixed_sample(self, group: int, available: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         key = derive_keys(self._seed, _EVALUATION_STREAM, group)
