@@ -6,7 +6,7 @@ import atexit
 import ctypes
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class ProxyEngine:
         ds = _import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = search.global_batch // (self.world_size * micro_batch)
-        self._zero_stage = deepspeed.zero_stage
+        self._zero_stage, self._moments_linked = deepspeed.zero_stage, False
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         use_bf16 = deepspeed.precision == "bf16" or (
             deepspeed.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -116,6 +116,7 @@ class ProxyEngine:
             betas=search.adam_betas,
             fused=torch.cuda.is_available(),
         )
+        self._basic_optimizer = optimizer
         self._engine, self._optimizer, _, _ = ds.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -151,6 +152,29 @@ class ProxyEngine:
             group["lr"] = learning_rate
         assert self._engine.is_gradient_accumulation_boundary() == last_micro_batch
         self._engine.step()
+
+    def second_moments(self, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+        """Adam's bias-corrected mean square of each parameter's gradient, in the parameter's whole shape; None before the first step.
+
+        All ranks ask together: under ZeRO each holds a part.
+        """
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self._engine.global_steps == 0:
+            return None
+        if self._zero_stage in (1, 2) and not self._moments_linked:
+            # DeepSpeed links states after the first group's step, when the second group has none yet
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._moments_linked = True
+        correction = 1 - self._optimizer.param_groups[0]["betas"][1] ** self._engine.global_steps
+        found = []
+        for parameter in parameters:
+            own = self._basic_optimizer.state.get(parameter, {}).get("exp_avg_sq")
+            square = own if own is not None else safe_get_full_optimizer_state(parameter, "exp_avg_sq")
+            assert square is not None, "the optimiser has no second moment of this parameter"
+            found.append(square.float() / correction)
+        return found
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over ranks, in place."""

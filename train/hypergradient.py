@@ -9,7 +9,7 @@ No parameter gradient is formed and none is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from fastmix_data.errors import FastmixError
 
+_DAMPING, _TINY = 0.03, 1e-30
 Scope = Literal["all", "last_block", "head"]
 
 
@@ -29,16 +31,21 @@ class HypergradientProbe:
     The model is the bare module (not the engine), so DeepSpeed's gradient hooks never fire for the target gradient.
     """
 
-    def __init__(self, model: Any, *, scope: Scope) -> None:
+    def __init__(self, model: Any, *, scope: Scope, with_norms: bool = False) -> None:
         """Find the modules that own parameters.
 
         Args:
             model: a `transformers` causal LM.
-            scope: all trainable parameters, or the output head's alone.
+            scope: all trainable parameters, those of the last block and all that follows it, or the output head's alone.
+            with_norms: measure the norm of each scored sequence's gradient too.
         """
         self._head: nn.Module = model.get_output_embeddings()
-        self._scope = scope
-        modules = model.modules() if scope == "all" else [self._head]
+        self._scope, self._with_norms = scope, with_norms
+        self._last_block = _last_block(model) if scope == "last_block" else None
+        if scope == "head":
+            modules = [self._head]
+        else:
+            modules = list(model.modules()) if self._last_block is None else _from_last_block_on(model, self._head)
         self._names = {module: name for name, module in model.named_modules()}
         self._owners: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
         for module in modules:
@@ -49,6 +56,12 @@ class HypergradientProbe:
         self._parameters = list(distinct.values())
         self._target: dict[int, Tensor] = {}
         self._alignment_B: Tensor | None = None
+        self._square_norm_B: Tensor | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of the scope, in the order of the target gradient."""
+        return self._parameters
 
     def target_gradient(self, losses: Iterator[Tensor]) -> list[Tensor]:
         """Gradient v of the sum of `losses` in each parameter of the scope, without touching `.grad`.
@@ -60,8 +73,8 @@ class HypergradientProbe:
             Tensors to reduce over ranks in place before scoring.
         """
         totals: list[Tensor] | None = None
-        differentiate = self._gradient_of_all if self._scope == "all" else self._gradient_of_head
-        for gradients in differentiate(losses):
+        differentiate = {"all": self._gradient_of_all, "last_block": self._gradient_of_last_block, "head": self._gradient_of_head}
+        for gradients in differentiate[self._scope](losses):
             if totals is None:
                 totals = gradients
             else:
@@ -71,10 +84,31 @@ class HypergradientProbe:
         self._target = {id(p): v for p, v in zip(self._parameters, totals, strict=True)}
         return totals
 
+    def precondition(self, second_moments: Sequence[Tensor]) -> None:
+        """Turn the target gradient v into v / (sqrt(m) + damping), the direction Adam steps in, so that scores are in its metric.
+
+        The damping is 3% of the tensor's root mean square: rows of an embedding that training has hardly touched have m near 0, and
+        would drown the rest.
+
+        Args:
+            second_moments: m of each parameter of the scope, in the order of `parameters`.
+        """
+        for v, square in zip(self._target.values(), second_moments, strict=True):
+            v /= square.sqrt() + _DAMPING * square.mean().sqrt() + _TINY
+
     def _gradient_of_all(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
         for loss in losses:
             found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
             yield [_zeros(p) if g is None else _at_least_float32(g) for g, p in zip(found, self._parameters, strict=True)]
+
+    def _gradient_of_last_block(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+        """As `_gradient_of_all`, but the backward pass stops at the last block's input, which tied embeddings would lead past."""
+        assert self._last_block is not None
+        handle = self._last_block.register_forward_pre_hook(_detach_hidden, with_kwargs=True)
+        try:
+            yield from self._gradient_of_all(losses)
+        finally:
+            handle.remove()
 
     def _gradient_of_head(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
         """Through the head only: its input and output are caught, and the backward pass stops at its output."""
@@ -102,7 +136,7 @@ class HypergradientProbe:
             The loss's own factors are in it: divide by the sequence's factor to have it per unit of token loss.
         """
         assert self._target, "take a target gradient first"
-        self._alignment_B = None
+        self._alignment_B = self._square_norm_B = None
         handles = [
             module.register_forward_hook(self._hook(own, batch_shape), with_kwargs=True, prepend=True)
             for module, own in self._owners
@@ -117,6 +151,16 @@ class HypergradientProbe:
         assert self._alignment_B is not None, "no backward pass was made"
         return self._alignment_B
 
+    def norms(self) -> Tensor:
+        """After the backward pass: the norm of each sequence's gradient, shape (B,), with the loss's factors in it.
+
+        Of the weights of linear layers and embeddings; biases and norms, a thousandth of the parameters, are left out, and a tied
+        matrix counts once in either role. For a linear layer the square is sum_tu (d_t . d_u)(x_t . x_u), so that no parameter
+        gradient is formed (Goodfellow, arXiv 1510.01799, for sequences).
+        """
+        assert self._square_norm_B is not None, "no layer's norm was measured; make the probe with_norms"
+        return self._square_norm_B.sqrt()
+
     def _hook(self, own: dict[str, nn.Parameter], batch_shape: tuple[int, int]) -> Callable[..., None]:
         tangents = {name: self._target[id(parameter)] for name, parameter in own.items()}
 
@@ -128,7 +172,10 @@ class HypergradientProbe:
             if output.shape[0] not in (batch_shape[0], batch_shape[0] * batch_shape[1]):
                 raise FastmixError(self._unsupported(module, f"has an output of shape {tuple(output.shape)}"))
             derivative = _directional_derivative(module, args, kwargs, tangents)
+            inputs = args[0].detach() if args else None
             output.register_hook(lambda gradient: self._add(gradient, derivative(), batch_shape[0]))
+            if self._with_norms and inputs is not None and isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+                output.register_hook(lambda gradient: self._add_norm(inputs, gradient, batch_shape[0]))
 
         return after_forward
 
@@ -142,6 +189,38 @@ class HypergradientProbe:
         accumulator = torch.float64 if gradient.dtype == torch.float64 else torch.float32
         products = (gradient.to(accumulator) * derivative.to(accumulator)).reshape(num_sequences, -1).sum(dim=1)
         self._alignment_B = products if self._alignment_B is None else self._alignment_B + products
+
+    def _add_norm(self, inputs: Tensor, gradient: Tensor, num_sequences: int) -> None:
+        delta_BTO = gradient.float().reshape(num_sequences, -1, gradient.shape[-1])
+        if inputs.is_floating_point():
+            inputs_BTI = inputs.float().reshape(num_sequences, -1, inputs.shape[-1])
+            gram_BTT = inputs_BTI @ inputs_BTI.mT
+        else:  # an embedding's input is one-hot
+            indices_BT = inputs.reshape(num_sequences, -1)
+            gram_BTT = (indices_BT[:, :, None] == indices_BT[:, None, :]).float()
+        squares_B = ((delta_BTO @ delta_BTO.mT) * gram_BTT).sum(dim=(1, 2)).clamp_min(0)
+        self._square_norm_B = squares_B if self._square_norm_B is None else self._square_norm_B + squares_B
+
+
+def _last_block(model: nn.Module) -> nn.Module:
+    """The last of the model's blocks: of the longest list of modules that lies outside any other."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists or not len(max(lists, key=len)):
+        raise FastmixError(f"proxy: {type(model).__name__} has no list of blocks; use search.hypergradient: all or head")
+    return max(lists, key=len)[-1]
+
+
+def _from_last_block_on(model: nn.Module, head: nn.Module) -> list[nn.Module]:
+    """The modules of the last block, those registered after it, and the head."""
+    every = list(model.modules())
+    start = every.index(_last_block(model))
+    return [*every[start:], *([head] if head not in every[start:] else [])]
+
+
+def _detach_hidden(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (args[0].detach(), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
 
 
 def _directional_derivative(

@@ -27,10 +27,10 @@ from train.trajectory import Trajectory, TrajectoryRow
 
 @dataclass
 class _Evidence:
-    """Sums over this rank's sequences: alignments and tokens of the scored step, losses since the last update."""
+    """Sums over this rank's sequences: alignments of the scored step and what they are divided by, losses since the last update."""
 
     alignment_K: Tensor
-    num_tokens_K: Tensor
+    divisor_K: Tensor
     train_loss: Tensor
     num_steps: int = 0
 
@@ -79,7 +79,9 @@ class ProxyRun:
             fingerprint=catalog.fingerprint,
             window=search.locality_window,
         )
-        self._probe = HypergradientProbe(engine.module, scope=search.hypergradient)
+        self._probe = HypergradientProbe(
+            engine.module, scope=search.hypergradient, with_norms=search.score == "per_gradient_norm"
+        )
         num_sources = len(catalog.sources)
         self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
         self._prior_K = starting_weights(catalog, search.prior)
@@ -145,6 +147,8 @@ class ProxyRun:
         for gradient in self._probe.target_gradient(losses()):
             self._engine.sum_over_ranks(gradient)
         module.train()
+        if self._search.precondition and (moments := self._engine.second_moments(self._probe.parameters)) is not None:
+            self._probe.precondition(moments)
         return float(self._engine.sum_over_ranks(total))
 
     def _train_step(self, *, scored: bool) -> None:
@@ -181,11 +185,15 @@ class ProxyRun:
             return
         with self._probe.scoring((inputs.shape[0], inputs.shape[1])) as alignments:
             forward_and_backward()
-            alignment_B = alignments().double() / (factor_B * engine.loss_scale)
+            unit_B = factor_B * engine.loss_scale
+            alignment_B = alignments().double() / unit_B
         source_B = torch.from_numpy(plan.source_B).to(engine.device)
         self._evidence.alignment_K.index_add_(0, source_B, alignment_B)
-        num_tokens_B = torch.from_numpy(carries_loss_BT.sum(axis=1, dtype=np.float64)).to(engine.device)
-        self._evidence.num_tokens_K.index_add_(0, source_B, num_tokens_B)
+        if self._search.score == "per_gradient_norm":
+            divisor_B = self._probe.norms().double() / unit_B
+        else:
+            divisor_B = torch.from_numpy(carries_loss_BT.sum(axis=1, dtype=np.float64)).to(engine.device)
+        self._evidence.divisor_K.index_add_(0, source_B, divisor_B)
 
     def _update(self, target_loss: float, *, stop_asked: bool) -> bool:
         """Reduce the evidence of all ranks and move the mixture; returns whether any rank was asked to stop."""
@@ -193,7 +201,7 @@ class ProxyRun:
         packed = torch.cat(
             [
                 evidence.alignment_K,
-                evidence.num_tokens_K,
+                evidence.divisor_K,
                 evidence.train_loss,
                 evidence.train_loss.new_tensor([float(stop_asked)]),
             ]

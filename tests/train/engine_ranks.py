@@ -48,7 +48,12 @@ def work(options: dict[str, Any], rank: int, world_size: int, rendezvous: str) -
             Path(options["output"]).write_text(json.dumps(result))
 
 
+def flat(tensors: list[torch.Tensor]) -> list[float]:
+    return [value for tensor in tensors for value in tensor.flatten().tolist()]
+
+
 def train_one_step(engine: ProxyEngine, options: dict[str, Any]) -> dict[str, Any]:
+    assert engine.second_moments(list(engine.module.parameters())) is None
     probe = HypergradientProbe(engine.module, scope=options["scope"])
     share = GLOBAL_BATCH // engine.world_size
     mine = slice(engine.rank * share, (engine.rank + 1) * share)
@@ -75,10 +80,12 @@ def train_one_step(engine: ProxyEngine, options: dict[str, Any]) -> dict[str, An
         else:
             forward_and_backward()
         engine.step(LEARNING_RATE, last_micro_batch=start + size == share)
+    moments = engine.second_moments(list(engine.module.parameters()))
+    assert moments is not None
     engine.module.eval()
     with torch.no_grad():
         logits = engine.module(input_ids=make_batch(3)[0][:2]).logits
-    return {"scores": engine.sum_over_ranks(scores).tolist(), "logits": logits.flatten().tolist()}
+    return {"scores": engine.sum_over_ranks(scores).tolist(), "logits": logits.flatten().tolist(), "moments": flat(moments)}
 
 
 if __name__ == "__main__":

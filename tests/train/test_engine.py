@@ -50,7 +50,13 @@ def oracle(scope: str) -> dict[str, torch.Tensor]:
     (losses * factors).sum().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), search.gradient_clipping)
     optimizer.step()
-    return {"scores": scores, "logits": model(input_ids=setting.make_batch(3)[0][:2]).logits.detach().flatten()}
+    correction = 1 - search.adam_betas[1]
+    moments = torch.cat([optimizer.state[p]["exp_avg_sq"].flatten() / correction for p in model.parameters()])
+    return {
+        "scores": scores,
+        "logits": model(input_ids=setting.make_batch(3)[0][:2]).logits.detach().flatten(),
+        "moments": moments,
+    }
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, *, tolerance: float = 1e-4) -> None:
@@ -63,6 +69,7 @@ def test_scores_and_step_equal_plain_pytorch(tmp_path: Path, ranks: int, stage: 
     found = run(tmp_path, ranks=ranks, stage=stage)
     assert_close(found["scores"], oracle("all")["scores"])
     assert_close(found["logits"], oracle("all")["logits"])
+    assert_close(found["moments"], oracle("all")["moments"])
 
 
 def test_head_scores_equal_plain_pytorch_on_two_ranks(tmp_path: Path) -> None:

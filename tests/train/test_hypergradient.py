@@ -49,11 +49,28 @@ def losses_of(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def parameters_of(model: Any, scope: str) -> list[nn.Parameter]:
-    return list(model.parameters()) if scope == "all" else list(model.get_output_embeddings().parameters())
+    if scope == "all":
+        return list(model.parameters())
+    head = list(model.get_output_embeddings().parameters())
+    if scope == "head":
+        return head
+    children = dict(model.base_model.named_children())
+    norm = children.get("norm") or children.get("ln_f") or children["final_layer_norm"]
+    return [*blocks_of(model)[-1].parameters(), *norm.parameters(), *head]
+
+
+def blocks_of(model: Any) -> nn.ModuleList:
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
 def expected_scores(model: Any, scope: str, target: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-    """One backward pass per sequence; for the head, hidden states are constants (a tied embedding does not count)."""
+    """One backward pass per sequence; what enters the last block or the head is constant (a tied embedding does not count)."""
+    gradients = separate_gradients(model, scope, target, batch)
+    return gradients[1:] @ gradients[0]
+
+
+def separate_gradients(model: Any, scope: str, target: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Gradient of the target's mean loss, then of each sequence's loss, one per row."""
 
     def gradient(losses: Tensor) -> Tensor:
         return torch.cat([g.flatten() for g in torch.autograd.grad(losses, parameters_of(model, scope), retain_graph=True)])
@@ -61,11 +78,19 @@ def expected_scores(model: Any, scope: str, target: tuple[Tensor, Tensor], batch
     def losses(which: tuple[Tensor, Tensor]) -> Tensor:
         if scope == "all":
             return losses_of(model, which)
+        if scope == "last_block":
+
+            def detach(_: nn.Module, args: Any, kwargs: Any) -> Any:
+                return tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args), kwargs
+
+            handle = blocks_of(model)[-1].register_forward_pre_hook(detach, with_kwargs=True)
+            found = losses_of(model, which)
+            handle.remove()
+            return found
         hidden = model.base_model(input_ids=which[0], use_cache=False).last_hidden_state.detach()
         return sequence_losses(model.get_output_embeddings()(hidden), which[1])
 
-    v = gradient(losses(target).mean())
-    return torch.stack([v @ gradient(loss) for loss in losses(batch)])
+    return torch.stack([gradient(losses(target).mean()), *(gradient(loss) for loss in losses(batch))])
 
 
 def probe_scores(model: Any, scope: Any, target: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -76,7 +101,7 @@ def probe_scores(model: Any, scope: Any, target: tuple[Tensor, Tensor], batch: t
         return alignments()
 
 
-@pytest.mark.parametrize("scope", ["all", "head"])
+@pytest.mark.parametrize("scope", ["all", "last_block", "head"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_scores_equal_separate_backward_passes(name: str, scope: str, dtype: torch.dtype, tolerance: float) -> None:
@@ -87,6 +112,35 @@ def test_scores_equal_separate_backward_passes(name: str, scope: str, dtype: tor
     expected = expected_scores(model, scope, target, batch)
     found = probe_scores(model, scope, target, batch)
     assert torch.allclose(found.to(dtype), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_norms_equal_those_of_separate_gradients_in_matrices(name: str) -> None:
+    model = make_model(name, torch.float64)
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())  # untied: a tied matrix counts once in either role
+    target, batch = make_batch(1), make_batch(2)
+    is_matrix = torch.cat([torch.full((p.numel(),), p.dim() >= 2) for p in model.parameters()])
+    expected = separate_gradients(model, "all", target, batch)[1:, is_matrix].norm(dim=1)
+    probe = HypergradientProbe(model, scope="all", with_norms=True)
+    probe.target_gradient(losses_of(model, target).mean() for _ in range(1))
+    with probe.scoring((BATCH, LENGTH)):
+        losses_of(model, batch).sum().backward()
+    assert torch.allclose(probe.norms().double(), expected, rtol=1e-5)
+
+
+def test_preconditioning_scores_in_the_metric_of_the_second_moment() -> None:
+    model = make_model("llama", torch.float64)
+    target, batch = make_batch(1), make_batch(2)
+    gradients = separate_gradients(model, "all", target, batch)
+    probe = HypergradientProbe(model, scope="all")
+    probe.target_gradient(losses_of(model, target).mean() for _ in range(1))
+    moments = [torch.rand_like(parameter) for parameter in probe.parameters]
+    probe.precondition(moments)
+    with probe.scoring((BATCH, LENGTH)) as alignments:
+        losses_of(model, batch).sum().backward()
+    scale = torch.cat([(m.sqrt() + 0.03 * m.mean().sqrt()).flatten() for m in moments])
+    assert torch.allclose(alignments(), gradients[1:] @ (gradients[0] / scale), rtol=1e-8)
 
 
 def test_scoring_leaves_the_training_gradient_as_it_is() -> None:
