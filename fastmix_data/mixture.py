@@ -18,6 +18,25 @@ SCHEMA_VERSION = 1
 _SUM_TOLERANCE = 1e-6
 
 
+class Limit(BaseModel):
+    """How a target ended beside the reference run, in nats per loss token on the half that the search saw."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: float
+    loss: float
+    kept: bool
+
+
+class WorstTarget(BaseModel):
+    """The target with the largest regret: its loss less that of the reference run, in nats per loss token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    regret: float
+
+
 class Mixture(BaseModel):
     """Shares of tokens by source.
 
@@ -41,6 +60,15 @@ class Mixture(BaseModel):
         default_factory=dict,
         description="Mean token loss (nats) of the proxy on the target: search_start, search_end, unseen_start, unseen_end.",
     )
+    target_losses: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="The same by target, and reference_end (search half) where the recipe asks for a reference run.",
+    )
+    target_weights: dict[str, float] = Field(
+        default_factory=dict, description="Weight of each target's loss, averaged over the averaged part of the trajectory."
+    )
+    limits: dict[str, Limit] = Field(default_factory=dict, description="not_worse_than: whether each target ended within it.")
+    worst: WorstTarget | None = Field(None, description="worst_case: the target that ended with the largest regret.")
     num_parameters: int = 0
     world_size: int = 1
     catalog_hash: str = ""

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
@@ -134,7 +134,8 @@ class TargetSection(Section):
     files: dict[str, TargetFiles] = Field(default_factory=dict, description="Targets from files of their own, by name.")
     worst_case: bool = Field(
         False,
-        description="Minimax: weights move to the target with the largest regret, its loss over that of a reference run at the same step.",
+        description="Minimax: weights move to the target with the largest regret, its loss over that of a reference run at the same step. "
+        "The reference mixture is not_worse_than, or uniform without it.",
     )
     not_worse_than: Literal["uniform", "proportional"] | None = Field(
         None,
@@ -146,7 +147,16 @@ class TargetSection(Section):
     def _something(self) -> Self:
         if not self.sources and not self.files:
             raise ValueError("give at least one of sources and files")
+        if self.worst_case and len(self.sources) + len(self.files) < 2:
+            raise ValueError("worst_case needs at least two targets; name another in sources or files, or leave worst_case out")
+        if self.limit_tolerance and self.not_worse_than is None:
+            raise ValueError("limit_tolerance is the slack of a limit; give not_worse_than: uniform or proportional too")
         return self
+
+    @property
+    def reference_mixture(self) -> Literal["uniform", "proportional"] | None:
+        """Mixture of the run that losses are held against, if the recipe asks for one."""
+        return self.not_worse_than or ("uniform" if self.worst_case else None)
 
     def weights(self) -> dict[str, float]:
         """Weight of each target by name, summing to 1."""
@@ -213,6 +223,14 @@ class GroupSection(Section):
     min: float = Field(0.0, ge=0, le=1, description="Smallest total share.")
     max: float = Field(1.0, ge=0, le=1, description="Largest total share.")
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; swap them or change one")
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources names one of {', '.join(self.sources)} twice; name each once")
+        return self
+
 
 def _parse_groups(value: Any) -> Any:
     """Accept the short form `{code: [python, c], max: 0.3}`, one mapping or a list of them, beside the full one."""
@@ -234,19 +252,56 @@ def _parse_groups(value: Any) -> Any:
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ConstraintsSection(Section):
-    """Bounds on the mixture, kept at every step of the search."""
+def _require_some(shares: Any) -> Any:
+    if isinstance(shares, dict) and not any(shares.values()):
+        raise ValueError("give at least one source a share above 0")
+    return shares
 
-    floor: Share | dict[str, Share] = Field(0.0, description="Smallest share: one number for every source, or by name.")
-    ceiling: Share | dict[str, Share] = Field(1.0, description="Largest share: one number for every source, or by name.")
-    pinned: dict[str, Share] = Field(default_factory=dict, description="Shares that are fixed, by name.")
+
+# A mixture as a recipe states it. Ratios count, not their sum; a source that is not named gets a thousandth of the uniform share.
+StatedMixture = Annotated[
+    Literal["uniform", "proportional"] | dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
+    AfterValidator(_require_some),
+]
+
+
+class ConstraintsSection(Section):
+    """Bounds on the mixture, kept at every step of the search: each move ends at the nearest mixture within them."""
+
+    floor: Share | dict[str, Share] = Field(
+        0.0, description="Smallest share: one number for every source, or by name (others: 0)."
+    )
+    ceiling: Share | dict[str, Share] = Field(
+        1.0, description="Largest share: one number for every source, or by name (others: 1)."
+    )
+    pinned: dict[str, Share] = Field(
+        default_factory=dict, description="Shares that are fixed, by name; they come before a floor or ceiling for every source."
+    )
     groups: Annotated[dict[str, GroupSection], BeforeValidator(_parse_groups)] = Field(
-        default_factory=dict, description="Bounds on the total share of several sources: {code: {sources: [python, c], max: 0.3}}."
+        default_factory=dict,
+        description="Bounds on the total share of several sources: {code: {sources: [python, c], max: 0.3}}.",
     )
     epoch_caps: bool = Field(
         True,
         description="Keep every share below emit.max_epochs * its tokens / emit.token_budget, so that production can honour it.",
     )
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> Self:
+        for name, share in self.pinned.items():
+            low = self.floor.get(name, 0.0) if isinstance(self.floor, dict) else 0.0
+            high = self.ceiling.get(name, 1.0) if isinstance(self.ceiling, dict) else 1.0
+            if not low <= share <= high:
+                raise ValueError(
+                    f"pinned.{name} {share:g} is outside its floor {low:g} and ceiling {high:g}; leave those of {name} out"
+                )
+        group_of: dict[str, str] = {}
+        for group, section in self.groups.items():
+            for name in section.sources:
+                if name in group_of:
+                    raise ValueError(f"groups: {name} is in {group_of[name]} and in {group}; a source is in one group at most")
+                group_of[name] = group
+        return self
 
 
 class StopSection(Section):
@@ -304,11 +359,15 @@ class SearchSection(Section):
         lt=1,
         description="Memory of a source's score: share of the old evidence kept when the source is seen again.",
     )
-    initial_weights: Literal["uniform", "proportional"] | dict[str, float] = Field(
-        "uniform", description="Where the mixture starts: uniform, by size in tokens, or given by name."
+    initial_weights: StatedMixture = Field(
+        "uniform",
+        description="Where the mixture starts, brought within the constraints: uniform, by size in tokens, or given by name (relative; "
+        "a source not named gets a thousandth of the uniform share).",
     )
-    prior: Literal["uniform", "proportional"] | dict[str, float] = Field(
-        "uniform", description="Mixture that prior_strength pulls to: uniform, by size in tokens, or given by name."
+    prior: StatedMixture = Field(
+        "uniform",
+        description="Mixture that prior_strength pulls to: uniform, by size in tokens, or given by name (relative; a source not named "
+        "gets a thousandth of the uniform share).",
     )
     prior_strength: float = Field(
         0.0,
@@ -318,9 +377,12 @@ class SearchSection(Section):
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
     match_repetition: bool = Field(
         False,
-        description="Let the proxy see a fixed part of each source, so that it repeats as often as in production (emit.token_budget).",
+        description="Let the proxy see a fixed part of each source, the search's tokens over emit.token_budget, so that at equal shares "
+        "it repeats as often as in production.",
     )
-    stop: StopSection | None = Field(None, description="End early once the mixture stands still; without it the budget is used up.")
+    stop: StopSection | None = Field(
+        None, description="End early once the mixture stands still; without it the budget is used up."
+    )
     average_fraction: float = Field(0.5, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
@@ -403,10 +465,19 @@ class Recipe(Section):
         for name in self.target.files:
             if name in self.sources:
                 raise ValueError(f"target.files: {name!r} is the name of a source too; choose another")
+        constraints = self.search.constraints
+        for name in constraints.groups:
+            if name in self.sources:
+                raise ValueError(f"search.constraints.groups: {name!r} is the name of a source too; choose another")
         by_source: tuple[tuple[str, object], ...] = (
             ("target.sources", self.target.sources),
             ("emit.max_epochs", self.emit.max_epochs),
             ("search.initial_weights", self.search.initial_weights),
+            ("search.prior", self.search.prior),
+            ("search.constraints.floor", constraints.floor),
+            ("search.constraints.ceiling", constraints.ceiling),
+            ("search.constraints.pinned", constraints.pinned),
+            *((f"search.constraints.groups.{name}", dict.fromkeys(group.sources)) for name, group in constraints.groups.items()),
         )
         for group, value in by_source:
             for name in value if isinstance(value, dict) else ():
@@ -418,6 +489,14 @@ class Recipe(Section):
                 f"{self.shards.block_tokens}; choose one that does, for example {_largest_divisor(self)}"
             )
         return self
+
+    @property
+    def share_seen(self) -> float:
+        """Part of every source's sequences that the proxy may see: with match_repetition the search's tokens over the production run's."""
+        if not self.search.match_repetition:
+            return 1.0
+        search_tokens = self.search.num_steps * self.search.global_batch * self.search.sequence_length
+        return min(1.0, search_tokens / self.emit.token_budget)
 
     @property
     def base(self) -> Path:
