@@ -149,8 +149,13 @@ def check_emit(catalog: Catalog, emit: EmitSection) -> None:
         token_budget=emit.token_budget,
         max_epochs=[emit.epochs_of(name) for name in catalog.sources],
         names=catalog.sources,
-        caps_K=_caps(catalog, _blocks(catalog), emit),
+        caps_K=emittable_tokens(catalog, emit),
     )
+
+
+def emittable_tokens(catalog: Catalog, emit: EmitSection) -> list[int]:
+    """Most tokens of each source that whole blocks can realise within its epochs, in the order of the catalog's sources."""
+    return _caps(catalog, _blocks(catalog), emit)
 
 
 def emit_manifest(
