@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fastmix_data.catalog import Catalog
@@ -41,14 +43,22 @@ class PlainRun:
         torch.save(self.engine.module.state_dict(), path)
 
 
-def train_on_mixture(recipe: Recipe, catalog: Catalog, weights_K: Float64s, *, seed: int) -> PlainRun:
-    """Train a fresh proxy for the recipe's search budget on fixed weights, on this process alone.
+def train_on_mixture(
+    recipe: Recipe,
+    catalog: Catalog,
+    weights_K: Float64s,
+    *,
+    seed: int,
+    on_step: Callable[[int, ProxyEngine], None] | None = None,
+) -> PlainRun:
+    """Train a fresh proxy for the recipe's search budget on fixed weights, on all ranks of the process group together.
 
     Sequences are drawn by the weights; model, initial weights, learning rate and batch are those of a search with this seed.
 
     Args:
         weights_K: shares of tokens in the order of the catalog's sources, shape (K,).
         seed: fixes the proxy's initial weights and the order of the data; replaces the recipe's.
+        on_step: called on every rank after each optimiser step with the number of steps done; its time is not training time.
 
     Raises:
         FastmixError: the loss is not finite.
@@ -58,7 +68,7 @@ def train_on_mixture(recipe: Recipe, catalog: Catalog, weights_K: Float64s, *, s
         _model(recipe, catalog, seed),
         search=search,
         deepspeed=recipe.deepspeed,
-        micro_batch=search.micro_batch or search.global_batch,
+        micro_batch=search.micro_batch or search.global_batch // dist.get_world_size(),
     )
     reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length)
     sampler = MixtureSampler(
@@ -70,19 +80,23 @@ def train_on_mixture(recipe: Recipe, catalog: Catalog, weights_K: Float64s, *, s
         window=search.locality_window,
     )
     factor = 1 / (search.global_batch * float(weights_K @ reader.mean_loss_tokens_K))
-    started = time.monotonic()
+    started, seconds_paused = time.monotonic(), 0.0
     for step in range(search.num_steps):
-        plan = sampler.next(weights_K)
+        plan = sampler.next(weights_K).slice(engine.rank, engine.world_size)
         for number in range(engine.num_micro_batches):
             part = plan.slice(number, engine.num_micro_batches)
             inputs, labels = to_tensors(*reader.read(part.source_B, part.sequence_B), device=engine.device)
             loss = sequence_losses(engine.forward(inputs), labels).sum() * factor
             engine.backward(loss)
             engine.step(learning_rate_at(step, search), last_micro_batch=number == engine.num_micro_batches - 1)
-    if not np.isfinite(float(loss.detach())):
+        if on_step is not None:
+            paused = time.monotonic()
+            on_step(step + 1, engine)
+            seconds_paused += time.monotonic() - paused
+    if not np.isfinite(float(engine.sum_over_ranks(loss.detach()))):
         raise FastmixError(f"the proxy's loss is not finite; lower search.learning_rate (now {search.learning_rate})")
     num_tokens = search.num_steps * search.global_batch * search.sequence_length
-    return PlainRun(engine, num_tokens, time.monotonic() - started)
+    return PlainRun(engine, num_tokens, time.monotonic() - started - seconds_paused)
 
 
 def load_proxy(path: Path, recipe: Recipe, catalog: Catalog) -> ProxyEngine:

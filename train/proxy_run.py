@@ -122,7 +122,9 @@ class ProxyRun:
         target_loss = self._take_target_gradient() if scored else 0.0
         self._train_step(scored=scored)
         self.step += 1
-        return scored, scored and self._update(target_loss, stop_asked=stop_asked())
+        stopping = scored and self._update(target_loss, stop_asked=stop_asked())
+        self._target.rebalance(self._engine, step=self.step)
+        return scored, stopping
 
     def plain_step(self) -> None:
         """One step of plain training on the mixture as it stands."""
@@ -147,6 +149,7 @@ class ProxyRun:
         for gradient in self._probe.target_gradient(losses()):
             self._engine.sum_over_ranks(gradient)
         module.train()
+        self._target.count_batch(self._engine)
         if self._search.precondition and (moments := self._engine.second_moments(self._probe.parameters)) is not None:
             self._probe.precondition(moments)
         return float(self._engine.sum_over_ranks(total))
@@ -232,7 +235,18 @@ class ProxyRun:
         )
         tokens = self.step * self._search.global_batch * self._search.sequence_length
         weights = self.mixture.weights_K.tolist()
-        self.trajectory.rows.append(TrajectoryRow(self.step, tokens, weights, scores_K.tolist(), train_loss, target_loss))
+        self.trajectory.rows.append(
+            TrajectoryRow(
+                self.step,
+                tokens,
+                weights,
+                scores_K.tolist(),
+                train_loss,
+                target_loss,
+                target_weights=self._target.weights_G.tolist(),
+                target_losses=self._target.losses,
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""

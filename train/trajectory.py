@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class TrajectoryRow:
-    """State after an update.
+    """State after an update, and what it was made from.
 
     `weights` and `scores` have one entry per source, `scores` being alignments with the target gradient per loss token. Losses are
     nats per loss token: of the training mixture since the last row, and of the fresh target batch of this update.
+
+    `target_weights` are those of this update's target gradient; `target_losses` are estimates from the batches so far, None for a
+    target that was in no batch yet. Both have one entry per target.
     """
 
     step: int
@@ -31,6 +34,8 @@ class TrajectoryRow:
     scores: list[float]
     train_loss: float
     target_loss: float
+    target_weights: list[float] = field(default_factory=list)
+    target_losses: list[float | None] = field(default_factory=list)
 
 
 _SCHEMA = pa.schema(
@@ -41,6 +46,8 @@ _SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float64())),
         ("train_loss", pa.float64()),
         ("target_loss", pa.float64()),
+        ("target_weights", pa.list_(pa.float64())),
+        ("target_losses", pa.list_(pa.float64())),
     ]
 )
 
@@ -57,9 +64,15 @@ class Trajectory:
         chosen = [row.weights for row in self.rows if row.step > step] or [self.rows[-1].weights]
         return np.array(chosen)
 
-    def save(self, path: Path, *, sources: Sequence[str]) -> None:
-        """Write `trajectory.parquet` atomically; the sources' names travel in its metadata."""
-        metadata = {b"fastmix": orjson.dumps({"schema_version": SCHEMA_VERSION, "sources": list(sources)})}
+    def target_weights_since(self, step: float) -> Float64s:
+        """Weights of the targets at each update later than `step`, shape (U, G); at least the last one."""
+        chosen = [row.target_weights for row in self.rows if row.step > step] or [self.rows[-1].target_weights]
+        return np.array(chosen)
+
+    def save(self, path: Path, *, sources: Sequence[str], targets: Sequence[str] = ()) -> None:
+        """Write `trajectory.parquet` atomically; the names of sources and targets travel in its metadata."""
+        names = {"schema_version": SCHEMA_VERSION, "sources": list(sources), "targets": list(targets)}
+        metadata = {b"fastmix": orjson.dumps(names)}
         write_parquet(path, pa.Table.from_pylist(self.state(), schema=_SCHEMA.with_metadata(metadata)))
 
     def state(self) -> list[dict[str, Any]]:
