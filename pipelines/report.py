@@ -13,6 +13,7 @@ from fastmix_data.artefacts import atomic_file
 from pipelines import report_text
 from pipelines.report_inputs import ReportInputs, read_inputs
 from pipelines.report_plots import draw_plots
+from pipelines.report_table import source_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ROWS_AT_FIRST = 40
@@ -79,7 +80,8 @@ def render_report(inputs: ReportInputs) -> str:
         disagreements=inputs.disagreements,
         sections=sections,
         losses=report_text.losses(inputs),
-        table=report_text.source_table(inputs),
+        table=source_table(inputs),
+        grouped=report_text.grouping(inputs),
         few=_ROWS_AT_FIRST,
         provenance=report_text.provenance(inputs),
         plots_css=(_TEMPLATES / "plots.css").read_text(),

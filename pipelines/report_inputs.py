@@ -19,6 +19,7 @@ from fastmix_data.catalog import Catalog, load_catalog
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest import Manifest, ManifestSource, load_manifest
 from fastmix_data.mixture import Mixture, load_mixture
+from pipelines.report_groups import SourceGroup, group_sources
 
 Float64s = npt.NDArray[np.float64]
 _COLUMNS = ("step", "tokens", "weights", "scores", "train_loss", "target_loss")
@@ -59,6 +60,17 @@ class ReportInputs:
         if catalog is None:
             return tuple(source.name for source in self.manifest.sources) if self.manifest is not None else ()
         return tuple(sorted(catalog.sources, key=lambda name: (-catalog.num_tokens(name), name)))
+
+    @cached_property
+    def constrained_groups(self) -> dict[str, dict[str, Any]]:
+        """Groups of the recipe beside the search, by name."""
+        groups: dict[str, dict[str, Any]] = self.recipe.get("search", {}).get("constraints", {}).get("groups", {})
+        return groups
+
+    @cached_property
+    def groups(self) -> tuple[SourceGroup, ...]:
+        """Sources that are shown together; empty where they are not grouped."""
+        return group_sources(self.sources, self.constrained_groups)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

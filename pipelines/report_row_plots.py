@@ -9,7 +9,7 @@ from pipelines.report_frame import LONGEST_LABEL, WIDTH, Frame, colour
 from pipelines.report_inputs import ReportInputs
 from pipelines.svg import Canvas, Scale, shorten, text_width
 
-MAX_ROWS = 24
+MAX_ROWS = 20
 _ROW = 24.0
 
 

@@ -2,56 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import dataclass
-
-from pipelines.report_format import duration, joined, percent, times, tokens
-from pipelines.report_frame import colour
+from pipelines.report_format import duration, joined, percent, tokens
 from pipelines.report_inputs import ReportInputs
-from pipelines.report_time_plots import sparkline
 
 _NAMED_SOURCES = 4
 _ENOUGH = 0.9
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the table of sources: what is shown, and the number it is sorted by."""
-
-    text: str = ""
-    value: float | None = None
-    picture: str = ""
-    capped: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A source in the table."""
-
-    name: str
-    colour: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Head:
-    """The head of a column."""
-
-    text: str
-    sortable: bool = True
-
-
-@dataclass(frozen=True)
-class SourceTable:
-    """The table of sources and the same numbers with all digits."""
-
-    heads: list[Head]
-    rows: list[Row]
-    csv: str
-    explanation: str
-    sorted_by: int
-
 
 EXPLANATIONS = {
     "weights": (
@@ -158,81 +113,11 @@ def losses(inputs: ReportInputs) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def source_table(inputs: ReportInputs) -> SourceTable:
-    """A row per source with everything that is known of it."""
-    columns = _columns(inputs)
-    rows = [Row(name, colour(rank), [cells[name] for _, cells in columns]) for rank, name in enumerate(inputs.sources)]
-    text = (
-        "Sorted by weight; click a heading to sort by it."
-        if inputs.mixture is not None
-        else "Sorted by size; click a heading to sort by it."
-    )
-    sortable = [head for head, _ in columns]
-    by = "weight" if inputs.mixture is not None else "unique tokens"
-    heads = [Head("source"), *(Head(head, head != "over the search") for head in sortable)]
-    sorted_by = next((number for number, head in enumerate(heads) if head.text == by), -1)
-    return SourceTable(heads, rows, _csv(inputs), text, sorted_by)
-
-
-def _columns(inputs: ReportInputs) -> list[tuple[str, dict[str, Cell]]]:
-    sources, mixture, trajectory = inputs.sources, inputs.mixture, inputs.trajectory
-    columns: list[tuple[str, dict[str, Cell]]] = []
-    if trajectory is not None:
-        at = {name: trajectory.weights_UK[:, number] for number, name in enumerate(trajectory.sources)}
-        columns.append(
-            ("over the search", {name: Cell(picture=sparkline(at[name], rank=rank)) for rank, name in enumerate(sources)})
-        )
-    if mixture is not None:
-        weights, interval = mixture.weights, mixture.interval
-        columns.append(("weight", {name: Cell(percent(weights[name]), weights[name]) for name in sources}))
-        if interval:
-            columns.append(("90% interval", {name: _interval_cell(interval.get(name)) for name in sources}))
-        ratios = {name: weights[name] * len(sources) for name in sources}
-        columns.append(("÷ uniform", {name: Cell(times(ratios[name]), ratios[name]) for name in sources}))
-    if inputs.sizes:
-        columns.append(("unique tokens", {name: Cell(tokens(inputs.sizes[name]), inputs.sizes[name]) for name in sources}))
-        shares = inputs.size_shares
-        columns.append(("by size", {name: Cell(percent(shares[name]), shares[name]) for name in sources}))
-    if inputs.emitted:
-        given = inputs.emitted
-        columns += [
-            ("shipped tokens", {name: Cell(tokens(given[name].num_tokens), given[name].num_tokens) for name in sources}),
-            ("shipped share", {name: Cell(percent(given[name].share), given[name].share) for name in sources}),
-            (
-                "epochs",
-                {name: Cell(f"{given[name].epochs:.2f}", given[name].epochs, capped=given[name].capped) for name in sources},
-            ),
-            ("cap", {name: Cell(f"{given[name].max_epochs:g}", given[name].max_epochs) for name in sources}),
-        ]
-    return columns
-
-
-def _interval_cell(interval: tuple[float, float] | None) -> Cell:
-    if interval is None:
-        return Cell()
-    return Cell(f"{percent(interval[0])} – {percent(interval[1])}", interval[1] - interval[0])
-
-
-def _csv(inputs: ReportInputs) -> str:
-    """Every number of every source with all its digits."""
-    mixture, sizes, emitted = inputs.mixture, inputs.sizes, inputs.emitted
-    heads = ["source"]
-    heads += ["weight", "interval_low", "interval_high"] if mixture is not None else []
-    heads += ["unique_tokens"] if sizes else []
-    heads += ["manifest_tokens", "manifest_share", "epochs", "max_epochs", "capped"] if emitted else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    for name in inputs.sources:
-        cells: list[object] = [name]
-        if mixture is not None:
-            cells += [mixture.weights[name], *mixture.interval.get(name, ("", ""))]
-        cells += [sizes[name]] if sizes else []
-        if emitted:
-            source = emitted[name]
-            cells += [source.num_tokens, source.share, source.epochs, source.max_epochs, str(source.capped).lower()]
-        writer.writerow(cells)
-    return text.getvalue()
+def grouping(inputs: ReportInputs) -> str:
+    """How the table's sources are grouped; empty where they are not."""
+    if not inputs.groups:
+        return ""
+    return "as search.constraints.groups has them" if inputs.constrained_groups else "by the beginning of their names"
 
 
 def provenance(inputs: ReportInputs) -> list[tuple[str, str]]:

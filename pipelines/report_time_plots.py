@@ -15,12 +15,12 @@ _MAX_THIN_LINES = 24
 _MAX_POINTS = 240
 
 
-def sparkline(values_U: Float64s, *, rank: int) -> str:
-    """A source's weight over time, for a table's cell; scaled to its own largest value."""
-    thinned = values_U[_thin(len(values_U), 32)]
+def sparkline(values_U: Float64s, *, css: str) -> str:
+    """A weight over time, for a table's cell; scaled to its own largest value."""
+    thinned = values_U[_thin(len(values_U), 24)]
     across, up = Scale(0, max(len(thinned) - 1, 1), 1, 71), Scale(0, float(thinned.max()) or 1.0, 17, 2)
     points = [(across(number), up(value)) for number, value in enumerate(thinned.tolist())]
-    return f'<svg class="spark" viewBox="0 0 72 18" aria-hidden="true"><path class="line {colour(rank)}" d="{path_of(points)}"/></svg>'
+    return f'<svg class="spark" viewBox="0 0 72 18" aria-hidden="true"><path class="line {css}" d="{path_of(points)}"/></svg>'
 
 
 def mixture_plot(inputs: ReportInputs, trajectory: TrajectoryTable) -> Canvas:
