@@ -25,6 +25,7 @@ from fastmix_data.recipe import Recipe
 from fastmix_data.recipe_file import load_recipe
 from fastmix_data.sequences import SequenceReader
 from train.checkpoint import load_checkpoint, save_checkpoint
+from train.constraints import constraints_of
 from train.engine import ProxyEngine, prepare_environment, process_group
 from train.launch import launch_ranks
 from train.proxy import build_proxy, proxy_config
@@ -81,7 +82,9 @@ def check_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int) -> None:
     """Refuse what cannot work, before a model is built.
 
     Raises:
-        RecipeError: a batch cannot be divided over the ranks, or the proxy does not fit the tokenizer.
+        RecipeError: a batch cannot be divided over the ranks, no mixture meets the constraints, or the proxy does not fit the
+            tokenizer.
+        InfeasibleBudgetError: emit.token_budget is beyond the epoch caps.
         InputError: a source or target is smaller than one sequence.
     """
     settings = recipe.search
@@ -93,6 +96,7 @@ def check_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int) -> None:
         SequenceReader(
             catalog, sources=list(recipe.target.weights()), split="valid", sequence_length=settings.sequence_length, half=half
         )
+    constraints_of(recipe, catalog)
     proxy_config(
         recipe.proxy,
         resolve=recipe.resolve,
@@ -155,11 +159,12 @@ def _run_rank(recipe: Recipe, *, rank: int, world_size: int, replace: bool, quie
     with hold_search(directory) if rank == 0 else nullcontext():
         if rank == 0:  # the others wait for it when they build the engine
             discard_other_search(directory, identity=identity, replace=replace)
-            save_recipe(recipe)
+            save_recipe(recipe, catalog)
         _search(recipe, catalog, identity=identity, quiet=quiet or rank > 0)
 
 
-def _build(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyRun, ProxyEngine, Target]:
+def build_run(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyRun, ProxyEngine, Target]:
+    """A rank's run at step 0, with its engine and target; the process group must be there."""
     settings, size = recipe.search, micro_batch(recipe, world_size)
     config = proxy_config(
         recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=settings.sequence_length
@@ -174,13 +179,21 @@ def _build(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyRun,
         micro_batch=size,
         seed=settings.seed,
     )
-    return ProxyRun(catalog, search=settings, engine=engine, target=target), engine, target
+    run = ProxyRun(
+        catalog,
+        search=settings,
+        engine=engine,
+        target=target,
+        constraints=constraints_of(recipe, catalog),
+        share_seen=recipe.share_seen,
+    )
+    return run, engine, target
 
 
 def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet: bool) -> None:
     """Go on from the checkpoint if there is one, train to the end of the budget, and write the result."""
     started, settings = time.monotonic(), recipe.search
-    run, engine, target = _build(recipe, catalog, identity["number_of_ranks"])
+    run, engine, target = build_run(recipe, catalog, identity["number_of_ranks"])
     checkpoints = search_directory(recipe) / "checkpoints"
     saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
     if saved is None:

@@ -33,7 +33,7 @@ def target_sources(target: str, sources: list[str]) -> dict[str, float]:
     }[target]
 
 
-def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 400_000, vocab_size: int = 2048) -> Recipe:
+def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 300_000, vocab_size: int = 2048) -> Recipe:
     """Twelve sources, and every target of the benchmark in the one catalog; swap the target with `with_target`.
 
     Production is as long as the search and no cap binds, so that methods without constraints compete on equal terms.
@@ -49,8 +49,9 @@ def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 400_000, v
         "deepspeed": {"zero_stage": 0},
         "search": {
             "token_budget": token_budget,
-            "sequence_length": 128,
+            "sequence_length": 64,
             "global_batch": 16,
+            "learning_rate": 6e-3,
             "eval_sequences": 96,
             "constraints": {"epoch_caps": False},
         },
