@@ -69,6 +69,10 @@ class Mixture(BaseModel):
     )
     limits: dict[str, Limit] = Field(default_factory=dict, description="not_worse_than: whether each target ended within it.")
     worst: WorstTarget | None = Field(None, description="worst_case: the target that ended with the largest regret.")
+    binding: dict[str, str] = Field(
+        default_factory=dict,
+        description="Constraints that the answer lies at, by source or group: pinned, floor, ceiling, epoch cap, group min, group max.",
+    )
     num_parameters: int = 0
     world_size: int = 1
     catalog_hash: str = ""

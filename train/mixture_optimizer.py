@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from fastmix_data.sampler import Float64s
 
 _ADAM_BETAS, _ADAM_EPSILON = (0.9, 0.99), 1e-12
 _TINY = 1e-30
+_SMALLEST_WEIGHT = 1e-12  # buys no token; in smaller ones gradients weighted by them would be denormal numbers, slow and inexact
 
 
 def softmax(logits_K: Float64s) -> Float64s:
@@ -92,10 +93,22 @@ class MixtureOptimizer:
     divided by their spread.
     """
 
-    def __init__(self, initial_K: Float64s, *, rule: Literal["adam", "exponentiated_gradient"], learning_rate: float) -> None:
-        """Start from weights of shape (K,) on the simplex."""
-        self._rule, self._learning_rate = rule, learning_rate
-        self._logits_K = np.log(np.maximum(initial_K, _TINY))
+    def __init__(
+        self,
+        initial_K: Float64s,
+        *,
+        rule: Literal["adam", "exponentiated_gradient"],
+        learning_rate: float,
+        project: Callable[[Float64s], Float64s] | None = None,
+    ) -> None:
+        """Start from weights of shape (K,) on the simplex.
+
+        Args:
+            project: what brings weights within their constraints, at the start and after every move, None for no constraints. The
+                memory of `adam` is left as it is.
+        """
+        self._rule, self._learning_rate, self._project = rule, learning_rate, project
+        self._logits_K = self._projected_logits(initial_K)
         self._mean_K = np.zeros_like(self._logits_K)
         self._square_K = np.zeros_like(self._logits_K)
         self.num_updates = 0
@@ -113,8 +126,13 @@ class MixtureOptimizer:
         else:
             per_weight_K = gradient_K / np.maximum(self.weights_K, _TINY)
             move_K = per_weight_K / (np.sqrt(np.mean(per_weight_K**2)) + _TINY)
-        self._logits_K = self._logits_K - self._learning_rate * move_K
-        self._logits_K -= self._logits_K.max()
+        self._logits_K = self._projected_logits(softmax(self._logits_K - self._learning_rate * move_K))
+
+    def _projected_logits(self, weights_K: Float64s) -> Float64s:
+        projected_K = self._project(weights_K) if self._project is not None else weights_K
+        logits_K = np.log(np.maximum(projected_K, _SMALLEST_WEIGHT))
+        shifted_K: Float64s = logits_K - logits_K.max()
+        return shifted_K
 
     def _adam_direction(self, gradient_K: Float64s) -> Float64s:
         """Bias-corrected Adam (Kingma and Ba, 2015); epsilon is relative, since scores have no scale of their own."""

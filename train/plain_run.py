@@ -53,7 +53,8 @@ def train_on_mixture(
 ) -> PlainRun:
     """Train a fresh proxy for the recipe's search budget on fixed weights, on all ranks of the process group together.
 
-    Sequences are drawn by the weights; model, initial weights, learning rate and batch are those of a search with this seed.
+    Sequences are drawn by the weights; model, initial weights, learning rate and batch are those of a search with this seed, and so is
+    the part of the sources that is seen with match_repetition.
 
     Args:
         weights_K: shares of tokens in the order of the catalog's sources, shape (K,).
@@ -70,7 +71,13 @@ def train_on_mixture(
         deepspeed=recipe.deepspeed,
         micro_batch=search.micro_batch or search.global_batch // dist.get_world_size(),
     )
-    reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length)
+    reader = SequenceReader(
+        catalog,
+        sources=catalog.sources,
+        split="train",
+        sequence_length=search.sequence_length,
+        share_seen=recipe.share_seen,
+    )
     sampler = MixtureSampler(
         reader.num_sequences_K,
         sources=catalog.sources,

@@ -17,6 +17,7 @@ from fastmix_data.progress import Advance
 from fastmix_data.recipe import SearchSection
 from fastmix_data.sampler import BatchPlan, Float64s, MixtureSampler
 from fastmix_data.sequences import SequenceReader
+from train.constraints import MixtureConstraints
 from train.engine import ProxyEngine
 from train.hypergradient import HypergradientProbe
 from train.losses import loss_weights, sampling_weights, sequence_losses, to_tensors
@@ -67,10 +68,26 @@ class ProxyRun:
         trajectory: the mixture after each update.
     """
 
-    def __init__(self, catalog: Catalog, *, search: SearchSection, engine: ProxyEngine, target: Target) -> None:
-        """Set up sampler, reader, scores and mixture at step 0."""
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        search: SearchSection,
+        engine: ProxyEngine,
+        target: Target,
+        constraints: MixtureConstraints | None = None,
+        share_seen: float = 1.0,
+    ) -> None:
+        """Set up sampler, reader, scores and mixture at step 0.
+
+        Args:
+            constraints: kept by the mixture from the start; None for none.
+            share_seen: part of every source that training may see; see `SequenceReader`.
+        """
         self._search, self._engine, self._target = search, engine, target
-        self._reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length)
+        self._reader = SequenceReader(
+            catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length, share_seen=share_seen
+        )
         self.sampler = MixtureSampler(
             self._reader.num_sequences_K,
             sources=catalog.sources,
@@ -89,6 +106,7 @@ class ProxyRun:
             starting_weights(catalog, search.initial_weights),
             rule=search.weights_optimizer,
             learning_rate=search.weights_learning_rate,
+            project=constraints.project if constraints is not None else None,
         )
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         self.trajectory = Trajectory()

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastmix_data.artefacts import exclusive_lock, hash_of, read_json, sha256_of_file, write_json
 from fastmix_data.catalog import Catalog
 from fastmix_data.errors import MismatchError
 from fastmix_data.mixture import Mixture, load_mixture, save_mixture
 from fastmix_data.recipe import Recipe
 from train.checkpoint import check_checkpoint
+from train.constraints import constraints_of
 from train.engine import ProxyEngine
 from train.mixture_optimizer import averaged_weights
 from train.proxy_run import ProxyRun, final_weights
@@ -27,18 +30,23 @@ def search_directory(recipe: Recipe) -> Path:
     return recipe.workdir_path / "search"
 
 
-def recipe_hash(recipe: Recipe) -> str:
+def recipe_hash(recipe: Recipe, catalog: Catalog) -> str:
     """Hash of the sections of the recipe that a search depends on."""
-    return hash_of(_sections(recipe))
+    return hash_of(_sections(recipe, catalog))
 
 
-def save_recipe(recipe: Recipe) -> None:
+def save_recipe(recipe: Recipe, catalog: Catalog) -> None:
     """Write the sections that a search depends on beside its results."""
-    write_json(search_directory(recipe) / "recipe.json", _sections(recipe))
+    write_json(search_directory(recipe) / "recipe.json", _sections(recipe, catalog))
 
 
-def _sections(recipe: Recipe) -> dict[str, Any]:
-    return {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
+def _sections(recipe: Recipe, catalog: Catalog) -> dict[str, Any]:
+    """The search's own sections; and of emit what it went by, where the production run bounds the mixture or the data seen."""
+    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
+    emit = recipe.emit.model_dump(mode="json")
+    if constraints_of(recipe, catalog).capped_K.any():
+        return {**sections, "emit": {name: emit[name] for name in ("token_budget", "max_epochs")}}
+    return {**sections, "emit": {"token_budget": emit["token_budget"]}} if recipe.share_seen < 1 else sections
 
 
 def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixture | None:
@@ -51,14 +59,14 @@ def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixt
         what
         for what, then, now in (
             ("data", mixture.catalog_hash, catalog.fingerprint),
-            ("recipe", mixture.recipe_hash, recipe_hash(recipe)),
+            ("recipe", mixture.recipe_hash, recipe_hash(recipe, catalog)),
         )
         if then != now
     ]
     if not differing:
         return mixture
     if not replace:
-        changed = _changed_keys(recipe)
+        changed = _changed_keys(recipe, catalog)
         raise MismatchError(
             f"{path}: made with another {' and '.join(differing)}{f' ({changed})' if changed else ''}; give another workdir, or start "
             "afresh with --replace"
@@ -66,21 +74,24 @@ def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixt
     return None
 
 
-def _changed_keys(recipe: Recipe) -> str:
+def _changed_keys(recipe: Recipe, catalog: Catalog) -> str:
     """Names of the keys that differ from the recipe saved beside the mixture, as far as it is there."""
     path = search_directory(recipe) / "recipe.json"
     if not path.exists():
         return ""
     then = read_json(path)
-    now = _sections(recipe)
+    now = _sections(recipe, catalog)
     return ", ".join(
-        f"{section}.{key}" for section in _SECTIONS for key in now[section] if then.get(section, {}).get(key) != now[section][key]
+        f"{section}.{key}"
+        for section in dict.fromkeys([*now, *then])
+        for key in dict.fromkeys([*now.get(section, {}), *then.get(section, {})])
+        if then.get(section, {}).get(key) != now.get(section, {}).get(key)
     )
 
 
 def run_identity(recipe: Recipe, catalog: Catalog, num_ranks: int) -> dict[str, Any]:
     """What a run must share with a checkpoint to go on from it."""
-    return {"recipe": recipe_hash(recipe), "data": catalog.fingerprint, "number_of_ranks": num_ranks}
+    return {"recipe": recipe_hash(recipe, catalog), "data": catalog.fingerprint, "number_of_ranks": num_ranks}
 
 
 def discard_other_search(directory: Path, *, identity: dict[str, Any], replace: bool) -> None:
@@ -122,6 +133,9 @@ def write_result(
     directory, settings = search_directory(recipe), recipe.search
     run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources)
     mean_K, low_K, high_K = averaged_weights(final_weights(run.trajectory, search=settings), seed=settings.seed)
+    constraints = constraints_of(recipe, catalog)
+    mean_K = constraints.project(mean_K)  # an average of feasible mixtures is one; this takes its rounding away
+    low_K, high_K = np.minimum(low_K, mean_K), np.maximum(high_K, mean_K)
     mixture = Mixture(
         weights=dict(zip(catalog.sources, mean_K.tolist(), strict=True)),
         interval={name: (low, high) for name, low, high in zip(catalog.sources, low_K.tolist(), high_K.tolist(), strict=True)},
@@ -132,10 +146,11 @@ def write_result(
         num_steps=run.step,
         num_updates=run.mixture.num_updates,
         target_loss=losses,
+        binding=constraints.binding(mean_K),
         num_parameters=engine.num_parameters,
         world_size=engine.world_size,
         catalog_hash=catalog.fingerprint,
-        recipe_hash=recipe_hash(recipe),
+        recipe_hash=recipe_hash(recipe, catalog),
         trajectory_sha256=sha256_of_file(directory / "trajectory.parquet"),
     )
     save_mixture(directory / "mixture.json", mixture)
