@@ -290,3 +290,8 @@ class ProxyRun:
 def final_weights(trajectory: Trajectory, *, search: SearchSection) -> Float64s:
     """Weights of the averaged part of the trajectory, shape (U, K)."""
     return trajectory.weights_since((1 - search.average_fraction) * search.num_steps)
+
+
+def final_target_weights(trajectory: Trajectory, *, search: SearchSection) -> Float64s:
+    """Weights of the targets over the averaged part of the trajectory, shape (U, G)."""
+    return trajectory.target_weights_since((1 - search.average_fraction) * search.num_steps)

@@ -30,6 +30,7 @@ from train.engine import ProxyEngine, prepare_environment, process_group
 from train.launch import launch_ranks
 from train.proxy import build_proxy, proxy_config
 from train.proxy_run import ProxyRun
+from train.reference_run import ReferenceRun, reference_run
 from train.search_artefacts import (
     discard_other_search,
     finished_mixture,
@@ -40,15 +41,17 @@ from train.search_artefacts import (
     write_result,
 )
 from train.target import Target
+from train.target_outcome import broken_limits, compare_with_reference, losses_by_target
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a call of `search` came to."""
+    """What a call of `search` came to; `warnings` name the targets that did not keep their limit."""
 
     mixture: Mixture
     did_work: bool
     message: str
+    warnings: tuple[str, ...] = ()
 
 
 def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: bool = False) -> SearchResult:
@@ -68,14 +71,15 @@ def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: 
     directory = search_directory(recipe)
     done = finished_mixture(recipe, catalog, replace=replace)
     if done is not None:
-        return SearchResult(done, False, f"{directory / 'mixture.json'} is complete and matches the recipe; nothing to do")
+        message = f"{directory / 'mixture.json'} is complete and matches the recipe; nothing to do"
+        return SearchResult(done, False, message, broken_limits(done))
     if num_ranks == 1:
         with process_group(rank=0, world_size=1):
             _run_rank(recipe, rank=0, world_size=1, replace=replace, quiet=quiet)
     else:
         launch_ranks(_run_launched, recipe, replace, quiet, num_ranks=num_ranks)
     mixture = load_mixture(directory / "mixture.json")
-    return SearchResult(mixture, True, f"wrote {directory / 'mixture.json'}")
+    return SearchResult(mixture, True, f"wrote {directory / 'mixture.json'}", broken_limits(mixture))
 
 
 def check_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int) -> None:
@@ -163,7 +167,19 @@ def _run_rank(recipe: Recipe, *, rank: int, world_size: int, replace: bool, quie
         _search(recipe, catalog, identity=identity, quiet=quiet or rank > 0)
 
 
-def build_run(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyRun, ProxyEngine, Target]:
+def _reference(recipe: Recipe, catalog: Catalog, identity: dict[str, Any], *, quiet: bool) -> ReferenceRun | None:
+    """The reference run, where the recipe asks for one."""
+    if recipe.target.reference_mixture is None:
+        return None
+    target = Target.of_recipe(recipe, catalog, micro_batch=micro_batch(recipe, identity["number_of_ranks"]))
+    path = search_directory(recipe) / "reference.json"
+    with _stop_on_signal() as stop_asked:
+        return reference_run(recipe, catalog, target=target, path=path, identity=identity, stop_asked=stop_asked, quiet=quiet)
+
+
+def build_run(
+    recipe: Recipe, catalog: Catalog, world_size: int, reference: ReferenceRun | None = None
+) -> tuple[ProxyRun, ProxyEngine, Target]:
     """A rank's run at step 0, with its engine and target; the process group must be there."""
     settings, size = recipe.search, micro_batch(recipe, world_size)
     config = proxy_config(
@@ -171,14 +187,7 @@ def build_run(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyR
     )
     model = build_proxy(recipe.proxy, config=config, resolve=recipe.resolve, seed=settings.seed)
     engine = ProxyEngine(model, search=settings, deepspeed=recipe.deepspeed, micro_batch=size)
-    target = Target(
-        catalog,
-        weights=recipe.target.weights(),
-        sequence_length=settings.sequence_length,
-        target_batch=settings.target_batch,
-        micro_batch=size,
-        seed=settings.seed,
-    )
+    target = Target.of_recipe(recipe, catalog, micro_batch=size, reference=reference.losses if reference else None)
     run = ProxyRun(
         catalog,
         search=settings,
@@ -192,12 +201,14 @@ def build_run(recipe: Recipe, catalog: Catalog, world_size: int) -> tuple[ProxyR
 
 def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet: bool) -> None:
     """Go on from the checkpoint if there is one, train to the end of the budget, and write the result."""
-    started, settings = time.monotonic(), recipe.search
-    run, engine, target = build_run(recipe, catalog, identity["number_of_ranks"])
+    reference, settings = _reference(recipe, catalog, identity, quiet=quiet), recipe.search
+    started = time.monotonic()
+    run, engine, target = build_run(recipe, catalog, identity["number_of_ranks"], reference)
     checkpoints = search_directory(recipe) / "checkpoints"
     saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
     if saved is None:
-        seconds_before, losses = 0.0, _target_losses(target, engine, "start", settings.eval_sequences)
+        seconds_before = reference.seconds if reference else 0.0
+        losses = losses_by_target(target, engine, "start", num_sequences=settings.eval_sequences)
     else:
         run.load_state_dict(saved["run"])
         seconds_before, losses = saved["seconds"], saved["losses"]
@@ -217,16 +228,20 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
         finished = run.run(advance=advance, stop_asked=stop_asked, checkpoint=checkpoint)
     if not finished:
         raise Interrupted(f"the search is saved at step {run.step} of {settings.num_steps}; the same command goes on from there")
-    losses = losses | _target_losses(target, engine, "end", settings.eval_sequences)
+    ended = losses_by_target(target, engine, "end", num_sequences=settings.eval_sequences)
+    losses = {name: losses[name] | ended[name] for name in target.names}
+    comparison = compare_with_reference(target, engine, losses, step=run.step, num_steps=settings.num_steps)
     if engine.rank == 0:
-        write_result(recipe, catalog, run=run, target=target, engine=engine, losses=losses, seconds=seconds())
-
-
-def _target_losses(target: Target, engine: ProxyEngine, when: str, num_sequences: int) -> dict[str, float]:
-    return {
-        f"search_{when}": target.evaluate(engine, half="search", num_sequences=num_sequences),
-        f"unseen_{when}": target.evaluate(engine, half="unseen", num_sequences=num_sequences),
-    }
+        write_result(
+            recipe,
+            catalog,
+            run=run,
+            engine=engine,
+            losses=losses,
+            comparison=comparison,
+            num_tokens=run.step * per_step + target.num_tokens_read + (reference.num_tokens if reference else 0),
+            seconds=seconds(),
+        )
 
 
 def main() -> None:
@@ -246,6 +261,9 @@ def main() -> None:
         if finished_mixture(recipe, catalog, replace=options.replace) is None:
             with process_group(rank=rank, world_size=world_size):
                 _run_rank(recipe, rank=rank, world_size=world_size, replace=options.replace, quiet=False)
+        if rank == 0:
+            for warning in broken_limits(load_mixture(search_directory(recipe) / "mixture.json")):
+                print(warning, file=sys.stderr)
     except FastmixError as error:
         if rank == 0:
             print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)

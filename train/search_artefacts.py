@@ -19,8 +19,8 @@ from train.checkpoint import check_checkpoint
 from train.constraints import constraints_of
 from train.engine import ProxyEngine
 from train.mixture_optimizer import averaged_weights
-from train.proxy_run import ProxyRun, final_weights
-from train.target import Target
+from train.proxy_run import ProxyRun, final_target_weights, final_weights
+from train.target_outcome import Comparison, LossesByTarget, outcome
 
 _SECTIONS = ("target", "proxy", "deepspeed", "search")
 
@@ -124,14 +124,21 @@ def write_result(
     catalog: Catalog,
     *,
     run: ProxyRun,
-    target: Target,
     engine: ProxyEngine,
-    losses: dict[str, float],
+    losses: LossesByTarget,
+    comparison: Comparison | None,
+    num_tokens: int,
     seconds: float,
 ) -> None:
-    """Write trajectory and, last, the mixture; checkpoints have served then."""
+    """Write trajectory and, last, the mixture; checkpoints have served then.
+
+    Args:
+        losses: by target, at start and end.
+        comparison: with the reference run, if there was one.
+        num_tokens: all that were trained on or read to measure targets, the reference run's included.
+    """
     directory, settings = search_directory(recipe), recipe.search
-    run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources)
+    run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources, targets=list(recipe.target.weights()))
     mean_K, low_K, high_K = averaged_weights(final_weights(run.trajectory, search=settings), seed=settings.seed)
     constraints = constraints_of(recipe, catalog)
     mean_K = constraints.project(mean_K)  # an average of feasible mixtures is one; this takes its rounding away
@@ -141,11 +148,11 @@ def write_result(
         interval={name: (low, high) for name, low, high in zip(catalog.sources, low_K.tolist(), high_K.tolist(), strict=True)},
         method=f"fastmix ({settings.hypergradient} parameters)",
         seed=settings.seed,
-        search_tokens=run.step * settings.global_batch * settings.sequence_length + target.num_tokens_read,
+        search_tokens=num_tokens,
         search_seconds=round(seconds, 3),
         num_steps=run.step,
         num_updates=run.mixture.num_updates,
-        target_loss=losses,
+        **outcome(recipe.target, losses, comparison=comparison, weights_UG=final_target_weights(run.trajectory, search=settings)),
         binding=constraints.binding(mean_K),
         num_parameters=engine.num_parameters,
         world_size=engine.world_size,

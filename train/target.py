@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmix_data.catalog import Catalog
 from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.recipe import Recipe
 from fastmix_data.sampler import Float64s, MixtureSampler
 from fastmix_data.sequences import Half, SequenceReader
 from train.engine import ProxyEngine
@@ -27,6 +28,7 @@ class Target:
     Attributes:
         names: of the targets, in the order of every array over them.
         num_tokens_read: target tokens that the search has used so far.
+        reference: losses of the reference run, if there is one.
     """
 
     def __init__(
@@ -54,9 +56,8 @@ class Target:
             InputError: a target has no sequence of this length in one of the halves.
         """
         self.names = names = list(weights)
-        self._given_G = np.array([weights[name] for name in names])
-        self._balance = balance or TargetBalance(self._given_G)
-        self._reference = reference
+        self._balance = balance or TargetBalance(np.array([weights[name] for name in names]))
+        self.reference = reference
         assert reference is not None or not self._balance.moves
         self._estimates = TargetLossEstimates(len(names))
         self._batch_sums_G2 = torch.zeros(len(names), 2, dtype=torch.float64)
@@ -77,6 +78,20 @@ class Target:
         self._target_batch, self._micro_batch, self._seed = target_batch, micro_batch, seed
         self.num_tokens_read = 0
         self._length = sequence_length
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, catalog: Catalog, *, micro_batch: int, reference: ReferenceLosses | None = None) -> Target:
+        """The target of a search; its weights move as the recipe says where there is a reference to hold the losses against."""
+        return cls(
+            catalog,
+            weights=recipe.target.weights(),
+            sequence_length=recipe.search.sequence_length,
+            target_batch=recipe.search.target_batch,
+            micro_batch=micro_batch,
+            seed=recipe.search.seed,
+            balance=TargetBalance.of_recipe(recipe.target) if reference is not None else None,
+            reference=reference,
+        )
 
     @property
     def weights_G(self) -> Float64s:
@@ -115,7 +130,7 @@ class Target:
 
     def rebalance(self, engine: ProxyEngine, *, step: int) -> None:
         """Where the weights move and `step` is one of the reference's: measure each target's excess and move them."""
-        reference = self._reference
+        reference = self.reference
         if reference is None or not self._balance.moves or step not in reference.steps_S:
             return
         losses_G = self.evaluate_each(engine, half="search", num_sequences=reference.num_sequences)
@@ -125,10 +140,6 @@ class Target:
     def num_evaluated_tokens(self, num_sequences: int) -> int:
         """Tokens of an evaluation on the search half."""
         return int(np.minimum(self._readers["search"].num_sequences_K, num_sequences).sum()) * self._length
-
-    def evaluate(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> float:
-        """Loss on a fixed sample of a half, in nats per loss token: the mean over targets by the weights given at the start."""
-        return float(self._given_G @ self.evaluate_each(engine, half=half, num_sequences=num_sequences))
 
     def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> Float64s:
         """Loss of each target on a fixed sample of a half, in nats per loss token, shape (G,), in the order of the weights given."""
