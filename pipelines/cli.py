@@ -195,9 +195,10 @@ def search(recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, replac
     from train.search import search as work
 
     result = work(load_recipe(recipe_path, overrides), num_ranks=num_ranks, replace=replace, quiet=console.as_json)
-    console.say(result.message)
-    mixture = result.mixture
-    console.result({"did_work": result.did_work, **mixture.model_dump()}, mixture_table(mixture.weights, mixture.interval))
+    for text in (*result.warnings, result.message):
+        console.say(text)
+    mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
+    console.result({**contents, **mixture.model_dump()}, mixture_table(mixture.weights, mixture.interval))
 
 
 @main.command()

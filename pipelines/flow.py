@@ -70,7 +70,8 @@ def run(
     catalog = preprocessed.catalog
     check_emit(catalog, recipe.emit)
     searched = search(recipe, num_ranks=num_ranks, replace=replace, quiet=quiet)
-    say(searched.message)
+    for text in (*searched.warnings, searched.message):
+        say(text)
     manifest = emit(recipe, replace=replace)
     say(manifest.message)
     report = write_report(recipe.workdir_path)
