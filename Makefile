@@ -15,4 +15,4 @@ test:
 bench:  ## tables with ratios; needs FASTMIX_CORPUS
 	python scripts/bench/preprocess.py
 	python scripts/bench/loader.py
-	python scripts/bench/search.py
+	python scripts/bench/search_overhead.py

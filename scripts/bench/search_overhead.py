@@ -1,10 +1,11 @@
 """What the search costs beside plain training of the same proxy: same steps, same batches, same process, in alternating rounds.
 
-    python scripts/bench/search.py [--sources 12 96] [--rounds 15]
+    python scripts/bench/search_overhead.py [--sources 8 32 128 512] [--rounds 15]
 
 Prints the median over rounds of the ratio search / plain, with its quartiles. A round is `update_interval` steps of each, so one
-target gradient and one scored step fall into it. The last column is the cost of the way the ratio replaces: K + 1 separate backward passes
-at each update (one for the target, one per source over its slice of the batch), measured in the same run as time per update in plain steps.
+target gradient and one scored step fall into it. Beside it, measured in the same run, what the ratio would be with the way it replaces,
+K + 1 separate forward and backward passes at each update, one for the target and one for each source over its slice of the batch:
+in all parameters, which gives the same scores, and in the head's weight alone, as the paper's code has it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.recipe import DeepspeedSection, ProxySection, SearchSection
+from fastmix_data.recipe import Recipe, SearchSection
+from fastmix_data.recipe_file import parse_recipe
 from fastmix_data.shards import ShardLayout, encode_shard, write_shard
 from train.engine import ProxyEngine, process_group
 from train.losses import sequence_losses
-from train.proxy import build_proxy, proxy_config
-from train.proxy_run import ProxyRun
-from train.target import Target
+from train.search import build_run
 
 VOCABULARY, BLOCK = 8192, 2048
 PROXY = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}
@@ -36,7 +37,7 @@ def make_catalog(root: Path, num_sources: int) -> Catalog:
     layout, rng, rows = ShardLayout(BLOCK, np.dtype("<u2")), np.random.default_rng(0), []
     names = tuple(f"source{number:03d}" for number in range(num_sources))
     for name in names:
-        for split, num_blocks in (("train", 50), ("valid", 4)):
+        for split, num_blocks in (("train", 25), ("valid", 4)):
             tokens = rng.integers(0, VOCABULARY, num_blocks * BLOCK + 1).astype(np.uint16)
             buffer = encode_shard(tokens, layout=layout, key_prefix=f"{name}-{split}-", num_blocks=num_blocks)
             path = f"shards/{name}/{split}.tar"
@@ -48,20 +49,18 @@ def make_catalog(root: Path, num_sources: int) -> Catalog:
     return Catalog(root, CatalogInfo(BLOCK, VOCABULARY, 0, "", sources=names), rows)
 
 
-def make_run(catalog: Catalog, search: SearchSection) -> tuple[ProxyRun, ProxyEngine]:
-    proxy = ProxySection(config=PROXY)
-    config = proxy_config(proxy, resolve=Path, vocab_size=VOCABULARY, sequence_length=search.sequence_length)
-    model = build_proxy(proxy, config=config, resolve=Path, seed=0)
-    engine = ProxyEngine(model, search=search, deepspeed=DeepspeedSection(), micro_batch=search.global_batch)
-    target = Target(
-        catalog,
-        weights={catalog.sources[0]: 0.5, catalog.sources[1]: 0.5},
-        sequence_length=search.sequence_length,
-        target_batch=search.target_batch,
-        micro_batch=search.global_batch,
-        seed=0,
-    )
-    return ProxyRun(catalog, search=search, engine=engine, target=target), engine
+def make_recipe(catalog: Catalog) -> Recipe:
+    """The default search on a catalog of random tokens."""
+    content = {
+        "workdir": str(catalog.root),
+        "tokenizer": {"bytes": True},
+        "sources": {name: {"files": "none"} for name in catalog.sources},
+        "target": {"sources": dict.fromkeys(catalog.sources[:2], 1.0)},
+        "proxy": {"config": PROXY},
+        "search": {"token_budget": 10**9, "weights_warmup_steps": 0, "constraints": {"epoch_caps": False}},
+        "emit": {"token_budget": 10**9},
+    }
+    return parse_recipe(content, name="benchmark")
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
@@ -71,43 +70,51 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
     return time.perf_counter() - started
 
 
-def separate_passes(engine: ProxyEngine, search: SearchSection, num_sources: int) -> None:
-    """One update of the kind the reference code makes: K + 1 forward and backward passes, over the head's weight alone."""
-    head = engine.module.get_output_embeddings().weight
+def separate_passes(engine: ProxyEngine, search: SearchSection, num_sources: int, parameters: list[nn.Parameter]) -> None:
+    """One update of the kind this replaces: K + 1 forward and backward passes, the target's and every source's."""
     slice_size = max(1, search.global_batch // num_sources)
-    tokens = torch.randint(0, VOCABULARY, (slice_size, search.sequence_length + 1))
-    for _ in range(num_sources + 1):
-        torch.autograd.grad(sequence_losses(engine.module(input_ids=tokens[:, :-1]).logits, tokens[:, 1:]).mean(), head)
+    sizes = [search.target_batch, *([slice_size] * num_sources)]
+    for size in sizes:
+        tokens = torch.randint(0, VOCABULARY, (size, search.sequence_length + 1))
+        torch.autograd.grad(sequence_losses(engine.module(input_ids=tokens[:, :-1]).logits, tokens[:, 1:]).mean(), parameters)
 
 
 def measure(num_sources: int, rounds: int) -> None:
-    search = SearchSection(token_budget=10**9, weights_warmup_steps=0)
+    """A line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder), num_sources)
-        run, engine = make_run(catalog, search)  # one proxy in both roles, so that nothing but the role differs
-        interval, ratios, per_step, separate = search.update_interval, [], [], []
+        recipe = make_recipe(catalog)
+        search, interval = recipe.search, recipe.search.update_interval
+        run, engine, _ = build_run(recipe, catalog, 1)  # one proxy in both roles, so that nothing but the role differs
+        everything, head = list(engine.module.parameters()), [engine.module.get_output_embeddings().weight]
+        ratios, per_step, separate = [], [], []
         for number in range(rounds + 1):
             pair = [(lambda: seconds(run.search_step, interval)), (lambda: seconds(run.plain_step, interval))]
             order = (0, 1) if number % 2 else (1, 0)
             times = {index: pair[index]() for index in order}
-            if number:  # the first round warms up
-                ratios.append(times[0] / times[1])
-                per_step.append(times[1] / interval)
+            if not number:  # the first round warms up
+                continue
+            ratios.append(times[0] / times[1])
+            per_step.append(times[1] / interval)
             if number % 5 == 1:
-                separate.append(seconds(lambda: separate_passes(engine, search, num_sources)) / per_step[-1])
+                passes = [seconds(lambda p=p: separate_passes(engine, search, num_sources, p)) for p in (everything, head)]
+                separate.append([1 + taken / times[1] for taken in passes])
     low, median, high = np.percentile(ratios, [25, 50, 75])
     tokens = search.global_batch * search.sequence_length / np.median(per_step)
+    of_all, of_head = np.median(separate, axis=0)
     print(
-        f"{num_sources:>4}  {tokens:>14,.0f}  {median:>14.3f}  [{low:.3f}, {high:.3f}]  {np.median(separate):>20.2f}", flush=True
+        f"| {num_sources} | {tokens:,.0f} | {median:.3f} | {low:.3f} to {high:.3f} | {of_all:.2f} | {of_head:.2f} |",
+        flush=True,
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=int, nargs="+", default=[12, 96])
+    parser.add_argument("--sources", type=int, nargs="+", default=[8, 32, 128, 512])
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    print("   K  plain tokens/s  search / plain  quartiles         K + 1 passes, steps per update")
+    print("| K | plain tokens/s | search / plain | quartiles | K + 1 passes / plain | K + 1 passes, head / plain |")
+    print("|---" * 6 + "|")
     with process_group(rank=0, world_size=1):
         for num_sources in options.sources:
             measure(num_sources, options.rounds)
