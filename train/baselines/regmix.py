@@ -1,0 +1,70 @@
+"""RegMix (arXiv 2407.01492): gradient-boosted trees from mixtures to target loss, and the mean of the best of many candidates."""
+
+from __future__ import annotations
+
+import lightgbm
+import numpy as np
+
+from fastmix_data.sampler import Float64s
+
+_NUM_TREES, _LEARNING_RATE = 1000, 1e-2
+_NUM_CANDIDATES, _NUM_AVERAGED = 100_000, 128
+_CANDIDATES_AT_ONCE = 10_000
+_DEFAULT_LEAF, _PROXIES_PER_LEAF = 20, 16
+
+
+def regmix_weights(
+    weights_NK: Float64s,
+    losses_N: Float64s,
+    *,
+    prior_K: Float64s,
+    seed: int,
+    num_candidates: int = _NUM_CANDIDATES,
+    num_averaged: int = _NUM_AVERAGED,
+) -> Float64s:
+    """The mean of the candidates with the smallest predicted loss, shape (K,), sum 1.
+
+    LightGBM with RegMix's settings (1000 trees, learning rate 0.01, else the defaults). They are meant for 512 proxies and need 40 to split
+    at all, so `smallest_leaf` shrinks it with the swarm; bins hold single values. All
+    trees are used: a swarm this small cannot spare RegMix's hold-out for early stopping. Candidates are drawn from Dirichlet(prior).
+
+    Args:
+        weights_NK: the swarm's mixtures, shape (N, K).
+        losses_N: target loss of the proxy trained on each, shape (N,).
+        prior_K: what candidates are drawn around, shape (K,), positive, sum 1.
+    """
+    booster = _fit(weights_NK, losses_N, seed=seed)
+    rng = np.random.default_rng(seed)
+    best_CK, predicted_C = np.empty((0, len(prior_K))), np.empty(0)
+    for start in range(0, num_candidates, _CANDIDATES_AT_ONCE):
+        drawn_CK = rng.dirichlet(prior_K, size=min(_CANDIDATES_AT_ONCE, num_candidates - start))
+        best_CK = np.concatenate([best_CK, drawn_CK])
+        predicted_C = np.concatenate([predicted_C, np.asarray(booster.predict(drawn_CK))])
+        order_C = np.argsort(predicted_C, kind="stable")[:num_averaged]
+        best_CK, predicted_C = best_CK[order_C], predicted_C[order_C]
+    mean_K: Float64s = best_CK.mean(axis=0)
+    mean_K /= mean_K.sum()
+    return mean_K
+
+
+def smallest_leaf(num_proxies: int) -> int:
+    """Mixtures that a leaf must hold: a sixteenth of a swarm, up to LightGBM's default of 20, which RegMix's 512 proxies keep.
+
+    >>> smallest_leaf(512), smallest_leaf(32), smallest_leaf(8), smallest_leaf(4096)
+    (20, 2, 1, 20)
+    """
+    return max(1, min(_DEFAULT_LEAF, num_proxies // _PROXIES_PER_LEAF))
+
+
+def _fit(weights_NK: Float64s, losses_N: Float64s, *, seed: int) -> lightgbm.Booster:
+    settings = {
+        "objective": "regression",
+        "learning_rate": _LEARNING_RATE,
+        "min_data_in_leaf": smallest_leaf(len(losses_N)),
+        "min_data_in_bin": 1,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+    return lightgbm.train(settings, lightgbm.Dataset(weights_NK, losses_N), num_boost_round=_NUM_TREES)

@@ -1,0 +1,140 @@
+"""DoGE and DoReMi on a proxy: what each looks at during a step, and the searches they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmix_data.catalog import Catalog
+from fastmix_data.permutation import Int64s
+from fastmix_data.recipe import Recipe
+from fastmix_data.sampler import Float64s
+from train.baselines.cost import SearchCost, flops, matmul_parameters
+from train.baselines.doge import doge_scores, doge_update
+from train.baselines.doremi import doremi_update
+from train.baselines.reweighting import SourceSums, fresh_engine, run_reweighting
+from train.engine import ProxyEngine
+from train.hypergradient import HypergradientProbe
+from train.losses import IGNORED
+from train.target import Target
+
+
+class DogeRule:
+    """Gradient alignment of each source with a fresh target batch at every step, from the training pass itself."""
+
+    def __init__(self, engine: ProxyEngine, target: Target, *, num_sources: int) -> None:
+        """Score over all parameters, with the norm of each sequence's gradient."""
+        self._engine, self._target = engine, target
+        self._probe = HypergradientProbe(engine.module, scope="all", with_norms=True)
+        self._alignment, self._norm = SourceSums(num_sources), SourceSums(num_sources)
+
+    def begin(self) -> None:
+        """Take the target gradient."""
+        module = self._engine.module
+        module.eval()
+        self._probe.target_gradient(self._target.batch_losses(self._engine))
+        module.train()
+
+    @contextmanager
+    def watch(
+        self, inputs_BT: Tensor, labels_BT: Tensor, source_B: Int64s, factor_B: Tensor
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Score the sequences of a pass."""
+        with self._probe.scoring((inputs_BT.shape[0], inputs_BT.shape[1])) as alignments:
+            yield lambda _: None
+            unit_B = factor_B * self._engine.loss_scale
+            self._alignment.add(source_B, alignments().double() / unit_B, labels_BT)
+            self._norm.add(source_B, self._probe.norms().double() / unit_B, labels_BT)
+
+    def update(self, weights_K: Float64s, *, learning_rate: float) -> Float64s:
+        """DoGE's update; sources that no batch held yet have no norm."""
+        alignment_K, norm_K = self._alignment.end_step(), self._norm.end_step()
+        norm_K[norm_K == 0] = float("nan")
+        return doge_update(weights_K, doge_scores(alignment_K, norm_K, learning_rate=learning_rate))
+
+
+class DoremiRule:
+    """Excess loss per token over a reference proxy, clipped at 0."""
+
+    def __init__(self, reference: ProxyEngine, *, num_sources: int) -> None:
+        """Compare with a trained proxy on this process."""
+        self._reference = reference
+        self._reference.module.eval()
+        self._excess = SourceSums(num_sources)
+
+    def begin(self) -> None:
+        """Nothing is needed before the passes."""
+
+    @contextmanager
+    def watch(
+        self, inputs_BT: Tensor, labels_BT: Tensor, source_B: Int64s, factor_B: Tensor
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Compare the pass's logits with the reference's."""
+        del factor_B
+
+        def compare(logits_BTV: Tensor) -> None:
+            with torch.no_grad():
+                expected_BT = _token_losses(self._reference.bare_forward(inputs_BT), labels_BT)
+                excess_BT = (_token_losses(logits_BTV, labels_BT) - expected_BT).clamp_min(0)
+            self._excess.add(source_B, excess_BT.sum(dim=1), labels_BT)
+
+        yield compare
+
+    def update(self, weights_K: Float64s, *, learning_rate: float) -> Float64s:
+        """DoReMi's update."""
+        del learning_rate
+        return doremi_update(weights_K, self._excess.end_step())
+
+
+def _token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Losses in nats, shape (B, T), 0 where a label carries none."""
+    losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(labels_BT)
+
+
+def search_doge(recipe: Recipe, catalog: Catalog, *, on_tokens: Callable[[int], None]) -> tuple[Float64s, SearchCost]:
+    """The mixture that DoGE finds for the recipe's target with one proxy of its budget, shape (K,), and its cost.
+
+    DoGE's rule on scores from the training pass; gradients are not clipped one by one, and |g| of a source is the mean over its sequences.
+    """
+    search = recipe.search
+    engine = fresh_engine(recipe, catalog)
+    target = Target(
+        catalog,
+        weights=recipe.target.weights(),
+        sequence_length=search.sequence_length,
+        target_batch=search.target_batch,
+        micro_batch=search.micro_batch or search.global_batch,
+        seed=search.seed,
+    )
+    rule = DogeRule(engine, target, num_sources=len(catalog.sources))
+    weights_K, seconds = run_reweighting(recipe, catalog, engine=engine, rule=rule, on_tokens=on_tokens)
+    trained, num_parameters = training_tokens(recipe), matmul_parameters(recipe, catalog)
+    total = trained + target.num_tokens_read
+    # scoring is one more matrix product per layer and token, as a forward pass is
+    return weights_K, SearchCost(total, flops(num_parameters, trained=total, forward_only=trained), seconds)
+
+
+def search_doremi(
+    recipe: Recipe, catalog: Catalog, *, reference: ProxyEngine, on_tokens: Callable[[int], None]
+) -> tuple[Float64s, SearchCost]:
+    """The mixture that DoReMi finds with one proxy beside a trained reference, shape (K,), and the cost but for the reference's training.
+
+    It does not look at the target: it evens out how far sources are from what the reference reaches on them.
+    """
+    engine = fresh_engine(recipe, catalog)
+    rule = DoremiRule(reference, num_sources=len(catalog.sources))
+    weights_K, seconds = run_reweighting(recipe, catalog, engine=engine, rule=rule, on_tokens=on_tokens)
+    trained = training_tokens(recipe)
+    return weights_K, SearchCost(
+        trained, flops(matmul_parameters(recipe, catalog), trained=trained, forward_only=trained), seconds
+    )
+
+
+def training_tokens(recipe: Recipe) -> int:
+    """Tokens that one proxy trains on."""
+    return recipe.search.num_steps * recipe.search.global_batch * recipe.search.sequence_length
