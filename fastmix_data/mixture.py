@@ -48,7 +48,26 @@ class Mixture(BaseModel):
     schema_version: int = SCHEMA_VERSION
     weights: dict[str, float] = Field(min_length=1, description="Share of tokens of each source; sums to 1.")
     interval: dict[str, tuple[float, float]] = Field(
-        default_factory=dict, description="90% block-bootstrap interval of each weight over the averaged part of the trajectory."
+        default_factory=dict,
+        description="90% block-bootstrap interval of each weight over the averaged part of the trajectory: the noise of one search, which "
+        "is less than what another seed changes. Of several searches, the mean of their lower and of their upper ends.",
+    )
+    seed_interval: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="Of several searches: 90% prediction interval of each weight, where the answer of one more search would lie.",
+    )
+    seed_weights: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="Of several searches: the weights that each seed found; `weights` is their mean."
+    )
+    signal_to_noise: dict[str, float] = Field(
+        default_factory=dict,
+        description="Each source's score less the mixture's, averaged over the averaged part, over its block-bootstrap standard error. "
+        "Below 2 in size, the search cannot tell the source from the mixture: too little evidence, or an optimum, where more of the source "
+        "neither helps nor hurts. Above 2 it was still rising; below -2 only its bounds and the search's end keep it there.",
+    )
+    interchangeable: list[list[str]] = Field(
+        default_factory=list,
+        description="Groups of sources whose scores and losses cannot be told apart: only the sum of their shares is meaningful.",
     )
     method: str = "given"
     seed: int | None = None
@@ -56,6 +75,9 @@ class Mixture(BaseModel):
     search_seconds: float = 0.0
     num_steps: int = 0
     num_updates: int = 0
+    stopped: str = Field(
+        "", description="Why the search ended: its budget was used up, or the mixture stood still (search.stop)."
+    )
     target_loss: dict[str, float] = Field(
         default_factory=dict,
         description="Mean token loss (nats) of the proxy on the target: search_start, search_end, unseen_start, unseen_end.",

@@ -159,27 +159,6 @@ class MixtureOptimizer:
         self._square_K, self.num_updates = np.array(state["square"]), int(state["num_updates"])
 
 
-def averaged_weights(weights_UK: Float64s, *, num_resamples: int = 1000, seed: int = 0) -> tuple[Float64s, Float64s, Float64s]:
-    """Average of a trajectory with a 90% interval from a moving-block bootstrap (Kunsch, 1989).
-
-    Neighbouring updates resemble each other, so blocks of about U^(1/2) of them are drawn, not single ones.
-
-    Args:
-        weights_UK: weights after each averaged update, shape (U, K), U >= 1.
-
-    Returns:
-        mean, low and high, each of shape (K,).
-    """
-    num_updates = len(weights_UK)
-    block = max(1, round(num_updates**0.5))
-    starts = np.random.default_rng(seed).integers(0, num_updates - block + 1, (num_resamples, -(-num_updates // block)))
-    sums_UK = np.concatenate([np.zeros((1, weights_UK.shape[1])), np.cumsum(weights_UK, axis=0)])
-    means_RK = (sums_UK[starts + block] - sums_UK[starts]).mean(axis=1) / block
-    low_K, high_K = np.percentile(means_RK, [5, 95], axis=0)
-    mean_K: Float64s = weights_UK.mean(axis=0)
-    return mean_K / mean_K.sum(), np.minimum(low_K, mean_K), np.maximum(high_K, mean_K)
-
-
 def weights_by_name(given: dict[str, float], *, sources: Sequence[str]) -> Float64s:
     """Given initial weights in the order of `sources`, normalised; sources not named start at a thousandth."""
     weights_K = np.array([given.get(name, 0.0) for name in sources])

@@ -22,23 +22,25 @@ from train.engine import ProxyEngine
 from train.hypergradient import HypergradientProbe
 from train.losses import loss_weights, sampling_weights, sequence_losses, to_tensors
 from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient, weights_by_name
+from train.stopping import StandStill, find_stand_still
 from train.target import Target
 from train.trajectory import Trajectory, TrajectoryRow
 
 
 @dataclass
 class _Evidence:
-    """Sums over this rank's sequences: alignments of the scored step and what they are divided by, losses since the last update."""
+    """Sums over this rank's sequences: of the scored step by source, and of the mixture's loss since the last update."""
 
     alignment_K: Tensor
     divisor_K: Tensor
+    loss_K: Tensor
     train_loss: Tensor
     num_steps: int = 0
 
     @classmethod
     def empty(cls, num_sources: int, device: torch.device) -> _Evidence:
-        zeros = torch.zeros(2 * num_sources + 1, dtype=torch.float64, device=device)
-        return cls(zeros[:num_sources], zeros[num_sources:-1], zeros[-1:])
+        zeros_3K = torch.zeros(3, num_sources, dtype=torch.float64, device=device)
+        return cls(zeros_3K[0], zeros_3K[1], zeros_3K[2], torch.zeros(1, dtype=torch.float64, device=device))
 
 
 def learning_rate_at(step: int, search: SearchSection) -> float:
@@ -66,6 +68,7 @@ class ProxyRun:
     Attributes:
         step: optimiser steps done.
         trajectory: the mixture after each update.
+        still: why the search ended before its budget; None if it did not.
     """
 
     def __init__(
@@ -110,18 +113,22 @@ class ProxyRun:
         )
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         self.trajectory = Trajectory()
+        self.still: StandStill | None = None
         self.step = self._checkpointed_step = 0
 
     def run(self, *, advance: Advance, stop_asked: Callable[[], bool], checkpoint: Callable[[], None]) -> bool:
-        """Train to the end of the budget, or to the first update after a stop was asked for on any rank.
+        """Train to the end of the budget, to a mixture that stands still, or to the first update after a stop was asked for on any rank.
 
         Returns:
-            Whether the budget was used up.
+            Whether the search is complete.
         """
         search = self._search
         while self.step < search.num_steps:
             scored, stopping = self.search_step(stop_asked)
             advance(search.global_batch * search.sequence_length, note=self._note() if scored else "")
+            if scored and (still := find_stand_still(self.trajectory, step=self.step, search=search)):
+                self.still = still
+                return True
             since_checkpoint = self.step - self._checkpointed_step
             if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < search.num_steps):
                 checkpoint()
@@ -195,21 +202,23 @@ class ProxyRun:
         inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
         factor_B = torch.from_numpy(factor_K[plan.source_B]).to(engine.device)
 
-        def forward_and_backward() -> None:
+        def forward_and_backward() -> Tensor:
             losses_B = sequence_losses(engine.forward(inputs), labels)
             loss = (losses_B * factor_B.to(losses_B)).sum()
             self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
             engine.backward(loss)
+            return losses_B.detach()
 
         if not scored:
             forward_and_backward()
             return
         with self._probe.scoring((inputs.shape[0], inputs.shape[1])) as alignments:
-            forward_and_backward()
+            losses_B = forward_and_backward()
             unit_B = factor_B * engine.loss_scale
             alignment_B = alignments().double() / unit_B
         source_B = torch.from_numpy(plan.source_B).to(engine.device)
         self._evidence.alignment_K.index_add_(0, source_B, alignment_B)
+        self._evidence.loss_K.index_add_(0, source_B, losses_B.double())
         if self._search.score == "per_gradient_norm":
             divisor_B = self._probe.norms().double() / unit_B
         else:
@@ -223,6 +232,7 @@ class ProxyRun:
             [
                 evidence.alignment_K,
                 evidence.divisor_K,
+                evidence.loss_K,
                 evidence.train_loss,
                 evidence.train_loss.new_tensor([float(stop_asked)]),
             ]
@@ -233,13 +243,14 @@ class ProxyRun:
             raise FastmixError(
                 f"the proxy's loss is not finite at step {self.step}; lower search.learning_rate (now {self._search.learning_rate})"
             )
-        self._scores.add(reduced[:num_sources], reduced[num_sources : 2 * num_sources])
+        seen_3K = reduced[:-2].reshape(3, num_sources)
+        self._scores.add(seen_3K[0], seen_3K[1])
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         if self.step > self._search.weights_warmup_steps:
-            self._move_mixture(train_loss, target_loss)
+            self._move_mixture(train_loss, target_loss, seen_3K)
         return bool(reduced[-1] > 0)
 
-    def _move_mixture(self, train_loss: float, target_loss: float) -> None:
+    def _move_mixture(self, train_loss: float, target_loss: float, seen_3K: Float64s) -> None:
         weights_K = self.mixture.weights_K
         scores_K = self._scores.estimates(weights_K)
         self.mixture.step(
@@ -263,8 +274,14 @@ class ProxyRun:
                 target_loss,
                 target_weights=self._target.weights_G.tolist(),
                 target_losses=self._target.losses,
+                **dict(zip(("alignment", "divisor", "loss"), seen_3K.tolist(), strict=True)),
             )
         )
+
+    @property
+    def averaged_since(self) -> float:
+        """Step after which the trajectory is averaged into the answer, counted back from the steps that were done."""
+        return (1 - self._search.average_fraction) * self.step
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""
@@ -285,13 +302,3 @@ class ProxyRun:
         self._scores.load_state_dict(state["scores"])
         self.mixture.load_state_dict(state["mixture"])
         self.trajectory = Trajectory.from_state(state["trajectory"])
-
-
-def final_weights(trajectory: Trajectory, *, search: SearchSection) -> Float64s:
-    """Weights of the averaged part of the trajectory, shape (U, K)."""
-    return trajectory.weights_since((1 - search.average_fraction) * search.num_steps)
-
-
-def final_target_weights(trajectory: Trajectory, *, search: SearchSection) -> Float64s:
-    """Weights of the targets over the averaged part of the trajectory, shape (U, G)."""
-    return trajectory.target_weights_since((1 - search.average_fraction) * search.num_steps)

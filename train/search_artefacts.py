@@ -18,16 +18,17 @@ from fastmix_data.recipe import Recipe
 from train.checkpoint import check_checkpoint
 from train.constraints import constraints_of
 from train.engine import ProxyEngine
-from train.mixture_optimizer import averaged_weights
-from train.proxy_run import ProxyRun, final_target_weights, final_weights
+from train.proxy_run import ProxyRun
+from train.stopping import why_it_ended
 from train.target_outcome import Comparison, LossesByTarget, outcome
+from train.uncertainty import averaged_weights, uncertainty_of
 
 _SECTIONS = ("target", "proxy", "deepspeed", "search")
 
 
 def search_directory(recipe: Recipe) -> Path:
-    """Folder of a workdir that holds mixture.json, trajectory.parquet and checkpoints."""
-    return recipe.workdir_path / "search"
+    """Folder that holds mixture.json, trajectory.parquet and checkpoints."""
+    return recipe.search_path
 
 
 def recipe_hash(recipe: Recipe, catalog: Catalog) -> str:
@@ -139,7 +140,7 @@ def write_result(
     """
     directory, settings = search_directory(recipe), recipe.search
     run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources, targets=list(recipe.target.weights()))
-    mean_K, low_K, high_K = averaged_weights(final_weights(run.trajectory, search=settings), seed=settings.seed)
+    mean_K, low_K, high_K = averaged_weights(run.trajectory.weights_since(run.averaged_since), seed=settings.seed)
     constraints = constraints_of(recipe, catalog)
     mean_K = constraints.project(mean_K)  # an average of feasible mixtures is one; this takes its rounding away
     low_K, high_K = np.minimum(low_K, mean_K), np.maximum(high_K, mean_K)
@@ -152,7 +153,17 @@ def write_result(
         search_seconds=round(seconds, 3),
         num_steps=run.step,
         num_updates=run.mixture.num_updates,
-        **outcome(recipe.target, losses, comparison=comparison, weights_UG=final_target_weights(run.trajectory, search=settings)),
+        **outcome(
+            recipe.target, losses, comparison=comparison, weights_UG=run.trajectory.target_weights_since(run.averaged_since)
+        ),
+        **uncertainty_of(
+            run.trajectory,
+            sources=catalog.sources,
+            weights_K=mean_K,
+            averaged_since=run.averaged_since,
+            exploration=settings.exploration,
+        ),
+        stopped=why_it_ended(run.still, search=settings),
         binding=constraints.binding(mean_K),
         num_parameters=engine.num_parameters,
         world_size=engine.world_size,

@@ -26,6 +26,10 @@ class TrajectoryRow:
 
     `target_weights` are those of this update's target gradient; `target_losses` are estimates from the batches so far, None for a
     target that was in no batch yet. Both have one entry per target.
+
+    `alignment`, `divisor` and `loss` are this update's new evidence, before smoothing: sums over the scored batch by source, of alignments,
+    of what they are divided by (loss tokens, or norms with `score: per_gradient_norm`) and of training losses in nats; 0 for a source that
+    was not in the batch.
     """
 
     step: int
@@ -36,6 +40,9 @@ class TrajectoryRow:
     target_loss: float
     target_weights: list[float] = field(default_factory=list)
     target_losses: list[float | None] = field(default_factory=list)
+    alignment: list[float] = field(default_factory=list)
+    divisor: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
 
 
 _SCHEMA = pa.schema(
@@ -48,6 +55,9 @@ _SCHEMA = pa.schema(
         ("target_loss", pa.float64()),
         ("target_weights", pa.list_(pa.float64())),
         ("target_losses", pa.list_(pa.float64())),
+        ("alignment", pa.list_(pa.float64())),
+        ("divisor", pa.list_(pa.float64())),
+        ("loss", pa.list_(pa.float64())),
     ]
 )
 

@@ -60,13 +60,12 @@ def varied(recipe: Recipe, changes: dict[str, Any], *, seed: int) -> Recipe:
 
 def learned(recipe: Recipe, catalog: Catalog) -> tuple[list[float], float]:
     """Weights that a search finds, and the seconds it took."""
-    from train.proxy_run import final_weights
     from train.search import build_run
 
     started = time.monotonic()
     run, _, _ = build_run(recipe, catalog, 1)
     run.run(advance=lambda *_, **__: None, stop_asked=lambda: False, checkpoint=lambda: None)
-    weights_K = final_weights(run.trajectory, search=recipe.search).mean(axis=0)
+    weights_K = run.trajectory.weights_since(run.averaged_since).mean(axis=0)
     return (weights_K / weights_K.sum()).tolist(), time.monotonic() - started
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.mixture_optimizer import MixtureOptimizer, SourceScores, averaged_weights, logit_gradient, weights_by_name
+from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient, weights_by_name
 
 UNIFORM = np.full(4, 0.25)
 
@@ -113,25 +113,6 @@ def test_state_survives_json_exactly(rule: str) -> None:
         original.step(move)
         copy.step(move)
     assert np.array_equal(original.weights_K, copy.weights_K)
-
-
-def test_interval_covers_the_mean_of_a_correlated_trajectory() -> None:
-    rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(100):
-        noise = np.zeros(200)
-        for t in range(1, 200):
-            noise[t] = 0.5 * noise[t - 1] + rng.normal() * 0.01
-        weights = np.stack([0.5 + noise, 0.5 - noise], axis=1)
-        mean, low, high = averaged_weights(weights, seed=trial)
-        assert mean.sum() == pytest.approx(1) and np.all(low <= mean) and np.all(mean <= high)
-        covered += low[0] <= 0.5 <= high[0]
-    assert covered >= 75  # nominal 90; a block bootstrap of a short correlated series falls a little short
-
-
-def test_one_update_gives_a_point_interval() -> None:
-    mean, low, high = averaged_weights(np.array([[0.3, 0.7]]))
-    assert mean.tolist() == low.tolist() == high.tolist() == [0.3, 0.7]
 
 
 def test_initial_weights_follow_the_catalogs_order() -> None:

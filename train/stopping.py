@@ -1,0 +1,81 @@
+"""When a search may end before its budget: the averaged mixture stands still, within what its own noise moves it by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from fastmix_data.recipe import SearchSection
+from fastmix_data.sampler import Float64s
+from fastmix_data.units import format_count
+from train.trajectory import Trajectory
+from train.uncertainty import block_means
+
+FEWEST_UPDATES = 16
+_SMALLEST_BUDGET_SHARE = 0.25
+_SIGMAS = NormalDist().inv_cdf(0.95)
+
+
+@dataclass(frozen=True)
+class StandStill:
+    """What was found when a search was ended early.
+
+    Attributes:
+        step: optimiser steps done.
+        moved: distance between the averages of the two windows, as a share.
+        num_updates: updates of both windows.
+    """
+
+    step: int
+    moved: float
+    num_updates: int
+
+
+def find_stand_still(trajectory: Trajectory, *, step: int, search: SearchSection) -> StandStill | None:
+    """Decide after an update whether the search may end; None to go on.
+
+    What would be averaged into the answer now, the last `average_fraction` of the steps so far, is cut into an earlier and a later window.
+    Half the sum of absolute differences of their averages is how far the mixture moved. It stands still if that is no more than
+    `stop.tolerance` and no more than the 90% half-widths of a difference of windows amount to, each from the block bootstrap's standard
+    error: a mixture that still drifts, however slowly, fails the second test. At least a quarter of the budget and 16 averaged
+    updates must have been seen. The decision is a function of the trajectory, so it is the same on every rank and after a resume.
+    """
+    if search.stop is None or step < _SMALLEST_BUDGET_SHARE * search.num_steps:
+        return None
+    weights_UK = trajectory.weights_since((1 - search.average_fraction) * step)
+    if len(weights_UK) < FEWEST_UPDATES:
+        return None
+    moved = movement(weights_UK)
+    if moved > search.stop.tolerance or moved > noise_of_movement(weights_UK):
+        return None
+    return StandStill(step, moved, len(weights_UK))
+
+
+def movement(weights_UK: Float64s) -> float:
+    """Half the sum of absolute differences between the averages of the earlier and the later half of a series of weights."""
+    half = len(weights_UK) // 2
+    return 0.5 * float(np.abs(weights_UK[half:].mean(axis=0) - weights_UK[:half].mean(axis=0)).sum())
+
+
+def noise_of_movement(weights_UK: Float64s) -> float:
+    """Movement at which every source sits at the edge of its 90% interval.
+
+    A half's average has twice the variance of the whole's, and a difference of halves four times: two standard errors of the average.
+    """
+    error_K = np.sqrt((block_means(weights_UK, block=round(len(weights_UK) ** 0.5)) ** 2).sum(axis=0))
+    return 0.5 * _SIGMAS * 2 * float(error_K.sum())
+
+
+def why_it_ended(still: StandStill | None, *, search: SearchSection) -> str:
+    """A sentence for mixture.json and the command line."""
+    if still is None:
+        tokens = search.num_steps * search.global_batch * search.sequence_length
+        return f"used up its budget of {format_count(tokens)} tokens ({search.num_steps} steps)"
+    assert search.stop is not None
+    return (
+        f"stood still: the averaged mixture moved by {still.moved:.1%} over the last {still.num_updates} updates, tolerance "
+        f"{search.stop.tolerance:.1%}; at step {still.step} of {search.num_steps}, where the learning rate had not come down yet, so the "
+        "proxy's losses cannot be compared with those of a full run"
+    )
