@@ -452,6 +452,7 @@ class Recipe(Section):
     emit: EmitSection
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _search_path: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -512,6 +513,17 @@ class Recipe(Section):
         """The same recipe with relative paths starting from `base`."""
         copy = self.model_copy()
         copy._base = base.resolve()
+        return copy
+
+    @property
+    def search_path(self) -> Path:
+        """Absolute path of the search's results: `search` in the workdir, unless `searching_in` named another folder."""
+        return self._search_path or self.workdir_path / "search"
+
+    def searching_in(self, directory: Path) -> Recipe:
+        """The same recipe with the search's results in another folder, for a second search of the same shards."""
+        copy = self.model_copy()
+        copy._search_path = directory.resolve()
         return copy
 
     def resolve(self, path: str) -> Path:
