@@ -12,12 +12,14 @@ from pathlib import Path
 from fastmix_data.artefacts import atomic_file
 from pipelines import report_text
 from pipelines.report_inputs import ReportInputs, read_inputs
+from pipelines.report_notes import notes, warnings
 from pipelines.report_plots import draw_plots
+from pipelines.report_sections import SECTIONS
+from pipelines.report_small_tables import small_tables
 from pipelines.report_table import source_table
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _ROWS_AT_FIRST = 40
-_ORDER = ("weights", "mixture", "loss", "manifest", "scores")
 
 
 def write_report(workdir: Path, output: Path | None = None) -> Path:
@@ -44,7 +46,7 @@ def report_pictures(workdir: Path, directory: Path) -> list[Path]:
         InputError: the workdir holds nothing to report on.
         FastmixError: an artefact is damaged.
     """
-    css = (_TEMPLATES / "plots.css").read_text()
+    css = (TEMPLATES / "plots.css").read_text()
     paths: list[Path] = []
     for name, canvas in draw_plots(read_inputs(workdir)).items():
         paths.append(directory / f"{name}.svg")
@@ -58,18 +60,20 @@ def render_report(inputs: ReportInputs) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    plots = draw_plots(inputs)
+    plots, tables, remarks = draw_plots(inputs), small_tables(inputs), notes(inputs)
     sections = [
         {
             "name": name,
-            "heading": report_text.EXPLANATIONS[name][0],
-            "explanation": report_text.EXPLANATIONS[name][1],
-            "picture": plots[name].inline(),
+            "heading": heading,
+            "explanation": explanation,
+            "picture": plots[name].inline() if name in plots else "",
+            "table": tables.get(name),
+            "notes": remarks.get(name, []),
         }
-        for name in _ORDER
-        if name in plots
+        for name, (heading, explanation) in SECTIONS.items()
+        if name in plots or name in tables
     ]
     return environment.get_template("report.html.j2").render(
         title=inputs.workdir.resolve().name,
@@ -77,14 +81,13 @@ def render_report(inputs: ReportInputs) -> str:
         lead=report_text.lead(inputs),
         facts=report_text.facts(inputs),
         missing=inputs.missing,
-        disagreements=inputs.disagreements,
+        warnings=warnings(inputs),
         sections=sections,
-        losses=report_text.losses(inputs),
         table=source_table(inputs),
         grouped=report_text.grouping(inputs),
         few=_ROWS_AT_FIRST,
         provenance=report_text.provenance(inputs),
-        plots_css=(_TEMPLATES / "plots.css").read_text(),
-        report_css=(_TEMPLATES / "report.css").read_text(),
-        script=(_TEMPLATES / "report.js").read_text(),
+        plots_css=(TEMPLATES / "plots.css").read_text(),
+        report_css=(TEMPLATES / "report.css").read_text(),
+        script=(TEMPLATES / "report.js").read_text(),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastmix_data.units import format_count
 
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def percent(share: float) -> str:
     """A share in about three digits.
@@ -60,6 +62,18 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def power_of_ten(value: float) -> str:
+    """A large number, such as a count of floating point operations.
+
+    >>> power_of_ten(1.234e15), power_of_ten(0)
+    ('1.2 × 10¹⁵', '0')
+    """
+    if not value:
+        return "0"
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
 def joined(parts: list[str]) -> str:

@@ -69,11 +69,13 @@ def label_room(labels: Iterable[str]) -> float:
     return max(text_width(shorten(label, LONGEST_LABEL)) for label in labels) + 36
 
 
-def label_groups(canvas: Canvas, plot: Frame, labels: Sequence[str], wanted: Sequence[float]) -> None:
-    """Write names at the right edge, near the heights wanted, each with its colour."""
+def label_groups(
+    canvas: Canvas, plot: Frame, labels: Sequence[str], wanted: Sequence[float], *, colours: Sequence[str] | None = None
+) -> None:
+    """Write names at the right edge, near the heights wanted, each with its colour; that of its rank when not given."""
     places = spread_labels(wanted, gap=LABEL_GAP, low=plot.top + 4, high=plot.bottom - 4)
     for group, (label, at, place) in enumerate(zip(labels, wanted, places, strict=True)):
-        css = colour(group)
+        css = colours[group] if colours is not None else colour(group)
         canvas.open_group(label)
         canvas.line(plot.right + 3, at, plot.right + 15, place, "leader")
         canvas.rect(plot.right + 17, place - 4.5, 9, 9, f"bar {css}")

@@ -19,17 +19,21 @@ from fastmix_data.catalog import Catalog, load_catalog
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest import Manifest, ManifestSource, load_manifest
 from fastmix_data.mixture import Mixture, load_mixture
+from pipelines.report_certainty import Certainty, certainty_of
+from pipelines.report_comparison import Comparison, MethodFigures, method_figures, read_comparison
 from pipelines.report_groups import SourceGroup, group_sources
 
 Float64s = npt.NDArray[np.float64]
-_COLUMNS = ("step", "tokens", "weights", "scores", "train_loss", "target_loss")
 _SAME_WEIGHT = 1e-6
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class TrajectoryTable:
-    """The trajectory of a search as arrays: U updates of K sources, in the order of `sources`."""
+    """The trajectory of a search as arrays: U updates of K sources and G targets, in the order of `sources` and `targets`.
+
+    `target_losses_UG` is not a number where a target was in no batch yet; G is 0 where targets were not recorded.
+    """
 
     sources: tuple[str, ...]
     tokens_U: Float64s
@@ -37,6 +41,9 @@ class TrajectoryTable:
     scores_UK: Float64s
     train_loss_U: Float64s
     target_loss_U: Float64s
+    targets: tuple[str, ...]
+    target_weights_UG: Float64s
+    target_losses_UG: Float64s
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class ReportInputs:
     trajectory: TrajectoryTable | None
     manifest: Manifest | None
     recipe: dict[str, Any]
+    comparison: Comparison | None = None
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -91,6 +99,21 @@ class ReportInputs:
         return {source.name: source for source in self.manifest.sources} if self.manifest is not None else {}
 
     @cached_property
+    def compared(self) -> list[MethodFigures]:
+        """Results of the compared methods, the best first; empty without a comparison."""
+        return method_figures(self.comparison) if self.comparison is not None else []
+
+    @cached_property
+    def certainty(self) -> Certainty:
+        """How far to trust the weights; empty without a mixture."""
+        return certainty_of(self.mixture) if self.mixture is not None else Certainty({}, (), {}, {}, "")
+
+    @cached_property
+    def binding(self) -> dict[str, str]:
+        """Constraints that the answer lies at, by source or group."""
+        return self.mixture.binding if self.mixture is not None else {}
+
+    @cached_property
     def start_weights(self) -> dict[str, float]:
         """The mixture before the first update, where the recipe beside the search says it."""
         initial = self.recipe.get("search", {}).get("initial_weights")
@@ -126,7 +149,23 @@ class ReportInputs:
             weights = self.mixture.weights
             if any(abs(source.weight - weights[name]) > _SAME_WEIGHT for name, source in self.emitted.items()):
                 found.append("The manifest was written from another mixture than the one shown here; run `fastmix emit` again.")
+        found += self._disagreements_of_comparison()
         return tuple(found)
+
+    def _disagreements_of_comparison(self) -> list[str]:
+        compared, mixture = self.comparison, self.mixture
+        if compared is None:
+            return []
+        now = self.catalog.fingerprint if self.catalog is not None else ""
+        searched = mixture.recipe_hash if mixture is not None else ""
+        other_data = now and compared.catalog_hash and now != compared.catalog_hash
+        other_recipe = searched and compared.recipe_hash and searched != compared.recipe_hash
+        what = "on other data" if other_data else "with another recipe" if other_recipe else ""
+        return (
+            [f"The methods were compared {what} than the mixture shown here comes from; run `fastmix compare` again."]
+            if what
+            else []
+        )
 
 
 def read_inputs(workdir: Path) -> ReportInputs:
@@ -144,6 +183,7 @@ def read_inputs(workdir: Path) -> ReportInputs:
         trajectory=_if_there(search / "trajectory.parquet", read_trajectory),
         manifest=_if_there(workdir / "manifest" / "manifest.json", load_manifest),
         recipe=_if_there(search / "recipe.json", read_json) or {},
+        comparison=_if_there(workdir / "compare" / "compare.json", read_comparison),
     )
     if inputs.catalog is None and inputs.mixture is None and inputs.manifest is None:
         raise InputError(f"{workdir}: nothing to report on yet; run `fastmix run` or `fastmix preprocess` first")
@@ -169,13 +209,30 @@ def read_trajectory(path: Path) -> TrajectoryTable | None:
         CorruptArtefactError: it is not one.
     """
     try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
-        sources = tuple(orjson.loads(table.schema.metadata[b"fastmix"])["sources"])
-        weights_UK = np.array(table["weights"].to_pylist(), np.float64).reshape(table.num_rows, len(sources))
-        scores_UK = np.array(table["scores"].to_pylist(), np.float64).reshape(table.num_rows, len(sources))
+        table = pq.read_table(path)
+        names = orjson.loads(table.schema.metadata[b"fastmix"])
+        sources, targets = tuple(names["sources"]), tuple(names.get("targets", ()))
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in ("tokens", "train_loss", "target_loss")}
+        lists = {name: _matrix(table, name, len(sources)) for name in ("weights", "scores")}
+        lists |= {name: _matrix(table, name, len(targets)) for name in ("target_weights", "target_losses") if targets}
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise CorruptArtefactError(f"{path}: not a trajectory of fastmix; run `fastmix search --replace`") from error
     if not table.num_rows:
         return None
-    columns = {name: table[name].to_numpy().astype(np.float64) for name in ("tokens", "train_loss", "target_loss")}
-    return TrajectoryTable(sources, columns["tokens"], weights_UK, scores_UK, columns["train_loss"], columns["target_loss"])
+    none_UG = np.zeros((table.num_rows, 0))
+    return TrajectoryTable(
+        sources=sources,
+        tokens_U=columns["tokens"],
+        weights_UK=lists["weights"],
+        scores_UK=lists["scores"],
+        train_loss_U=columns["train_loss"],
+        target_loss_U=columns["target_loss"],
+        targets=targets,
+        target_weights_UG=lists.get("target_weights", none_UG),
+        target_losses_UG=lists.get("target_losses", none_UG),
+    )
+
+
+def _matrix(table: pa.Table, name: str, width: int) -> Float64s:
+    """A column of lists as an array of `width` columns."""
+    return np.array(table[name].to_pylist(), np.float64).reshape(table.num_rows, width)

@@ -6,8 +6,11 @@ they are drawn together.
 
 from __future__ import annotations
 
+from pipelines.report_comparison_plot import comparison_plot
+from pipelines.report_group_plot import groups_plot
 from pipelines.report_inputs import ReportInputs
 from pipelines.report_row_plots import manifest_plot, weights_plot
+from pipelines.report_target_plots import target_losses_plot, target_weights_plot, weights_move
 from pipelines.report_time_plots import loss_plot, mixture_plot, scores_plot
 from pipelines.svg import Canvas
 
@@ -17,9 +20,17 @@ def draw_plots(inputs: ReportInputs) -> dict[str, Canvas]:
     plots: dict[str, Canvas] = {}
     if inputs.mixture is not None:
         plots["weights"] = weights_plot(inputs)
+    if inputs.mixture is not None and inputs.groups:
+        plots["groups"] = groups_plot(inputs)
+    if inputs.compared:
+        plots["compare"] = comparison_plot(inputs.compared)
     if inputs.trajectory is not None:
         plots["mixture"] = mixture_plot(inputs, inputs.trajectory)
         plots["loss"] = loss_plot(inputs, inputs.trajectory)
+        if len(inputs.trajectory.targets) > 1:
+            plots["targets"] = target_losses_plot(inputs.trajectory)
+        if weights_move(inputs.trajectory):
+            plots["target_weights"] = target_weights_plot(inputs.trajectory)
         plots["scores"] = scores_plot(inputs, inputs.trajectory)
     if inputs.manifest is not None:
         plots["manifest"] = manifest_plot(inputs)

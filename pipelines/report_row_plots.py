@@ -10,7 +10,7 @@ from pipelines.report_inputs import ReportInputs
 from pipelines.svg import Canvas, Scale, shorten, text_width
 
 MAX_ROWS = 20
-_ROW = 24.0
+ROW = 24.0
 
 
 def weights_plot(inputs: ReportInputs) -> Canvas:
@@ -18,33 +18,47 @@ def weights_plot(inputs: ReportInputs) -> Canvas:
     mixture = inputs.mixture
     assert mixture is not None
     shown, num_rest = _rows(inputs.sources)
-    canvas = Canvas(WIDTH, 66 + _ROW * (len(shown) + (num_rest > 0)) + 40, "Final weights with 90% intervals")
-    uniform = 1 / len(inputs.sources)
-    ends = [mixture.interval.get(name, (0.0, 0.0))[1] for name in shown] + [mixture.weights[name] for name in shown]
-    plot = Frame(canvas, left=_name_room(shown), right=262, top=52, bottom=40)
+    canvas = Canvas(WIDTH, 66 + ROW * (len(shown) + (num_rest > 0)) + 40, "Final weights with 90% intervals")
+    uniform, certainty = 1 / len(inputs.sources), inputs.certainty
+    ends = [mixture.weights[name] for name in shown]
+    ends += [found[name][1] for found in (mixture.interval, certainty.seed_interval) for name in shown if name in found]
+    ends += [max(certainty.seed_weights[name], default=0.0) for name in shown if name in certainty.seed_weights]
+    held = {name: inputs.binding[name] for name in shown if name in inputs.binding}
+    plot = Frame(canvas, left=name_room(shown), right=262 + (76 if held else 0), top=52, bottom=40)
     x = Scale(0, 1.04 * max(*ends, uniform, *(inputs.size_shares.get(name, 0) for name in shown)), plot.left, plot.right)
     plot.columns(x, x_format=lambda value: f"{100 * value:g}%")
-    canvas.line(x(uniform), plot.top - 4, x(uniform), plot.top + _ROW * len(shown), "mark-uniform")
-    _weights_legend(canvas, plot, uniform=uniform, has_sizes=bool(inputs.size_shares), has_intervals=bool(mixture.interval))
-    for right, heading in ((plot.right + 62, "weight"), (plot.right + 176, "90% interval"), (WIDTH - 4, "÷ uniform")):
+    canvas.line(x(uniform), plot.top - 4, x(uniform), plot.top + ROW * len(shown), "mark-uniform")
+    _weights_legend(
+        canvas,
+        plot,
+        uniform=uniform,
+        has_sizes=bool(inputs.size_shares),
+        has_intervals=bool(mixture.interval),
+        has_seeds=bool(certainty.seed_interval or certainty.seed_weights),
+    )
+    heads = [(plot.right + 62, "weight"), (plot.right + 176, "90% interval"), (plot.right + 258, "÷ uniform")]
+    for right, heading in heads + ([(WIDTH - 4, "held at")] if held else []):
         canvas.text(right, plot.top - 14, heading, "dim small", anchor="end")
     for rank, name in enumerate(shown):
-        middle, weight = plot.top + _ROW * (rank + 0.5), mixture.weights[name]
+        middle, weight = plot.top + ROW * (rank + 0.5), mixture.weights[name]
         canvas.open_group(name)
         canvas.text(plot.left - 10, middle, shorten(name, LONGEST_LABEL), anchor="end", tip=name)
         canvas.rect(x(0), middle - 7, x(weight) - x(0), 14, f"bar {colour(rank)}", tip=f"{name}: {percent(weight)}")
         _interval(canvas, x, middle, mixture.interval.get(name))
+        _seeds(canvas, x, middle + 9, certainty.seed_interval.get(name), certainty.seed_weights.get(name, ()), name=name)
         if name in inputs.size_shares:
             share = inputs.size_shares[name]
-            _diamond(canvas, x(share), middle, tip=f"{name}: {percent(share)} by size")
+            diamond(canvas, x(share), middle, tip=f"{name}: {percent(share)} by size")
         canvas.text(plot.right + 62, middle, percent(weight), "number strong", anchor="end")
         if name in mixture.interval:
             low, high = mixture.interval[name]
             canvas.text(plot.right + 176, middle, f"{percent(low)} – {percent(high)}", "number dim", anchor="end")
-        canvas.text(WIDTH - 4, middle, times(weight / uniform), "number", anchor="end")
+        canvas.text(plot.right + 258, middle, times(weight / uniform), "number", anchor="end")
+        if name in held:
+            canvas.text(WIDTH - 4, middle, held[name], "small ink-capped", anchor="end")
         canvas.close_group()
     if num_rest:
-        _rest_row(
+        rest_row(
             canvas,
             plot,
             len(shown),
@@ -58,8 +72,8 @@ def manifest_plot(inputs: ReportInputs) -> Canvas:
     manifest, emitted = inputs.manifest, inputs.emitted
     assert manifest is not None
     shown, num_rest = _rows(inputs.sources)
-    canvas = Canvas(WIDTH, 66 + _ROW * (len(shown) + (num_rest > 0)) + 40, "Tokens and epochs of the manifest")
-    names = _name_room(shown)
+    canvas = Canvas(WIDTH, 66 + ROW * (len(shown) + (num_rest > 0)) + 40, "Tokens and epochs of the manifest")
+    names = name_room(shown)
     middle_gap = 96.0
     split = names + (WIDTH - names - middle_gap - 92) * 0.6
     left = Frame(canvas, left=names, right=WIDTH - split, top=52, bottom=40)
@@ -73,7 +87,7 @@ def manifest_plot(inputs: ReportInputs) -> Canvas:
     right.columns(e, x_format=lambda value: f"{value:g}", x_label="epochs", count=4)
     _manifest_legend(canvas, left, right, has_caps=bool(caps))
     for rank, name in enumerate(shown):
-        source, middle = emitted[name], left.top + _ROW * (rank + 0.5)
+        source, middle = emitted[name], left.top + ROW * (rank + 0.5)
         canvas.open_group(name)
         canvas.text(left.left - 10, middle, shorten(name, LONGEST_LABEL), anchor="end", tip=name)
         given_tip = f"{name}: {source.num_tokens:,} tokens"
@@ -90,13 +104,14 @@ def manifest_plot(inputs: ReportInputs) -> Canvas:
     if num_rest:
         rest = _rest_of(inputs, shown, {name: float(source.num_tokens) for name, source in emitted.items()})
         num_capped = sum(source.capped for name, source in emitted.items() if name not in shown)
-        _rest_row(
+        rest_row(
             canvas, left, len(shown), f"{num_rest} others: {tokens(rest)} tokens together, {num_capped} of them at their cap"
         )
     return canvas
 
 
-def _name_room(names: Iterable[str]) -> float:
+def name_room(names: Iterable[str]) -> float:
+    """Pixels that the names of rows need at the left."""
     return max(70.0, *(text_width(shorten(name, LONGEST_LABEL)) + 18 for name in names))
 
 
@@ -111,8 +126,9 @@ def _rest_of(inputs: ReportInputs, shown: Sequence[str], values: dict[str, float
     return sum(values[name] for name in inputs.sources if name not in shown)
 
 
-def _rest_row(canvas: Canvas, plot: Frame, row: int, text: str) -> None:
-    canvas.text(plot.left + 6, plot.top + _ROW * (row + 0.5), text, "dim halo")
+def rest_row(canvas: Canvas, plot: Frame, row: int, text: str) -> None:
+    """Say what the rows without a place come to."""
+    canvas.text(plot.left + 6, plot.top + ROW * (row + 0.5), text, "dim halo")
 
 
 def _interval(canvas: Canvas, x: Scale, middle: float, interval: tuple[float, float] | None) -> None:
@@ -124,19 +140,32 @@ def _interval(canvas: Canvas, x: Scale, middle: float, interval: tuple[float, fl
         canvas.line(x(end), middle - 4, x(end), middle + 4, "whisker")
 
 
-def _diamond(canvas: Canvas, across: float, middle: float, *, tip: str = "") -> None:
+def _seeds(
+    canvas: Canvas, x: Scale, height: float, interval: tuple[float, float] | None, weights: Sequence[float], *, name: str
+) -> None:
+    """What other seeds found, just below the interval of this one."""
+    if interval is not None:
+        canvas.line(x(interval[0]), height, x(interval[1]), height, "seed")
+    for weight in weights:
+        canvas.circle(x(weight), height, 2, "seed-dot", tip=f"{name}, one seed: {percent(weight)}")
+
+
+def diamond(canvas: Canvas, across: float, middle: float, *, tip: str = "") -> None:
+    """Mark a share by size."""
     size = 4.5
     points = [(across - size, middle), (across, middle - size), (across + size, middle), (across, middle + size)]
     canvas.path(points, "mark-size", close=True, tip=tip)
 
 
-def _weights_legend(canvas: Canvas, plot: Frame, *, uniform: float, has_sizes: bool, has_intervals: bool) -> None:
+def _weights_legend(
+    canvas: Canvas, plot: Frame, *, uniform: float, has_sizes: bool, has_intervals: bool, has_seeds: bool
+) -> None:
     at, height = plot.left, 14.0
     canvas.line(at + 4, height - 7, at + 4, height + 7, "mark-uniform")
     canvas.text(at + 12, height, f"uniform, {percent(uniform)}", "dim small")
     at += 24 + text_width(f"uniform, {percent(uniform)}")
     if has_sizes:
-        _diamond(canvas, at + 5, height)
+        diamond(canvas, at + 5, height)
         canvas.text(at + 15, height, "proportional to size", "dim small")
         at += 27 + text_width("proportional to size")
     if has_intervals:
@@ -144,6 +173,12 @@ def _weights_legend(canvas: Canvas, plot: Frame, *, uniform: float, has_sizes: b
         for end in (at, at + 16):
             canvas.line(end, height - 4, end, height + 4, "whisker")
         canvas.text(at + 22, height, "90% interval", "dim small")
+        at += 34 + text_width("90% interval")
+    if has_seeds:
+        canvas.line(at, height, at + 20, height, "seed")
+        for weight in (at + 3, at + 11, at + 16):
+            canvas.circle(weight, height, 2, "seed-dot")
+        canvas.text(at + 26, height, "each seed, and where one more would lie", "dim small")
 
 
 def _manifest_legend(canvas: Canvas, left: Frame, right: Frame, *, has_caps: bool) -> None:

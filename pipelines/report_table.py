@@ -137,6 +137,7 @@ def _search_columns(inputs: ReportInputs) -> list[Column]:
     if mixture.interval:
         cells = {name: _interval_cell(mixture.interval.get(name)) for name in inputs.sources}
         columns.append(Column("interval", "90% interval", "of the weight; sorted by its width", cells))
+    columns += _certainty_columns(inputs)
     ratios = {name: weight * num_sources for name, weight in weights.items()}
     columns.append(
         _numbers(
@@ -149,6 +150,35 @@ def _search_columns(inputs: ReportInputs) -> list[Column]:
             total=lambda group: sum(ratios[name] for name in group.sources) / len(group.sources),
         )
     )
+    return columns
+
+
+def _certainty_columns(inputs: ReportInputs) -> list[Column]:
+    """How far to trust a weight, and what holds it where it is."""
+    certainty, binding, sources = inputs.certainty, inputs.binding, inputs.sources
+    columns = []
+    if certainty.seed_interval:
+        cells = {name: _interval_cell(certainty.seed_interval.get(name)) for name in sources}
+        columns.append(Column("seeds", "over seeds", "90% interval for the weight of one more seed; sorted by its width", cells))
+    if certainty.signal_to_noise:
+        hint = "of the source's score against the mixture's; below 2 in size they cannot be told apart"
+        ratios = certainty.signal_to_noise
+        columns.append(_numbers(inputs, "signal", "signal to noise", hint, values=ratios, show=lambda value: f"{value:+.1f}"))
+    if certainty.interchangeable:
+        set_of = {name: number for number, names in enumerate(certainty.interchangeable, 1) for name in names}
+        alike = {name: Cell(f"set {set_of[name]}", set_of[name]) if name in set_of else Cell() for name in sources}
+        columns.append(Column("alike", "inter\u00adchangeable", "sources of a set cannot be told apart by their scores", alike))
+    if binding:
+        kinds = sorted(set(binding.values()))
+        held = {
+            name: Cell(binding[name], kinds.index(binding[name]), marked=True) if name in binding else Cell() for name in sources
+        }
+        sums = {
+            group.name: Cell(binding[group.name], kinds.index(binding[group.name]), marked=True)
+            for group in inputs.groups
+            if group.name in inputs.constrained_groups and group.name in binding
+        }
+        columns.append(Column("held", "held at", "the bound of the recipe that a weight lies at", held, sums))
     return columns
 
 
@@ -222,10 +252,12 @@ def _manifest_columns(inputs: ReportInputs) -> list[Column]:
 def _csv(inputs: ReportInputs) -> str:
     """Every number of every source with all its digits."""
     mixture, sizes, emitted = inputs.mixture, inputs.sizes, inputs.emitted
+    further = _further_values(inputs)
     group_of = {name: group.name for group in inputs.groups for name in group.sources}
     heads = ["source"]
     heads += ["group"] if group_of else []
     heads += ["weight", "interval_low", "interval_high"] if mixture is not None else []
+    heads += list(further)
     heads += ["unique_tokens"] if sizes else []
     heads += ["manifest_tokens", "manifest_share", "epochs", "max_epochs", "capped"] if emitted else []
     text = io.StringIO()
@@ -236,9 +268,23 @@ def _csv(inputs: ReportInputs) -> str:
         cells += [group_of[name]] if group_of else []
         if mixture is not None:
             cells += [mixture.weights[name], *mixture.interval.get(name, ("", ""))]
+        cells += [values.get(name, "") for values in further.values()]
         cells += [sizes[name]] if sizes else []
         if emitted:
             source = emitted[name]
             cells += [source.num_tokens, source.share, source.epochs, source.max_epochs, str(source.capped).lower()]
         writer.writerow(cells)
     return text.getvalue()
+
+
+def _further_values(inputs: ReportInputs) -> dict[str, Mapping[str, object]]:
+    """Columns of the CSV that only some searches have."""
+    certainty = inputs.certainty
+    columns: dict[str, Mapping[str, object]] = {
+        "seed_interval_low": {name: low for name, (low, _) in certainty.seed_interval.items()},
+        "seed_interval_high": {name: high for name, (_, high) in certainty.seed_interval.items()},
+        "signal_to_noise": certainty.signal_to_noise,
+        "interchangeable_set": {name: number for number, names in enumerate(certainty.interchangeable, 1) for name in names},
+        "held_at": inputs.binding,
+    }
+    return {head: values for head, values in columns.items() if values}

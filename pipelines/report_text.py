@@ -8,29 +8,6 @@ from pipelines.report_inputs import ReportInputs
 _NAMED_SOURCES = 4
 _ENOUGH = 0.9
 
-EXPLANATIONS = {
-    "weights": (
-        "The mixture",
-        "Share of training tokens of each source: the average over the last part of the search, with 90% intervals from a block "
-        "bootstrap of that part. They show how steady this search was, not how another seed would differ.",
-    ),
-    "mixture": ("How the mixture got there", "Share of each source after every update, as the proxy trained."),
-    "loss": (
-        "Loss",
-        "Dots: the proxy's loss on fixed samples of the target before and after, on the half that drives the search and on the half "
-        "that it never sees. Lines: the noisy loss of the target batch of each update, and of the training data between updates.",
-    ),
-    "scores": (
-        "Scores",
-        "How well a step on each source's gradient would lower the target's loss; above zero it helps. Running means over a twentieth "
-        "of the search. Sources scored above the mixture's average gain weight.",
-    ),
-    "manifest": (
-        "What is shipped",
-        "Tokens of each source in the manifest, and how often it is read. What a capped source cannot give goes to the others.",
-    ),
-}
-
 
 def headline(inputs: ReportInputs) -> str:
     """The answer in one sentence."""
@@ -60,6 +37,8 @@ def lead(inputs: ReportInputs) -> str:
             f"Learned while one proxy of {tokens(mixture.num_parameters)} parameters trained: {tokens(mixture.search_tokens)} tokens, "
             f"{duration(mixture.search_seconds)} on {ranks}, {mixture.num_updates} updates of the mixture in {mixture.num_steps} steps."
         )
+        if inputs.certainty.stopped:
+            sentences.append(f"The search ended: {inputs.certainty.stopped.rstrip('.')}.")
         loss = mixture.target_loss
         if {"unseen_start", "unseen_end"} <= loss.keys():
             sentences.append(
@@ -100,17 +79,6 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     if inputs.manifest is not None:
         found.append(("shipped tokens", tokens(inputs.manifest.num_tokens)))
     return found
-
-
-def losses(inputs: ReportInputs) -> list[tuple[str, str, str, str]]:
-    """Target loss at the start and the end of both halves."""
-    found = inputs.mixture.target_loss if inputs.mixture is not None else {}
-    rows = []
-    for half, label in (("search", "half that drives the search"), ("unseen", "half never seen")):
-        start, end = found.get(f"{half}_start"), found.get(f"{half}_end")
-        if start is not None and end is not None:
-            rows.append((label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}"))
-    return rows
 
 
 def grouping(inputs: ReportInputs) -> str:

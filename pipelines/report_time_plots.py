@@ -65,7 +65,7 @@ def loss_plot(inputs: ReportInputs, trajectory: TrajectoryTable) -> Canvas:
     )
     labels: list[tuple[str, float, str, str]] = []
     for label, losses_U, css in series:
-        canvas.path(_points(x, y, trajectory.tokens_U, losses_U), f"line thick {css}", tip=label)
+        canvas.path(line_points(x, y, trajectory.tokens_U, losses_U), f"line thick {css}", tip=label)
         labels.append((label, y(float(losses_U[-1])), "line", f"line thick {css}"))
     for half, label, css in (("search", "target, search half", "dot c0"), ("unseen", "target, unseen half", "ring")):
         for key, at in ((f"{half}_start", plot.left), (f"{half}_end", plot.right)):
@@ -95,7 +95,7 @@ def scores_plot(inputs: ReportInputs, trajectory: TrajectoryTable) -> Canvas:
     _others(canvas, x, y, trajectory.tokens_U, {name: columns[name] for name in others})
     for rank in reversed(range(len(coloured))):
         canvas.open_group(coloured[rank])
-        points = _points(x, y, trajectory.tokens_U, columns[coloured[rank]])
+        points = line_points(x, y, trajectory.tokens_U, columns[coloured[rank]])
         canvas.path(points, f"line {colour(rank)}", tip=coloured[rank])
         canvas.close_group()
     wanted = [y(float(columns[name][-1])) for name in coloured]
@@ -110,7 +110,8 @@ def _thin(count: int, at_most: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]
     return np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(np.intp))
 
 
-def _points(x: Scale, y: Scale, across: Float64s, up: Float64s) -> list[tuple[float, float]]:
+def line_points(x: Scale, y: Scale, across: Float64s, up: Float64s) -> list[tuple[float, float]]:
+    """Pixels of a line, thinned; values that are not numbers are left out."""
     chosen = _thin(len(across), _MAX_POINTS)
     return [(x(a), y(b)) for a, b in zip(across[chosen].tolist(), up[chosen].tolist(), strict=True) if np.isfinite(b)]
 
@@ -174,11 +175,11 @@ def _others(canvas: Canvas, x: Scale, y: Scale, tokens_U: Float64s, columns: dic
     """Sources without a colour: thin lines while they can be told apart, else the band that holds the middle 80% of them."""
     if len(columns) > _MAX_THIN_LINES:
         low_U, high_U = np.quantile(np.stack(list(columns.values())), [0.1, 0.9], axis=0)
-        upper, lower = _points(x, y, tokens_U, high_U), _points(x, y, tokens_U, low_U)
+        upper, lower = line_points(x, y, tokens_U, high_U), line_points(x, y, tokens_U, low_U)
         tip = f"the middle 80% of {len(columns)} others"
         canvas.path(upper + lower[::-1], "band", close=True, tip=tip)
         return
     for name, values_U in columns.items():
         canvas.open_group(name)
-        canvas.path(_points(x, y, tokens_U, values_U), "line thin cx", tip=name)
+        canvas.path(line_points(x, y, tokens_U, values_U), "line thin cx", tip=name)
         canvas.close_group()

@@ -103,9 +103,9 @@ class Canvas:
         place = f' text-anchor="{anchor}"' if anchor != "start" else ""
         self._parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}"{_class(css)}{place}>{inner}</text>')
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, css: str, *, tip: str = "") -> None:
         """Draw a straight line."""
-        self._parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{_class(css)}/>')
+        self._parts.append(_with_tip("line", f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{_class(css)}', tip))
 
     def rect(self, x: float, y: float, width: float, height: float, css: str, *, tip: str = "") -> None:
         """Draw a box; one that would be too thin to see is made half a pixel wide."""

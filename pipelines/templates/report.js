@@ -145,5 +145,6 @@
   };
   addEventListener("hashchange", start);
   for (const element of document.querySelectorAll(".scripted")) element.hidden = false;
+  for (const element of document.querySelectorAll(".unscripted")) element.hidden = true;
   start();
 })();
