@@ -25,13 +25,15 @@ class RunResult:
 
 
 def check_recipe(recipe: Recipe, *, num_ranks: int) -> None:
-    """Refuse what can be known to fail before any work: inputs, batch sizes, the proxy's configuration."""
+    """Refuse what can be known to fail before any work: inputs, batch sizes, bounds of the mixture, the proxy's configuration."""
     from pipelines.preprocess import check_inputs
+    from train.constraints import stated_constraints
     from train.proxy import proxy_config
     from train.search import micro_batch
 
     check_inputs(recipe)
     micro_batch(recipe, num_ranks)
+    stated_constraints(recipe.search.constraints, sources=list(recipe.sources))
     proxy_config(recipe.proxy, resolve=recipe.resolve, vocab_size=None, sequence_length=recipe.search.sequence_length)
 
 

@@ -384,6 +384,9 @@ search:
   learning_rate: 3.0e-3
   exploration: 0.25
   seed: 0
+  # Bounds on the mixture, for example {{floor: 0.01, pinned: {{NAME: 0.05}}, groups: {{code: [NAME, NAME], max: 0.3}}}};
+  # what emit's max_epochs allow a source at emit's token_budget always bounds it.
+  constraints: {{floor: 0}}
 
 # The corpus to ship: a guess of one pass over everything (4 bytes on disk to a token); no source more than max_epochs times.
 emit: {{token_budget: {budget}, max_epochs: 4}}
