@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from train.search_artefacts import (
     search_directory,
     write_result,
 )
+from train.seeds import adopt_single_search, recipes_of_seeds, write_mean
 from train.target import Target
 from train.target_outcome import broken_limits, compare_with_reference, losses_by_target
 
@@ -54,10 +55,14 @@ class SearchResult:
     warnings: tuple[str, ...] = ()
 
 
-def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: bool = False) -> SearchResult:
+def search(
+    recipe: Recipe, *, num_seeds: int | None = None, num_ranks: int = 1, replace: bool = False, quiet: bool = False
+) -> SearchResult:
     """Learn the mixture of a preprocessed workdir, or go on with a search that was stopped.
 
     Args:
+        num_seeds: searches with search.seed, search.seed + 1 and so on, whose mean is the answer; those that are finished are kept.
+            None takes a finished answer of any number, or makes one search.
         num_ranks: processes started on this machine.
         replace: discard a mixture or checkpoint that was made from another recipe or other data.
 
@@ -69,17 +74,54 @@ def search(recipe: Recipe, *, num_ranks: int = 1, replace: bool = False, quiet: 
     catalog = catalog_of_workdir(recipe.workdir_path)
     check_search(recipe, catalog, num_ranks=num_ranks)
     directory = search_directory(recipe)
-    done = finished_mixture(recipe, catalog, replace=replace)
+    done = finished_mixture(recipe, catalog, num_seeds=num_seeds, replace=replace)
     if done is not None:
         message = f"{directory / 'mixture.json'} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
-    if num_ranks == 1:
+
+    def run_one(one: Recipe) -> None:
+        if num_ranks > 1:
+            launch_ranks(_run_launched, one, replace, quiet, num_ranks=num_ranks)
+            return
         with process_group(rank=0, world_size=1):
-            _run_rank(recipe, rank=0, world_size=1, replace=replace, quiet=quiet)
-    else:
-        launch_ranks(_run_launched, recipe, replace, quiet, num_ranks=num_ranks)
+            _run_rank(one, rank=0, world_size=1, replace=replace, quiet=quiet)
+
+    _search_seeds(recipe, catalog, run_one, num_seeds=num_seeds or 1, num_ranks=num_ranks, replace=replace)
     mixture = load_mixture(directory / "mixture.json")
     return SearchResult(mixture, True, f"wrote {directory / 'mixture.json'}", broken_limits(mixture))
+
+
+def _search_seeds(
+    recipe: Recipe,
+    catalog: Catalog,
+    run_one: Callable[[Recipe], None],
+    *,
+    num_seeds: int,
+    num_ranks: int,
+    replace: bool,
+    leads: bool = True,
+    meeting: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """One search in the search's folder, or several in folders below it and their mean.
+
+    Args:
+        leads: whether this process is the one that writes: the only one here, or the first rank under a launcher.
+        meeting: a block that all processes leave together.
+    """
+    if num_seeds == 1:
+        run_one(recipe)
+        return
+    recipes = recipes_of_seeds(recipe, num_seeds)
+    with hold_search(search_directory(recipe)) if leads else nullcontext():
+        with meeting():
+            if leads:
+                adopt_single_search(recipe, catalog, num_ranks=num_ranks, replace=replace)
+                save_recipe(recipe, catalog)
+        for one in recipes:
+            if finished_mixture(one, catalog, replace=replace) is None:
+                run_one(one)
+        if leads:
+            write_mean(recipe, catalog, recipes)
 
 
 def check_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int) -> None:
@@ -223,7 +265,7 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
     per_step = settings.global_batch * settings.sequence_length
     with (
         _stop_on_signal() as stop_asked,
-        progress("search", total=settings.num_steps * per_step, done=run.step * per_step, quiet=quiet) as advance,
+        progress(_label(recipe), total=settings.num_steps * per_step, done=run.step * per_step, quiet=quiet) as advance,
     ):
         finished = run.run(advance=advance, stop_asked=stop_asked, checkpoint=checkpoint)
     if not finished:
@@ -244,23 +286,48 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
         )
 
 
+def _label(recipe: Recipe) -> str:
+    """What the progress bar says: `search`, or the seed where there are several."""
+    folder = search_directory(recipe).name
+    return f"search {folder.replace('-', ' ')}" if folder.startswith("seed-") else "search"
+
+
 def main() -> None:
     """Entry point of one rank under torchrun or the deepspeed launcher."""
     parser = argparse.ArgumentParser(prog="python -m train.search", description=main.__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, metavar="N", help="searches to average, with search.seed and the numbers after it")
     parser.add_argument("--replace", action="store_true", help="discard a search made from another recipe or other data")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the deepspeed launcher")
     options = parser.parse_args()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     prepare_environment()
+
+    def joined() -> AbstractContextManager[None]:
+        return process_group(rank=rank, world_size=world_size)
+
+    def run_one(one: Recipe) -> None:
+        with joined():
+            _run_rank(one, rank=rank, world_size=world_size, replace=options.replace, quiet=False)
+
     try:
+        if options.seeds is not None and options.seeds < 1:
+            raise RecipeError(f"--seeds {options.seeds} is no number of searches; use 1 or more")
         recipe = load_recipe(options.recipe, options.overrides)
         catalog = catalog_of_workdir(recipe.workdir_path)
         check_search(recipe, catalog, num_ranks=world_size)
-        if finished_mixture(recipe, catalog, replace=options.replace) is None:
-            with process_group(rank=rank, world_size=world_size):
-                _run_rank(recipe, rank=rank, world_size=world_size, replace=options.replace, quiet=False)
+        if finished_mixture(recipe, catalog, num_seeds=options.seeds, replace=options.replace) is None:
+            _search_seeds(
+                recipe,
+                catalog,
+                run_one,
+                num_seeds=options.seeds or 1,
+                num_ranks=world_size,
+                replace=options.replace,
+                leads=rank == 0,
+                meeting=joined,
+            )
         if rank == 0:
             for warning in broken_limits(load_mixture(search_directory(recipe) / "mixture.json")):
                 print(warning, file=sys.stderr)

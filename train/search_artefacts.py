@@ -50,8 +50,15 @@ def _sections(recipe: Recipe, catalog: Catalog) -> dict[str, Any]:
     return {**sections, "emit": {"token_budget": emit["token_budget"]}} if recipe.share_seen < 1 else sections
 
 
-def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixture | None:
-    """A complete mixture of this recipe and data, if there is one."""
+def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool, num_seeds: int | None = None) -> Mixture | None:
+    """A complete mixture of this recipe and data, if there is one.
+
+    Args:
+        num_seeds: searches that it must be the mean of; None for any number. One of fewer searches is there to be added to.
+
+    Raises:
+        MismatchError: a mixture of another recipe, other data or more searches lies here, and `replace` is not given.
+    """
     path = search_directory(recipe) / "mixture.json"
     if not path.exists():
         return None
@@ -65,7 +72,7 @@ def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixt
         if then != now
     ]
     if not differing:
-        return mixture
+        return mixture if _has_searches(path, mixture, num_seeds, replace=replace) else None
     if not replace:
         changed = _changed_keys(recipe, catalog)
         raise MismatchError(
@@ -73,6 +80,15 @@ def finished_mixture(recipe: Recipe, catalog: Catalog, *, replace: bool) -> Mixt
             "afresh with --replace"
         )
     return None
+
+
+def _has_searches(path: Path, mixture: Mixture, num_seeds: int | None, *, replace: bool) -> bool:
+    found = max(1, len(mixture.seed_weights))
+    if num_seeds is None or num_seeds >= found or replace:
+        return num_seeds in (None, found)
+    raise MismatchError(
+        f"{path}: the mean of {found} searches, and --seeds {num_seeds} asks for fewer; leave --seeds out, or make it anew with --replace"
+    )
 
 
 def _changed_keys(recipe: Recipe, catalog: Catalog) -> str:
