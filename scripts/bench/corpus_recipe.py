@@ -33,7 +33,7 @@ def target_sources(target: str, sources: list[str]) -> dict[str, float]:
     }[target]
 
 
-def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 300_000, vocab_size: int = 2048) -> Recipe:
+def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 300_000, vocab_size: int = 1024) -> Recipe:
     """Twelve sources, and every target of the benchmark in the one catalog; swap the target with `with_target`.
 
     Production is as long as the search and no cap binds, so that methods without constraints compete on equal terms.
@@ -42,7 +42,7 @@ def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 300_000, v
     questions = json.loads((corpus / "sft" / "sources.json").read_text())
     content: dict[str, Any] = {
         "workdir": str(workdir),
-        "tokenizer": {"train": {"vocab_size": vocab_size, "sample_bytes": 8_000_000}},
+        "tokenizer": {"train": {"vocab_size": vocab_size, "sample_bytes": 4_000_000}},
         "sources": {name: _source(corpus, source) for name, source in sources.items()},
         "target": {"sources": target_sources("all", list(sources)), "files": _questions(corpus, questions)},
         "proxy": {"config": PROXY},
