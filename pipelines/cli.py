@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from fastmix_data.errors import FastmixError, Interrupted
-from pipelines.console import Console, mixture_table
+from pipelines.console import Console, mixture_notes, mixture_table
 
 RecipePath = click.argument("recipe_path", metavar="RECIPE", type=click.Path(path_type=Path))
 AnyPath = click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
@@ -20,6 +20,12 @@ Replace = click.option("--replace", is_flag=True, help="Replace artefacts made f
 NumWorkers = click.option("--workers", "num_workers", type=click.IntRange(1), help="Dask worker processes; all cores by default.")
 Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
 NumRanks = click.option("--nproc", "num_ranks", type=click.IntRange(1), default=1, help="Training ranks on this machine.")
+NumSearches = click.option(
+    "--seeds",
+    "num_seeds",
+    type=click.IntRange(1),
+    help="Searches to average, with search.seed and the numbers after it; 1 unless more are finished.",
+)
 Overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as search.seed=1."
 )
@@ -70,6 +76,7 @@ def main() -> None:
 @NumWorkers
 @Scheduler
 @NumRanks
+@NumSearches
 @Replace
 @_command
 def run(
@@ -78,6 +85,7 @@ def run(
     num_workers: int | None,
     scheduler: str | None,
     num_ranks: int,
+    num_seeds: int | None,
     replace: bool,
     console: Console,
 ) -> None:
@@ -90,6 +98,7 @@ def run(
         num_workers=num_workers,
         scheduler=scheduler,
         num_ranks=num_ranks,
+        num_seeds=num_seeds,
         replace=replace,
         quiet=console.as_json,
         say=console.say,
@@ -135,8 +144,9 @@ def _show_run(result: Any, console: Console) -> None:
     text = "\n".join(
         [
             f"\nmixture, learned in {mixture.search_seconds:.0f} s from {mixture.search_tokens:,} proxy tokens "
-            "(90% interval, times each source is read):",
-            mixture_table(mixture.weights, mixture.interval, epochs),
+            "(times each source is read at the end):",
+            mixture_table(mixture, epochs),
+            *mixture_notes(mixture),
             f"target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
             f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
             f"report:   {result.report}",
@@ -184,9 +194,12 @@ def preprocess(
 @RecipePath
 @Overrides
 @NumRanks
+@NumSearches
 @Replace
 @_command
-def search(recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, replace: bool, console: Console) -> None:
+def search(
+    recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, num_seeds: int | None, replace: bool, console: Console
+) -> None:
     """Learn the mixture while one proxy trains.
 
     On several nodes, start `python -m train.search RECIPE` with torchrun or the deepspeed launcher instead.
@@ -194,11 +207,12 @@ def search(recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, replac
     from fastmix_data.recipe_file import load_recipe
     from train.search import search as work
 
-    result = work(load_recipe(recipe_path, overrides), num_ranks=num_ranks, replace=replace, quiet=console.as_json)
+    recipe = load_recipe(recipe_path, overrides)
+    result = work(recipe, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=console.as_json)
     for text in (*result.warnings, result.message):
         console.say(text)
     mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
-    console.result({**contents, **mixture.model_dump()}, mixture_table(mixture.weights, mixture.interval))
+    console.result({**contents, **mixture.model_dump()}, "\n".join([mixture_table(mixture), *mixture_notes(mixture)]))
 
 
 @main.command()

@@ -56,6 +56,7 @@ def run(
     num_workers: int | None,
     scheduler: str | None,
     num_ranks: int,
+    num_seeds: int | None = None,
     replace: bool,
     quiet: bool,
     say: Say,
@@ -71,7 +72,7 @@ def run(
         say(text)
     catalog = preprocessed.catalog
     check_emit(catalog, recipe.emit)
-    searched = search(recipe, num_ranks=num_ranks, replace=replace, quiet=quiet)
+    searched = search(recipe, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=quiet)
     for text in (*searched.warnings, searched.message):
         say(text)
     manifest = emit(recipe, replace=replace)
