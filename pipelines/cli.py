@@ -217,6 +217,48 @@ def search(
 
 @main.command()
 @RecipePath
+@click.option(
+    "--methods",
+    default="fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32",
+    show_default=True,
+    help="Methods, with the number of proxies of a swarm; uniform is always among them.",
+)
+@click.option(
+    "--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Fresh proxies that confirm each mixture."
+)
+@Overrides
+@NumWorkers
+@Scheduler
+@Replace
+@_command
+def compare(
+    recipe_path: Path,
+    methods: str,
+    num_seeds: int,
+    overrides: tuple[str, ...],
+    num_workers: int | None,
+    scheduler: str | None,
+    replace: bool,
+    console: Console,
+) -> None:
+    """Compare methods at their own search cost, each mixture confirmed by fresh proxies.
+
+    fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference); regmix:N and olmix:N fit the losses of N
+    proxies, which all targets share. Proxies and searches are kept, so a list with one more method costs only that method.
+    """
+    from fastmix_data.recipe_file import load_recipe
+    from pipelines.compare import Workers
+    from pipelines.compare import compare as work
+    from pipelines.compare_table import comparison_table
+
+    workers = Workers(num_workers, scheduler, quiet=console.as_json)
+    result = work(load_recipe(recipe_path, overrides), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
+    console.say(result.message)
+    console.result({"did_work": result.did_work, **result.content}, comparison_table(result.path))
+
+
+@main.command()
+@RecipePath
 @Overrides
 @click.option(
     "--mixture", "mixture_path", type=click.Path(path_type=Path), help="A mixture of your own; the search's by default."
