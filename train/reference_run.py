@@ -20,9 +20,7 @@ from train.engine import ProxyEngine
 from train.plain_run import train_on_mixture
 from train.proxy_run import starting_weights
 from train.target import Target
-from train.target_balance import ReferenceLosses, measured_steps
-
-_MAX_SEQUENCES = 64
+from train.target_balance import ReferenceLosses, measured_steps, num_measured_sequences
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class _Recorder:
     def __init__(self, recipe: Recipe, target: Target, *, stop_asked: Callable[[], bool], advance: Callable[[int], None]) -> None:
         self._search, self._target = recipe.search, target
         self._stop_asked, self._advance = stop_asked, advance
-        self._steps = set(measured_steps(recipe.search))
-        self.num_sequences = min(recipe.search.eval_sequences, _MAX_SEQUENCES)
+        self.steps_S = measured_steps(recipe.search, num_targets=len(target.names))
+        self.num_sequences = num_measured_sequences(recipe.search)
         self.losses_SG: list[list[float]] = []
 
     def after_step(self, step: int, engine: ProxyEngine) -> None:
@@ -58,7 +56,7 @@ class _Recorder:
             raise Interrupted(
                 f"the reference run ended at step {step} of {self._search.num_steps}; the same command starts it again"
             )
-        if step in self._steps:
+        if step in self.steps_S:
             losses_G = self._target.evaluate_each(engine, half="search", num_sequences=self.num_sequences)
             self.losses_SG.append(losses_G.tolist())
 
@@ -104,7 +102,7 @@ def _train(recipe: Recipe, catalog: Catalog, target: Target, *, stop_asked: Call
         recorder = _Recorder(recipe, target, stop_asked=stop_asked, advance=advance)
         plain = train_on_mixture(recipe, catalog, weights_K, seed=search.seed, on_step=recorder.after_step)
     losses = ReferenceLosses(
-        steps_S=measured_steps(search),
+        steps_S=recorder.steps_S,
         losses_SG=recorder.losses_SG,
         num_sequences=recorder.num_sequences,
         end_G=target.evaluate_each(plain.engine, half="search", num_sequences=search.eval_sequences).tolist(),
