@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.report_format import tick
-from pipelines.report_frame import LABEL_GAP, WIDTH, Frame, colour, label_groups, label_room, named_groups
+from pipelines.report_frame import LABEL_GAP, NUM_COLOURS, WIDTH, Frame, colour, label_groups, label_room, named_groups
 from pipelines.report_inputs import Float64s, ReportInputs, TrajectoryTable
 from pipelines.svg import Canvas, Scale, path_of, spread_labels
 
@@ -24,16 +24,18 @@ def sparkline(values_U: Float64s, *, css: str) -> str:
 
 
 def mixture_plot(inputs: ReportInputs, trajectory: TrajectoryTable) -> Canvas:
-    """Shares of all sources over the search, stacked, the largest on top."""
+    """Shares of all sources over the search, stacked: the largest on top, then the rest together or by group."""
     canvas = Canvas(WIDTH, 380, "Mixture over the search")
     tokens_U, weights_UK = _with_start(inputs, trajectory)
     chosen = _thin(len(tokens_U), _MAX_POINTS)
-    labels = named_groups(inputs.sources)
+    bands = _bands(inputs)
+    labels = list(bands)
     plot = Frame(canvas, right=label_room(labels), top=26, bottom=44)
     x, y = Scale(0, tokens_U[-1], plot.left, plot.right), Scale(0, 1, plot.bottom, plot.top)
     plot.axes(x, y, x_label="tokens seen by the proxy", x_format=tick, y_format=lambda value: f"{100 * value:.0f}%")
-    order = [trajectory.sources.index(name) for name in inputs.sources]
-    bands_UG = _merge_small(weights_UK[:, order], len(labels))[chosen]
+    number = {name: at for at, name in enumerate(trajectory.sources)}
+    members = [[number[name] for name in names] for names in bands.values()]
+    bands_UG = np.stack([weights_UK[chosen][:, columns].sum(axis=1) for columns in members], axis=1)
     tops_UG = 1 - np.concatenate([np.zeros((len(chosen), 1)), np.cumsum(bands_UG, axis=1)], axis=1)
     pixels = [x(value) for value in tokens_U[chosen]]
     middles: list[float] = []
@@ -141,10 +143,22 @@ def _without_outliers(values: Float64s) -> tuple[float, float]:
     return (inner_low, inner_high) if high - low > 3 * (inner_high - inner_low) else (low, high)
 
 
-def _merge_small(weights_UK: Float64s, num_groups: int) -> Float64s:
-    rest = weights_UK[:, num_groups - 1 :].sum(axis=1, keepdims=True)
-    merged: Float64s = np.concatenate([weights_UK[:, : num_groups - 1], rest], axis=1)
-    return merged
+def _bands(inputs: ReportInputs) -> dict[str, list[str]]:
+    """Sources of each band by its label; where there are too many to name, the rest of each group is a band if these are few."""
+    labels = named_groups(inputs.sources)
+    named = [label for label in labels if label in inputs.sources]
+    bands = {name: [name] for name in named}
+    if len(named) == len(inputs.sources):
+        return bands
+    rests = [(group.label, [name for name in group.sources if name not in bands]) for group in inputs.groups]
+    rests = [(label, names) for label, names in rests if names]
+    if not rests or len(rests) > NUM_COLOURS:
+        return {**bands, labels[-1]: [name for name in inputs.sources if name not in bands]}
+    sizes = {
+        label: sum(inputs.mixture.weights[name] for name in names) if inputs.mixture else len(names) for label, names in rests
+    }
+    ordered = sorted(rests, key=lambda rest: -sizes[rest[0]])
+    return bands | {f"{label}: {len(names)} others" if len(names) > 1 else names[0]: names for label, names in ordered}
 
 
 def _loss_labels(plot: Frame, labels: Sequence[tuple[str, float, str, str]]) -> None:

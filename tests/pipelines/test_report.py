@@ -204,6 +204,8 @@ def test_hundreds_of_sources_stay_readable_in_one_small_page(tmp_path: Path) -> 
     sums = re.search(r'<tr class="sums" data-group-name="code">.*?</tr>', source, re.DOTALL)
     assert sums is not None and f">{100 * code:.1f}%</td>" in sums[0]
     assert f"{sum(name.startswith('code_') for name in names)} sources" in sums[0]
+    num_rest = sum(name.startswith("code_") for name in sorted(names, key=lambda name: -weights[name])[9:])
+    assert f"code: {num_rest} others" in source and "503 others" in source
     assert 'data-group-name="in no group"' in source and "4 sources" in source
 
 
