@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_corpus_argument(parser)
     parser.add_argument("--workdir", type=Path, default=Path("bench-run"))
-    parser.add_argument("--token-budget", type=int, default=300_000)
+    parser.add_argument("--token-budget", type=int, default=200_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all", "literary", "code", "qa"])
