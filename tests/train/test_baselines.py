@@ -36,7 +36,8 @@ def constraints(**section: Any) -> MixtureConstraints:
 
 
 def log_linear_losses(weights_NK: np.ndarray, slope_K: np.ndarray, *, floor: float = 0.7) -> np.ndarray:
-    return np.exp(floor) + np.exp(weights_NK @ slope_K)
+    losses_N: np.ndarray = np.exp(floor) + np.exp(weights_NK @ slope_K)
+    return losses_N
 
 
 def test_a_swarm_is_of_mixtures_all_different_from_sparse_to_even() -> None:
@@ -165,7 +166,8 @@ def test_doremi_keeps_every_weight_above_its_smoothing(excess: list[float], step
 
 def test_doge_prefers_the_source_of_the_target(planted_recipe: MakeRecipe) -> None:
     recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
-    catalog, told = catalog_of_workdir(recipe.workdir_path), []
+    catalog = catalog_of_workdir(recipe.workdir_path)
+    told: list[int] = []
     with process_group(rank=0, world_size=1):
         weights_K, cost = search_doge(recipe, catalog, on_tokens=told.append)
     found = dict(zip(catalog.sources, weights_K.tolist(), strict=True))
