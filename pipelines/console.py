@@ -76,4 +76,4 @@ def mixture_notes(mixture: Mixture) -> list[str]:
             f"{', '.join(group[:-1])} and {group[-1]} are interchangeable: their scores cannot be told apart; only the sum of their "
             f"shares ({total:.1%}) is meaningful"
         )
-    return [*notes, f"the search {mixture.stopped}"] if mixture.stopped else notes
+    return [*notes, f"end of search: {mixture.stopped}"] if mixture.stopped else notes

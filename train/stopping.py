@@ -15,7 +15,8 @@ from train.uncertainty import block_means
 
 FEWEST_UPDATES = 16
 _SMALLEST_BUDGET_SHARE = 0.25
-_SIGMAS = NormalDist().inv_cdf(0.95)
+# A half's average has twice the variance of the whole's, and a difference of halves four times: two standard errors of the average.
+_SIGMAS_OF_MOVEMENT = 2 * NormalDist().inv_cdf(0.95)
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,34 @@ def find_stand_still(trajectory: Trajectory, *, step: int, search: SearchSection
     """Decide after an update whether the search may end; None to go on.
 
     What would be averaged into the answer now, the last `average_fraction` of the steps so far, is cut into an earlier and a later window.
-    Half the sum of absolute differences of their averages is how far the mixture moved. It stands still if that is no more than
-    `stop.tolerance` and no more than the 90% half-widths of a difference of windows amount to, each from the block bootstrap's standard
-    error: a mixture that still drifts, however slowly, fails the second test. At least a quarter of the budget and 16 averaged
-    updates must have been seen. The decision is a function of the trajectory, so it is the same on every rank and after a resume.
+    Half the sum of absolute differences of their averages is how far the mixture moved. It stands still if
+
+    - it moved by no more than `stop.tolerance`;
+    - half the sum of the average's standard errors (block bootstrap) is no more than that either: windows of a mixture that jumps about
+      are alike by chance at some update;
+    - it moved by no more than the 90% half-widths of a difference of windows amount to, so that it may be chance; or it drifts, but would
+      at this pace move the answer by no more than the tolerance until the end of the budget.
+
+    At least a quarter of the budget and 16 averaged updates must have been seen. The decision is a function of the trajectory, so it is
+    the same on every rank and after a resume.
     """
     if search.stop is None or step < _SMALLEST_BUDGET_SHARE * search.num_steps:
         return None
     weights_UK = trajectory.weights_since((1 - search.average_fraction) * step)
     if len(weights_UK) < FEWEST_UPDATES:
         return None
-    moved = movement(weights_UK)
-    if moved > search.stop.tolerance or moved > noise_of_movement(weights_UK):
+    moved, error = movement(weights_UK), standard_error(weights_UK)
+    drifts = moved > _SIGMAS_OF_MOVEMENT * error
+    to_come = moved * _answers_way(step, search=search) if drifts else 0.0
+    if max(moved, error, to_come) > search.stop.tolerance:
         return None
     return StandStill(step, moved, len(weights_UK))
+
+
+def _answers_way(step: int, *, search: SearchSection) -> float:
+    """How far the middle of the averaged part moves from here to the end of the budget, in distances between the windows' middles."""
+    fraction = search.average_fraction
+    return (1 - fraction / 2) * (search.num_steps - step) / (fraction * step / 2)
 
 
 def movement(weights_UK: Float64s) -> float:
@@ -59,13 +74,10 @@ def movement(weights_UK: Float64s) -> float:
     return 0.5 * float(np.abs(weights_UK[half:].mean(axis=0) - weights_UK[:half].mean(axis=0)).sum())
 
 
-def noise_of_movement(weights_UK: Float64s) -> float:
-    """Movement at which every source sits at the edge of its 90% interval.
-
-    A half's average has twice the variance of the whole's, and a difference of halves four times: two standard errors of the average.
-    """
-    error_K = np.sqrt((block_means(weights_UK, block=round(len(weights_UK) ** 0.5)) ** 2).sum(axis=0))
-    return 0.5 * _SIGMAS * 2 * float(error_K.sum())
+def standard_error(weights_UK: Float64s) -> float:
+    """Half the sum over sources of the standard error of a series' average, from its moving-block bootstrap."""
+    block = round(len(weights_UK) ** 0.5)
+    return 0.5 * float(np.sqrt((block_means(weights_UK, block=block) ** 2).sum(axis=0)).sum())
 
 
 def why_it_ended(still: StandStill | None, *, search: SearchSection) -> str:
