@@ -213,6 +213,6 @@ search:
   exploration: 0.25         # share of the sampling that stays uniform, so that every source keeps being measured
   seed: 0
 
-# The corpus to ship: so many tokens, no source more than four times over. What a source cannot give goes to the others.
+# The corpus to ship: so many tokens, no source more than four times over, which the search keeps to.
 emit: {{token_budget: {budget}, max_epochs: 4}}
 """
