@@ -50,11 +50,13 @@ def write_split(root: Path, source: str, split: str, tokens: np.ndarray, *, mask
 
 
 def planted_rows(root: Path) -> list[ShardRow]:
-    """`same` has the target's distribution, `other` another one, `noise` none, `masked` the target's with three quarters masked."""
+    """`same` and `copy` have the target's distribution, `other` another one, `noise` none, `masked` the target's, three quarters masked."""
     wanted, other = markov_chain(1), markov_chain(2)
     noise = np.full((VOCABULARY, VOCABULARY), 1 / VOCABULARY)
     rows = []
-    for number, (source, chain) in enumerate({"noise": noise, "same": wanted, "other": other, "masked": wanted}.items()):
+    for number, (source, chain) in enumerate(
+        {"noise": noise, "same": wanted, "other": other, "masked": wanted, "copy": wanted}.items()
+    ):
         rows.append(write_split(root, source, "train", draw(chain, 20_000, 10 + number), masked=source == "masked"))
         rows.append(write_split(root, source, "valid", draw(chain, 4_000, 20 + number), masked=source == "masked"))
     return rows

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastmix_data.recipe_file import load_recipe
+from train.search import search
 from train.trajectory import Trajectory, TrajectoryRow
 from train.uncertainty import (
     Evidence,
@@ -203,3 +208,13 @@ def test_a_part_of_the_evidence_is_the_later_updates() -> None:
 )
 def test_t_quantiles_are_those_of_the_tables(probability: float, freedom: float, expected: float) -> None:
     assert student_t_quantile(probability, freedom) == pytest.approx(expected, rel=0.005)
+
+
+def test_a_search_notes_the_planted_copy_and_only_that(planted_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(planted_recipe(sources=("noise", "same", "copy", "other")))
+    mixture = search(recipe, quiet=True).mixture
+    assert [set(group) for group in mixture.interchangeable] == [{"same", "copy"}]
+    rows = pq.read_table(recipe.search_path / "trajectory.parquet").to_pylist()
+    whole = signal_to_noise(Evidence.of(Trajectory.from_state(rows), exploration=recipe.search.exploration))
+    assert whole[0] < -2 and whole[3] < -2 and set(mixture.signal_to_noise) == set(mixture.weights)
+    assert all(low <= mixture.weights[name] <= high for name, (low, high) in mixture.interval.items())

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from fastmix_data.mixture import Mixture
+from pipelines.console import mixture_notes, mixture_table
+
+WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}
+
+
+def test_given_weights_make_a_table_from_large_to_small() -> None:
+    heading, *lines = mixture_table(Mixture(weights=WEIGHTS)).splitlines()
+    assert [line.split()[0] for line in lines] == ["code", "web", "copy"]
+    assert heading.split() == ["source", "share"] and "70.0%" in lines[0] and lines[0].count("█") > lines[1].count("█")
+
+
+def test_columns_stand_under_their_titles() -> None:
+    mixture = Mixture(
+        weights=WEIGHTS,
+        interval={name: (weight - 0.05, weight + 0.05) for name, weight in WEIGHTS.items()},
+        seed_interval=dict.fromkeys(WEIGHTS, (0.0, 1.0)),
+        signal_to_noise={"web": 0.4, "code": 13.25, "copy": -102.0},
+    )
+    heading, *lines = mixture_table(mixture, dict.fromkeys(WEIGHTS, 1.5)).splitlines()
+    for title, cell in (("90% interval", "[ 65.0  75.0]"), ("another seed", "[  0.0 100.0]")):
+        assert lines[0].index(cell) == heading.index(title)
+    assert [line[: heading.index("signal/noise") + len("signal/noise")].split()[-1] for line in lines] == [
+        "13.2",
+        "0.4",
+        "-102.0",
+    ]
+    assert all(line.endswith("1.50 epochs") for line in lines)
+
+
+def test_notes_name_interchangeable_sources_with_the_sum_of_their_shares_and_the_end() -> None:
+    mixture = Mixture(
+        weights=WEIGHTS, interchangeable=[["code", "copy"]], stopped="used up its budget of 61.4K tokens (120 steps)"
+    )
+    assert mixture_notes(mixture) == [
+        "code and copy are interchangeable: their scores cannot be told apart; only the sum of their shares (75.0%) is meaningful",
+        "end of search: used up its budget of 61.4K tokens (120 steps)",
+    ]
+    assert mixture_notes(Mixture(weights=WEIGHTS)) == []
