@@ -26,6 +26,11 @@ class Certainty:
     seed_weights: Mapping[str, Sequence[float]]
     stopped: str
 
+    @property
+    def num_searches(self) -> int:
+        """Searches whose mean the weights are."""
+        return max((len(weights) for weights in self.seed_weights.values()), default=1)
+
 
 def certainty_of(mixture: Mixture) -> Certainty:
     """What a mixture says about itself."""

@@ -13,7 +13,14 @@ _MOST_SETS = 6
 
 def notes(inputs: ReportInputs) -> dict[str, list[str]]:
     """Remarks by the section that they belong to."""
-    return {"weights": [*_seeds(inputs), *_binding(inputs), *_interchangeable(inputs)], "targets": _worst(inputs)}
+    first = (
+        ["Of the first of these searches, as are the losses and scores over time."] if inputs.certainty.num_searches > 1 else []
+    )
+    return {
+        "mixture": first,
+        "weights": [*_seeds(inputs), *_binding(inputs), *_interchangeable(inputs)],
+        "targets": _worst(inputs),
+    }
 
 
 def warnings(inputs: ReportInputs) -> list[str]:
@@ -22,8 +29,8 @@ def warnings(inputs: ReportInputs) -> list[str]:
 
 
 def _seeds(inputs: ReportInputs) -> list[str]:
-    count = max((len(weights) for weights in inputs.certainty.seed_weights.values()), default=0)
-    if not count:
+    count = inputs.certainty.num_searches
+    if count == 1:
         return []
     return [
         f"The weights are the mean of {count} searches. Circles: what each seed found; thin lines: where one more would lie (90%)."

@@ -32,9 +32,11 @@ def lead(inputs: ReportInputs) -> str:
     sentences: list[str] = []
     mixture, manifest = inputs.mixture, inputs.manifest
     if mixture is not None and mixture.num_updates:
+        count, size = inputs.certainty.num_searches, tokens(mixture.num_parameters)
+        trained = f"{count} proxies of {size} parameters each trained" if count > 1 else f"one proxy of {size} parameters trained"
         ranks = f"{mixture.world_size} rank{'s' if mixture.world_size > 1 else ''}"
         sentences.append(
-            f"Learned while one proxy of {tokens(mixture.num_parameters)} parameters trained: {tokens(mixture.search_tokens)} tokens, "
+            f"Learned while {trained}: {tokens(mixture.search_tokens)} tokens, "
             f"{duration(mixture.search_seconds)} on {ranks}, {mixture.num_updates} updates of the mixture in {mixture.num_steps} steps."
         )
         if inputs.certainty.stopped:

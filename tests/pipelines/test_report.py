@@ -265,6 +265,7 @@ def test_certainty_of_the_weights_is_shown_where_it_was_measured(tmp_path: Path)
     text, numbers = text_of(page), read_numbers(page)
     assert "The search ended: the mixture stood still." in text
     assert f"only their sum is settled: {names[0]} and {names[1]}." in text
+    assert "Learned while 2 proxies of 1.15 M parameters each trained" in text and "Of the first of these searches" in text
     assert "mean of 2 searches" in text and page.read_text().count('class="seed-dot"') >= 2 * 4
     assert "+3.2" in text and "-1.5" in text
     assert {name: float(row["signal_to_noise"]) for name, row in numbers.items()} == update["signal_to_noise"]
