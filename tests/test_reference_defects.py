@@ -107,7 +107,7 @@ def count_passes(root: Path, num_sources: int) -> int:
 def target_sequences(root: Path) -> list[list[int]]:
     """Sequences of successive target batches, as (source, number) pairs."""
     _, _, target = make_run(root, 2)
-    plans = [target._sampler.next(target._weights_G) for _ in range(8)]
+    plans = [target._sampler.next(target.weights_G) for _ in range(8)]
     return [[int(1000 * s + n) for s, n in zip(plan.source_B, plan.sequence_B, strict=True)] for plan in plans]
 
 

@@ -47,8 +47,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "per gradient norm": {"score": "per_gradient_norm"},
     "interval 4": {"update_interval": 4},
     "interval 16": {"update_interval": 16},
-    "rate 0.07": {"weights_learning_rate": 0.07},
     "rate 0.3": {"weights_learning_rate": 0.3},
+    "rate 0.45": {"weights_learning_rate": 0.45},
+    "exponentiated gradient, rate 0.3": {"weights_optimizer": "exponentiated_gradient", "weights_learning_rate": 0.3},
+    "rate 0.3, interval 4": {"weights_learning_rate": 0.3, "update_interval": 4},
 }
 
 
