@@ -10,11 +10,11 @@ import numpy as np
 import orjson
 import pytest
 import yaml
+from planted_shards import BLOCK, write_split
 
 from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards import ShardLayout, encode_shard, write_shard
 
-VOCABULARY, BLOCK = 64, 64
+VOCABULARY = 64
 
 
 def markov_chain(seed: int) -> np.ndarray:
@@ -31,22 +31,6 @@ def draw(transitions: np.ndarray, num_tokens: int, seed: int) -> np.ndarray:
     for i in range(1, num_tokens):
         tokens[i] = min(np.searchsorted(cumulative[tokens[i - 1]], uniform[i]), VOCABULARY - 1)
     return tokens
-
-
-def write_split(root: Path, source: str, split: str, tokens: np.ndarray, *, masked: bool = False) -> ShardRow:
-    layout = ShardLayout(BLOCK, np.dtype("<u2"), masked)
-    num_blocks = -(-len(tokens) // BLOCK)
-    padded = np.zeros(num_blocks * BLOCK + 1, np.uint16)
-    padded[: len(tokens)] = tokens
-    mask = (np.arange(len(padded)) // 8 % 4 == 0).astype(np.uint8) if masked else None
-    buffer = encode_shard(padded, layout=layout, key_prefix=f"{source}-{split}-", num_blocks=num_blocks, loss_mask=mask)
-    path = f"shards/{source}/{split}.tar"
-    written = write_shard(root / path, buffer, layout=layout)
-    num_labels = len(tokens) - 1
-    num_loss = num_labels if mask is None else int(mask[1 : num_labels + 1].sum())
-    return ShardRow(
-        source, split, path, num_blocks, len(tokens), num_labels, num_loss, 1, "<u2", masked, written.num_bytes, written.sha256
-    )
 
 
 def planted_rows(root: Path) -> list[ShardRow]:

@@ -1,0 +1,29 @@
+"""Shards of tokens that a test made up, without text and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fastmix_data.catalog import ShardRow
+from fastmix_data.shards import ShardLayout, encode_shard, write_shard
+
+BLOCK = 64
+
+
+def write_split(root: Path, source: str, split: str, tokens: np.ndarray, *, masked: bool = False) -> ShardRow:
+    """One shard of a source, padded to whole blocks; `masked` leaves the loss on a quarter of the tokens."""
+    layout = ShardLayout(BLOCK, np.dtype("<u2"), masked)
+    num_blocks = -(-len(tokens) // BLOCK)
+    padded = np.zeros(num_blocks * BLOCK + 1, np.uint16)
+    padded[: len(tokens)] = tokens
+    mask = (np.arange(len(padded)) // 8 % 4 == 0).astype(np.uint8) if masked else None
+    buffer = encode_shard(padded, layout=layout, key_prefix=f"{source}-{split}-", num_blocks=num_blocks, loss_mask=mask)
+    path = f"shards/{source}/{split}.tar"
+    written = write_shard(root / path, buffer, layout=layout)
+    num_labels = len(tokens) - 1
+    num_loss = num_labels if mask is None else int(mask[1 : num_labels + 1].sum())
+    return ShardRow(
+        source, split, path, num_blocks, len(tokens), num_labels, num_loss, 1, "<u2", masked, written.num_bytes, written.sha256
+    )
