@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
+_LOGIT_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 11.0, 0.05, 0.3
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
 
 
@@ -351,7 +352,12 @@ class SearchSection(Section):
     update_interval: int = Field(8, ge=1, description="Steps between two updates of the mixture.")
     target_batch: int = Field(16, ge=1, description="Target sequences of one update, over all ranks; fresh ones every time.")
     weights_optimizer: Literal["adam", "exponentiated_gradient"] = Field("adam", description="Rule that moves the mixture.")
-    weights_learning_rate: float = Field(0.15, gt=0, description="Size of one move of the mixture's logits.")
+    weights_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Size of one move of the mixture's logits. When not given, 11 over the number of updates, within 0.05 and 0.3: "
+        "a logit can travel about as far in a short search as in a long one.",
+    )
     weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
     score_smoothing: float = Field(
         0.5,
@@ -411,6 +417,14 @@ class SearchSection(Section):
     def num_steps(self) -> int:
         """Optimiser steps the budget pays for."""
         return self.token_budget // (self.global_batch * self.sequence_length)
+
+    @property
+    def logit_rate(self) -> float:
+        """`weights_learning_rate`, or what it is when not given."""
+        if self.weights_learning_rate is not None:
+            return self.weights_learning_rate
+        num_updates = max(1, self.num_steps // self.update_interval - self.weights_warmup_steps // self.update_interval)
+        return min(max(_LOGIT_TRAVEL / num_updates, _SLOWEST_LOGITS), _FASTEST_LOGITS)
 
 
 def _parse_epochs(value: Any) -> Any:

@@ -108,7 +108,7 @@ class ProxyRun:
         self.mixture = MixtureOptimizer(
             starting_weights(catalog, search.initial_weights),
             rule=search.weights_optimizer,
-            learning_rate=search.weights_learning_rate,
+            learning_rate=search.logit_rate,
             project=constraints.project if constraints is not None else None,
         )
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
