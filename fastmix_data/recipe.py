@@ -136,7 +136,7 @@ class TargetSection(Section):
     worst_case: bool = Field(
         False,
         description="Minimax: weights move to the target with the largest regret, its loss over that of a reference run at the same step. "
-        "The reference mixture is not_worse_than, or uniform without it.",
+        "The reference mixture is not_worse_than, or uniform without it. The targets' own weights then only enter the reported mean.",
     )
     not_worse_than: Literal["uniform", "proportional"] | None = Field(
         None,
