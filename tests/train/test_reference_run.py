@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fastmix_data.artefacts import read_json
 from fastmix_data.catalog import catalog_of_workdir
 from fastmix_data.errors import Interrupted
 from fastmix_data.mixture import Limit, Mixture
@@ -22,6 +23,7 @@ from train.engine import process_group
 from train.reference_run import reference_run
 from train.search import search
 from train.target import Target
+from train.target_balance import ReferenceLosses
 from train.target_outcome import Comparison, broken_limits, outcome
 
 MakeRecipe = Callable[..., Path]
@@ -123,6 +125,16 @@ def test_a_reference_run_is_made_once_and_a_stopped_one_leaves_nothing(planted_r
         assert make(recipe_hash="first", stop=True) == first
         with pytest.raises(Interrupted):
             make(recipe_hash="other", stop=True)
+
+
+def test_a_search_that_ends_early_is_held_against_the_reference_after_as_many_steps(planted_recipe: MakeRecipe) -> None:
+    settings = {"num_steps": 60, "update_interval": 1, "weights_warmup_steps": 1}
+    recipe = competing(planted_recipe, LIMIT, "search.stop={tolerance: 0.9}", "search.weights_learning_rate=0.001", **settings)
+    mixture = search(recipe, quiet=True).mixture
+    assert 16 <= mixture.num_steps < 60
+    saved = read_json(recipe.workdir_path / "search" / "reference.json")
+    expected = ReferenceLosses(**saved["losses"]).at(mixture.num_steps)
+    assert [limit.reference for limit in mixture.limits.values()] == pytest.approx(expected.tolist())
 
 
 def test_a_limit_that_was_not_kept_is_named_with_what_to_do() -> None:
