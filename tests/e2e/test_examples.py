@@ -1,0 +1,103 @@
+"""Every recipe of examples/ runs, at a small size, and does what it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from fastmix_data.sample_corpus import write_sample_corpus
+from pipelines.cli import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = (
+    "tokenizer.train.vocab_size=512",
+    "search.token_budget=24K",
+    "search.global_batch=8",
+    "search.sequence_length=32",
+    "search.eval_sequences=8",
+    "search.update_interval=2",
+    "search.weights_warmup_steps=4",
+    "search.target_batch=8",
+    "proxy.config.hidden_size=16",
+    "proxy.config.intermediate_size=32",
+    "proxy.config.num_hidden_layers=1",
+    "emit.token_budget=60K",
+)
+Check = Callable[[dict[str, Any]], bool]
+
+CHECKS: dict[str, Check] = {
+    "bounds": lambda m: (
+        min(m["weights"].values()) >= 0.03 - 1e-9
+        and m["weights"]["docstrings"] <= 0.4 + 1e-9
+        and m["weights"]["licences"] == 0.05
+    ),
+    "groups": lambda m: (
+        m["weights"]["code"] + m["weights"]["headers"] <= 0.5 + 1e-9
+        and m["weights"]["topics"] + m["weights"]["docstrings"] >= 0.3 - 1e-9
+    ),
+    "prior": lambda m: m["weights"]["topics"] + m["weights"]["docstrings"] < 0.75,
+    "repetition": lambda m: m["search_tokens"] > 24_000 * 0.9,
+    "targets": lambda m: set(m["target_losses"]) == {"docstrings", "packages"},
+    "worst_case": lambda m: bool(m["worst"]) and set(m["target_weights"]) == {"topics", "code", "licences"},
+    "not_worse_than": lambda m: set(m["limits"]) == {"docstrings", "code"},
+    "stop": lambda m: bool(m["stopped"]),
+    "seeds": lambda m: len(m["seed_weights"]) == 2 and set(m["seed_interval"]) == set(m["weights"]),
+    "compare": lambda m: sum(m["weights"].values()) == pytest.approx(1),
+}
+
+
+def run(*arguments: object, overrides: tuple[str, ...] = SMALL) -> dict[str, Any]:
+    """The command in this process, and the JSON it printed."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json", *settings])
+    assert result.exit_code == 0, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes beside a small demo corpus, which is preprocessed once; a run of every recipe starts from that."""
+    folder = tmp_path_factory.mktemp("examples")
+    write_sample_corpus(folder / "fastmix-demo", source_characters=200_000)
+    for path in EXAMPLES.glob("*.yaml"):
+        shutil.copy(path, folder)
+    run("preprocess", folder / "bounds.yaml", "--workers", 1)
+    done = folder / "fastmix-demo" / "runs" / "bounds"
+    for path in EXAMPLES.glob("*.yaml"):
+        if path.stem != "bounds":
+            shutil.copytree(done, done.parent / path.stem, copy_function=os.link)
+    return folder
+
+
+def test_every_example_is_checked() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.yaml")} == set(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_example_does_what_it_promises(folder: Path, name: str) -> None:
+    recipe = folder / f"{name}.yaml"
+    if name == "targets":  # its files are not in the shared catalog
+        run("preprocess", recipe, "--workers", 1, "--replace")
+    mixture = run("search", recipe, *(("--seeds", 2) if name == "seeds" else ()))
+    assert CHECKS[name](mixture), mixture
+    if name == "compare":
+        compared = run("compare", recipe, "--methods", "fastmix,uniform,regmix:3", "--seeds", 2, "--workers", 1)
+        assert {len(method["target_loss"]) for method in compared["methods"].values()} == {2}
+
+
+def test_many_sources_run_from_recipe_to_report(folder: Path) -> None:
+    shutil.copy(EXAMPLES / "many_sources.py", folder)
+    subprocess.run([sys.executable, folder / "many_sources.py", "--sources", "48"], check=True, timeout=120)
+    made = run("run", folder / "fastmix-demo" / "many" / "recipe.yaml", "--workers", 1)
+    assert len(made["mixture"]["weights"]) == 48
+    assert Path(made["report"]).stat().st_size < 1_000_000
