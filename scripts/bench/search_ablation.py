@@ -51,6 +51,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rate 0.3": {"weights_learning_rate": 0.3},
     "rate 0.45": {"weights_learning_rate": 0.45},
     "exponentiated gradient, rate 0.3": {"weights_optimizer": "exponentiated_gradient", "weights_learning_rate": 0.3},
+    "exponentiated gradient, preconditioned, rate 0.15": {
+        "weights_optimizer": "exponentiated_gradient",
+        "precondition": True,
+    },
+    "exponentiated gradient, preconditioned, rate 0.3": {
+        "weights_optimizer": "exponentiated_gradient",
+        "precondition": True,
+        "weights_learning_rate": 0.3,
+    },
+    "rate 0.3, preconditioned": {"weights_learning_rate": 0.3, "precondition": True},
     "rate 0.3, prior strength 0.1": {"weights_learning_rate": 0.3, "prior_strength": 0.1},
     "rate 0.3, prior strength 0.3": {"weights_learning_rate": 0.3, "prior_strength": 0.3},
 }
