@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastmix_data.mixture import Mixture
+if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
+    from fastmix_data.mixture import Mixture
 
 _BAR_WIDTH = 24
 

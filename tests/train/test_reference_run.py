@@ -32,7 +32,9 @@ UNEVEN = "target.sources={same: 8, other: 1}"
 WORST_CASE, LIMIT = "target.worst_case=true", "target.not_worse_than=uniform"
 
 
-def competing(planted_recipe: MakeRecipe, *options: str, name: str = "run", num_steps: int = 120, **settings: int) -> Recipe:
+def competing(planted_recipe: MakeRecipe, *options: str, name: str = "run", num_steps: int = 120, **settings: float) -> Recipe:
+    # the rate that the constants of the two rules were measured at; twice as fast, the mixture swings in so short a search
+    settings = {"weights_learning_rate": 0.15, **settings}
     path = planted_recipe(name=name, token_budget=STEP * num_steps, eval_sequences=32, **settings)
     return load_recipe(path, [UNEVEN, *options])
 
