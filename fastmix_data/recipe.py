@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
-_LOGIT_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 11.0, 0.05, 0.3
+_LOGIT_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 20.0, 0.05, 0.3
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
 
 
@@ -343,7 +343,9 @@ class SearchSection(Section):
         "output head alone.",
     )
     precondition: bool = Field(
-        False, description="Divide the target gradient by the root of the optimiser's second moment, the metric it steps in."
+        True,
+        description="Divide the target gradient by the root of the optimiser's second moment, damped: the metric it steps in, in which a "
+        "source is worth less as it is learned.",
     )
     score: Literal["inner_product", "per_gradient_norm"] = Field(
         "inner_product",
@@ -351,11 +353,21 @@ class SearchSection(Section):
     )
     update_interval: int = Field(8, ge=1, description="Steps between two updates of the mixture.")
     target_batch: int = Field(16, ge=1, description="Target sequences of one update, over all ranks; fresh ones every time.")
-    weights_optimizer: Literal["adam", "exponentiated_gradient"] = Field("adam", description="Rule that moves the mixture.")
+    target_memory: float = Field(
+        0.8,
+        ge=0,
+        lt=1,
+        description="Share of the earlier target gradients that is kept in the one sources are scored against: more is less noise, and "
+        "slower to follow.",
+    )
+    weights_optimizer: Literal["exponentiated_gradient", "adam"] = Field(
+        "exponentiated_gradient",
+        description="Rule that moves the mixture: exponentiated gradient with scores in units of their spread, or Adam on the logits.",
+    )
     weights_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Size of one move of the mixture's logits. When not given, 11 over the number of updates, within 0.05 and 0.3: "
+        description="Size of one move of the mixture's logits. When not given, 20 over the number of updates, within 0.05 and 0.3: "
         "a logit can travel about as far in a short search as in a long one.",
     )
     weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")

@@ -14,13 +14,17 @@ from train.engine import ProxyEngine
 
 _POINTER = "latest.json"
 _STATE = "fastmix.json"
+_TENSORS = "fastmix.pt"
 
 
-def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any], identity: dict[str, Any], engine: ProxyEngine) -> None:
+def save_checkpoint(
+    directory: Path, *, step: int, state: dict[str, Any], tensors: dict[str, Any], identity: dict[str, Any], engine: ProxyEngine
+) -> None:
     """Write a checkpoint on all ranks; it counts once the pointer names it, and older ones go then.
 
     Args:
         state: JSON-able, the same on every rank.
+        tensors: what is too large for JSON, the same on every rank.
         identity: what a run must have in common with this one to go on from it.
     """
     folder = directory / f"step-{step:08d}"
@@ -32,6 +36,7 @@ def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any], identi
     torch.save(_random_state(), folder / f"random-{engine.rank:05d}.pt")
     engine.barrier()
     if engine.rank == 0:
+        torch.save(tensors, folder / _TENSORS)
         write_json(folder / _STATE, state)
         write_json(directory / _POINTER, {"step": step, "folder": folder.name, "identity": identity})
         for other in directory.glob("step-*"):
@@ -41,7 +46,11 @@ def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any], identi
 
 
 def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyEngine) -> dict[str, Any] | None:
-    """Restore engine and random state from the newest checkpoint; the run's own state, or None if there is no checkpoint."""
+    """Restore engine and random state from the newest checkpoint.
+
+    Returns:
+        The run's own state, with its large part as `tensors`; None if there is no checkpoint.
+    """
     if not (directory / _POINTER).exists():
         return None
     check_checkpoint(directory, identity=identity)
@@ -49,7 +58,7 @@ def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyE
     engine.load(folder)
     _restore_random_state(torch.load(folder / f"random-{engine.rank:05d}.pt"))
     state: dict[str, Any] = read_json(folder / _STATE)
-    return state
+    return {**state, "tensors": torch.load(folder / _TENSORS, map_location="cpu")}
 
 
 def check_checkpoint(directory: Path, *, identity: dict[str, Any]) -> None:

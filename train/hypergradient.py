@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fastmix_data.errors import FastmixError
 
-_DAMPING, _TINY = 0.03, 1e-30
+_DAMPING, _TINY = 0.5, 1e-30
 Scope = Literal["all", "last_block", "head"]
 
 
@@ -31,16 +31,17 @@ class HypergradientProbe:
     The model is the bare module (not the engine), so DeepSpeed's gradient hooks never fire for the target gradient.
     """
 
-    def __init__(self, model: Any, *, scope: Scope, with_norms: bool = False) -> None:
+    def __init__(self, model: Any, *, scope: Scope, memory: float = 0.0, with_norms: bool = False) -> None:
         """Find the modules that own parameters.
 
         Args:
             model: a `transformers` causal LM.
             scope: all trainable parameters, those of the last block and all that follows it, or the output head's alone.
+            memory: what `remember` keeps of earlier target gradients, in [0, 1).
             with_norms: measure the norm of each scored sequence's gradient too.
         """
         self._head: nn.Module = model.get_output_embeddings()
-        self._scope, self._with_norms = scope, with_norms
+        self._scope, self._memory, self._with_norms = scope, memory, with_norms
         self._last_block = _last_block(model) if scope == "last_block" else None
         if scope == "head":
             modules = [self._head]
@@ -55,6 +56,8 @@ class HypergradientProbe:
         distinct = {id(parameter): parameter for _, own in self._owners for parameter in own.values()}
         self._parameters = list(distinct.values())
         self._target: dict[int, Tensor] = {}
+        self._remembered: list[Tensor] = []
+        self._remembered_weight = 0.0
         self._alignment_B: Tensor | None = None
         self._square_norm_B: Tensor | None = None
 
@@ -70,7 +73,7 @@ class HypergradientProbe:
             losses: scalars, each computed lazily by a forward pass, so that only one graph is alive at a time.
 
         Returns:
-            Tensors to reduce over ranks in place before scoring.
+            Tensors to reduce over ranks in place, before `remember` and scoring.
         """
         totals: list[Tensor] | None = None
         differentiate = {"all": self._gradient_of_all, "last_block": self._gradient_of_last_block, "head": self._gradient_of_head}
@@ -84,11 +87,39 @@ class HypergradientProbe:
         self._target = {id(p): v for p, v in zip(self._parameters, totals, strict=True)}
         return totals
 
-    def precondition(self, second_moments: Sequence[Tensor]) -> None:
-        """Turn the target gradient v into v / (sqrt(m) + damping), the direction Adam steps in, so that scores are in its metric.
+    def remember(self) -> None:
+        """Score against a weighted mean of this and earlier target gradients, which weigh `memory` times less with each that follows.
 
-        The damping is 3% of the tensor's root mean square: rows of an embedding that training has hardly touched have m near 0, and
-        would drown the rest.
+        A target batch is small, and the noise of its gradient times that of a source's is most of a score's. Averaging scores divides that
+        product by the number of updates; averaging gradients as well divides it by its square.
+        """
+        if not self._memory:
+            return
+        gradients = list(self._target.values())
+        if self._remembered:
+            for total, gradient in zip(self._remembered, gradients, strict=True):
+                total.mul_(self._memory).add_(gradient)
+        else:
+            self._remembered = [gradient.clone() for gradient in gradients]
+        self._remembered_weight = self._memory * self._remembered_weight + 1
+        for total, gradient in zip(self._remembered, gradients, strict=True):
+            torch.div(total, self._remembered_weight, out=gradient)
+
+    def tensors(self) -> dict[str, Any]:
+        """What `remember` has kept, the same on all ranks; for checkpoints."""
+        return {"sums": self._remembered, "weight": self._remembered_weight}
+
+    def load_tensors(self, state: dict[str, Any]) -> None:
+        """Restore `tensors`."""
+        sums = state["sums"]  # none before the first
+        self._remembered = [total.to(p.device) for total, p in zip(sums, self._parameters[: len(sums)], strict=True)]
+        self._remembered_weight = state["weight"]
+
+    def precondition(self, second_moments: Sequence[Tensor]) -> None:
+        """Turn the target gradient v into v / (sqrt(m) + damping), near the direction Adam steps in, so that scores are in its metric.
+
+        The damping is half of the tensor's root mean square. Without it rows of an embedding that training has hardly touched, where m is
+        near 0, drown the rest: a step along them promises more than it gives.
 
         Args:
             second_moments: m of each parameter of the scope, in the order of `parameters`.
@@ -171,9 +202,9 @@ class HypergradientProbe:
                 return
             if output.shape[0] not in (batch_shape[0], batch_shape[0] * batch_shape[1]):
                 raise FastmixError(self._unsupported(module, f"has an output of shape {tuple(output.shape)}"))
-            derivative = _directional_derivative(module, args, kwargs, tangents)
+            factors = _alignment_factors(module, args, kwargs, tangents)
             inputs = args[0].detach() if args else None
-            output.register_hook(lambda gradient: self._add(gradient, derivative(), batch_shape[0]))
+            output.register_hook(lambda gradient: self._add(factors(gradient), batch_shape[0]))
             if self._with_norms and inputs is not None and isinstance(module, nn.Linear | nn.Embedding | Conv1D):
                 output.register_hook(lambda gradient: self._add_norm(inputs, gradient, batch_shape[0]))
 
@@ -185,10 +216,11 @@ class HypergradientProbe:
             "search.hypergradient: head"
         )
 
-    def _add(self, gradient: Tensor, derivative: Tensor, num_sequences: int) -> None:
-        accumulator = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        products = (gradient.to(accumulator) * derivative.to(accumulator)).reshape(num_sequences, -1).sum(dim=1)
-        self._alignment_B = products if self._alignment_B is None else self._alignment_B + products
+    def _add(self, factors: list[tuple[Tensor, Tensor]], num_sequences: int) -> None:
+        for left, right in factors:
+            accumulator = torch.float64 if left.dtype == torch.float64 else torch.float32
+            products = (left.to(accumulator) * right.to(accumulator)).reshape(num_sequences, -1).sum(dim=1)
+            self._alignment_B = products if self._alignment_B is None else self._alignment_B + products
 
     def _add_norm(self, inputs: Tensor, gradient: Tensor, num_sequences: int) -> None:
         delta_BTO = gradient.float().reshape(num_sequences, -1, gradient.shape[-1])
@@ -223,32 +255,43 @@ def _detach_hidden(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
 
 
-def _directional_derivative(
+def _alignment_factors(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tangents: dict[str, Tensor]
-) -> Callable[[], Tensor]:
-    """Derivative of a module's output along `tangents` of its own parameters, at this input.
+) -> Callable[[Tensor], list[tuple[Tensor, Tensor]]]:
+    """From the gradient at a module's output to pairs of tensors whose products, summed by sequence, are its alignment.
 
     Linear layers and embeddings need no parameter for it and compute it during the backward pass; anything else takes one forward-mode pass
-    now, while ZeRO-3 still holds the parameters.
+    now, while ZeRO-3 still holds the parameters: the derivative of its output along `tangents` of its own parameters, at this input.
     """
     if type(module) is nn.Linear:
         inputs = args[0].detach()
-        weight, bias = tangents.get("weight"), tangents.get("bias")
-        return lambda: _linear_tangent(inputs, weight, bias)
+        return lambda gradient: _linear_factors(gradient, inputs, tangents.get("weight"), tangents.get("bias"))
     if type(module) is nn.Embedding:
         indices, padding_idx = args[0], module.padding_idx
-        return lambda: _without_padding(F.embedding(indices, tangents["weight"]), indices, padding_idx)
+        return lambda gradient: [
+            (gradient, _without_padding(F.embedding(indices, tangents["weight"]), indices, padding_idx))
+        ]
     tangent = _forward_mode(module, args, kwargs, tangents)
     if isinstance(module, nn.Embedding):  # scaled ones, for example
         tangent = _without_padding(tangent, args[0], module.padding_idx)
-    return lambda: tangent
+    return lambda gradient: [(gradient, tangent)]
 
 
-def _linear_tangent(inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is None:
-        assert bias is not None
-        return bias.expand(*inputs.shape[:-1], -1)
-    return F.linear(inputs, weight.to(inputs.dtype), None if bias is None else bias.to(inputs.dtype))
+def _linear_factors(
+    gradient: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """d . (V x) or (V^T d) . x, whichever is the shorter vector: at a head the former is as long as the vocabulary."""
+    factors = []
+    if weight is not None:
+        num_outputs, num_inputs = weight.shape
+        weight = weight.to(inputs.dtype)
+        if num_outputs > num_inputs:
+            factors.append((gradient @ weight, inputs))
+        else:
+            factors.append((gradient, F.linear(inputs, weight)))
+    if bias is not None:
+        factors.append((gradient, bias.to(inputs.dtype).expand(*inputs.shape[:-1], -1)))
+    return factors
 
 
 def _without_padding(tangent: Tensor, indices: Tensor, padding_idx: int | None) -> Tensor:

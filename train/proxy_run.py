@@ -100,7 +100,10 @@ class ProxyRun:
             window=search.locality_window,
         )
         self._probe = HypergradientProbe(
-            engine.module, scope=search.hypergradient, with_norms=search.score == "per_gradient_norm"
+            engine.module,
+            scope=search.hypergradient,
+            memory=search.target_memory,
+            with_norms=search.score == "per_gradient_norm",
         )
         num_sources = len(catalog.sources)
         self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
@@ -161,7 +164,7 @@ class ProxyRun:
         return f"train {row.train_loss:.3f}, target {row.target_loss:.3f}" if row else ""
 
     def _take_target_gradient(self) -> float:
-        """Gradient of a fresh target batch, summed over ranks, into the probe; returns the batch's loss."""
+        """Gradient of a fresh target batch, summed over ranks, into the probe's mean; returns the batch's loss."""
         total = torch.zeros(1, dtype=torch.float64, device=self._engine.device)
         module = self._engine.module
         module.eval()  # dropout would only add noise
@@ -173,6 +176,7 @@ class ProxyRun:
 
         for gradient in self._probe.target_gradient(losses()):
             self._engine.sum_over_ranks(gradient)
+        self._probe.remember()
         module.train()
         self._target.count_batch(self._engine)
         if self._search.precondition and (moments := self._engine.second_moments(self._probe.parameters)) is not None:
@@ -294,8 +298,13 @@ class ProxyRun:
             "trajectory": self.trajectory.state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+    def tensors(self) -> dict[str, Any]:
+        """The part of the state that is large, the same on all ranks."""
+        return self._probe.tensors()
+
+    def load_state_dict(self, state: dict[str, Any], *, tensors: dict[str, Any]) -> None:
+        """Go on where `state_dict` and `tensors` were taken."""
+        self._probe.load_tensors(tensors)
         self.step = self._checkpointed_step = int(state["step"])
         self.sampler.load_state_dict(state["sampler"])
         self._target.load_state_dict(state["target"])

@@ -252,7 +252,7 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
         seconds_before = reference.seconds if reference else 0.0
         losses = losses_by_target(target, engine, "start", num_sequences=settings.eval_sequences)
     else:
-        run.load_state_dict(saved["run"])
+        run.load_state_dict(saved["run"], tensors=saved["tensors"])
         seconds_before, losses = saved["seconds"], saved["losses"]
 
     def seconds() -> float:
@@ -260,7 +260,7 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
 
     def checkpoint() -> None:
         state = {"run": run.state_dict(), "losses": losses, "seconds": seconds()}
-        save_checkpoint(checkpoints, step=run.step, state=state, identity=identity, engine=engine)
+        save_checkpoint(checkpoints, step=run.step, state=state, tensors=run.tensors(), identity=identity, engine=engine)
 
     per_step = settings.global_batch * settings.sequence_length
     with (

@@ -33,7 +33,7 @@ def target_sources(target: str, sources: list[str]) -> dict[str, float]:
     }[target]
 
 
-def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 200_000, vocab_size: int = 1024) -> Recipe:
+def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 600_000, vocab_size: int = 1024) -> Recipe:
     """Twelve sources, and every target of the benchmark in the one catalog; swap the target with `with_target`.
 
     Production is as long as the search and no cap binds, so that methods without constraints compete on equal terms.

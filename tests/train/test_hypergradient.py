@@ -139,8 +139,25 @@ def test_preconditioning_scores_in_the_metric_of_the_second_moment() -> None:
     probe.precondition(moments)
     with probe.scoring((BATCH, LENGTH)) as alignments:
         losses_of(model, batch).sum().backward()
-    scale = torch.cat([(m.sqrt() + 0.03 * m.mean().sqrt()).flatten() for m in moments])
+    scale = torch.cat([(m.sqrt() + 0.5 * m.mean().sqrt()).flatten() for m in moments])
     assert torch.allclose(alignments(), gradients[1:] @ (gradients[0] / scale), rtol=1e-8)
+
+
+def test_remembered_target_gradients_weigh_less_with_each_that_follows() -> None:
+    model = make_model("llama", torch.float64)
+    targets, batch = [make_batch(seed) for seed in (1, 2, 3)], make_batch(4)
+    expected = [separate_gradients(model, "all", target, batch) for target in targets]
+    mean = sum(0.5**age * gradients[0] for age, gradients in enumerate(reversed(expected))) / 1.75
+    probe = HypergradientProbe(model, scope="all", memory=0.5)
+    for number, target in enumerate(targets):
+        if number == 2:  # a search that is resumed here
+            saved, probe = probe.tensors(), HypergradientProbe(model, scope="all", memory=0.5)
+            probe.load_tensors(saved)
+        probe.target_gradient(losses_of(model, target).mean() for _ in range(1))
+        probe.remember()
+    with probe.scoring((BATCH, LENGTH)) as alignments:
+        losses_of(model, batch).sum().backward()
+    assert torch.allclose(alignments(), expected[0][1:] @ mean, rtol=1e-8)
 
 
 def test_scoring_leaves_the_training_gradient_as_it_is() -> None:

@@ -105,11 +105,6 @@ def recipe(workdir: str, sources: Sequence[str], settings: dict[str, Any]) -> di
         "eval_sequences": 16,
         # What production should read over a whole run is what the proxy read over its own: from the first update on.
         "average_fraction": 1.0,
-        # AdamW moves a parameter by its gradient over the root of its second moment; that is the metric in which a source's worth falls
-        # as its language is learned.
-        "precondition": True,
-        "weights_optimizer": "exponentiated_gradient",
-        "weights_learning_rate": 0.05,
     }
     return {
         "workdir": workdir,
