@@ -120,7 +120,7 @@ def recipe(workdir: str, sources: Sequence[str], settings: dict[str, Any]) -> di
 
 def test_the_best_mixture_for_a_blend_of_three_sources_is_recovered_within_the_interval(find: Callable[..., Mixture]) -> None:
     sources = {f"language{k}": write_language(k, 120_000, seed=10 + k) for k in range(NUM_LANGUAGES)}
-    found = find(sources, num_seeds=3)
+    found = find(sources, num_seeds=3, update_interval=2)
     for name, best in zip(sources, OPTIMUM, strict=True):
         low, high = found.seed_interval[name]
         assert low <= best <= high, (name, found.weights, found.seed_interval)
