@@ -1,6 +1,6 @@
 """Whether a mixture found with a small proxy is still the better one for a model eight times as large.
 
-    python scripts/bench/search_transfer.py [--workdir DIR] [--seeds 1] [--targets literary code qa]
+    python scripts/bench/search_transfer.py [--workdir DIR] [--seeds 2] [--targets all literary code qa] [--token-budget N]
 
 One search per target and seed with the small proxy; fresh large models then train on its mixture, on uniform and on proportional,
 with the same budget and seed, and are scored on the half of the target that no search saw. Prints a Markdown table.
@@ -74,17 +74,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_corpus_argument(parser)
     parser.add_argument("--workdir", type=Path, default=Path("bench-run"))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["literary", "code", "qa"])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all", "literary", "code", "qa"])
+    parser.add_argument("--token-budget", type=int, default=600_000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    recipe = corpus_recipe(corpus_of(options), options.workdir.absolute())
+    recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
     prepare(recipe)
     losses, ratio = measure(recipe, options)
-    print(f"{ratio:.1f} times the proxy's parameters, {options.seeds} seed(s), loss in nats\n")
+    print(
+        f"{ratio:.1f} times the proxy's parameters, {options.seeds} seed(s); loss of uniform in nats, of the others the paired difference to it\n"
+    )
     print(f"| target | {' | '.join(MIXTURES)} |\n" + "|---" * (len(MIXTURES) + 1) + "|")
     for target in options.targets:
-        print(f"| {target} | {' | '.join(f'{np.mean(losses[target, mixture]):.3f}' for mixture in MIXTURES)} |")
+        uniform = np.array(losses[target, MIXTURES[0]])
+        cells = [f"{uniform.mean():.3f}"]
+        for mixture in MIXTURES[1:]:
+            differences = np.array(losses[target, mixture]) - uniform
+            cells.append(f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})")
+        print(f"| {target} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
