@@ -82,9 +82,8 @@ def main() -> None:
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
     prepare(recipe)
     losses, ratio = measure(recipe, options)
-    print(
-        f"{ratio:.1f} times the proxy's parameters, {options.seeds} seed(s); loss of uniform in nats, of the others the paired difference to it\n"
-    )
+    print(f"{ratio:.1f} times the proxy's parameters, {options.seeds} seed(s)")
+    print("loss of uniform in nats; of the others the paired difference to it, mean and range over seeds\n")
     print(f"| target | {' | '.join(MIXTURES)} |\n" + "|---" * (len(MIXTURES) + 1) + "|")
     for target in options.targets:
         uniform = np.array(losses[target, MIXTURES[0]])
