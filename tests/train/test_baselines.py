@@ -76,7 +76,7 @@ def test_regmix_splits_on_a_swarm_of_thirty_two() -> None:
     weights_NK = swarm_weights(UNIFORM_K, num_mixtures=32, seed=0)
     found_K = regmix_weights(weights_NK, -weights_NK[:, 2], prior_K=UNIFORM_K, seed=0, num_candidates=5_000)
     assert found_K[2] > 0.9
-    assert smallest_leaf(32) == 2
+    assert smallest_leaf(32) == 1
 
 
 def test_olmix_recovers_the_law_that_made_the_losses() -> None:
