@@ -262,6 +262,7 @@ def test_every_key_of_the_search_either_decides_a_fixed_run_or_does_not() -> Non
         "exploration",
         "hypergradient",
         "precondition",
+        "target_memory",
         "score",
         "update_interval",
         "target_batch",
