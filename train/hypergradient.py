@@ -268,18 +268,14 @@ def _alignment_factors(
         return lambda gradient: _linear_factors(gradient, inputs, tangents.get("weight"), tangents.get("bias"))
     if type(module) is nn.Embedding:
         indices, padding_idx = args[0], module.padding_idx
-        return lambda gradient: [
-            (gradient, _without_padding(F.embedding(indices, tangents["weight"]), indices, padding_idx))
-        ]
+        return lambda gradient: [(gradient, _without_padding(F.embedding(indices, tangents["weight"]), indices, padding_idx))]
     tangent = _forward_mode(module, args, kwargs, tangents)
     if isinstance(module, nn.Embedding):  # scaled ones, for example
         tangent = _without_padding(tangent, args[0], module.padding_idx)
     return lambda gradient: [(gradient, tangent)]
 
 
-def _linear_factors(
-    gradient: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> list[tuple[Tensor, Tensor]]:
+def _linear_factors(gradient: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     """d . (V x) or (V^T d) . x, whichever is the shorter vector: at a head the former is as long as the vocabulary."""
     factors = []
     if weight is not None:

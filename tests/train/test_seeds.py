@@ -166,7 +166,9 @@ def stop_after_a_checkpoint(recipe: Recipe) -> None:
         state = {"run": run.state_dict(), "losses": losses, "seconds": 0.0}
         folder = recipe.search_path / "checkpoints"
         folder.mkdir(parents=True)
-        save_checkpoint(folder, step=8, state=state, tensors=run.tensors(), identity=run_identity(recipe, catalog, 1), engine=engine)
+        save_checkpoint(
+            folder, step=8, state=state, tensors=run.tensors(), identity=run_identity(recipe, catalog, 1), engine=engine
+        )
 
 
 def test_ranks_of_a_launcher_search_all_seeds_together(planted_recipe: Callable[..., Path]) -> None:
