@@ -280,11 +280,10 @@ def _linear_factors(gradient: Tensor, inputs: Tensor, weight: Tensor | None, bia
     factors = []
     if weight is not None:
         num_outputs, num_inputs = weight.shape
-        weight = weight.to(inputs.dtype)
         if num_outputs > num_inputs:
-            factors.append((gradient @ weight, inputs))
+            factors.append((gradient @ weight.to(gradient.dtype), inputs))
         else:
-            factors.append((gradient, F.linear(inputs, weight)))
+            factors.append((gradient, F.linear(inputs, weight.to(inputs.dtype))))
     if bias is not None:
         factors.append((gradient, bias.to(inputs.dtype).expand(*inputs.shape[:-1], -1)))
     return factors
