@@ -111,8 +111,8 @@ class HypergradientProbe:
 
     def load_tensors(self, state: dict[str, Any]) -> None:
         """Restore `tensors`."""
-        sums = state["sums"]  # none before the first
-        self._remembered = [total.to(p.device) for total, p in zip(sums, self._parameters[: len(sums)], strict=True)]
+        sums = state["sums"]  # one for each parameter, or none before the first target gradient
+        self._remembered = [total.to(p.device) for total, p in zip(sums, self._parameters, strict=bool(sums))]
         self._remembered_weight = state["weight"]
 
     def precondition(self, second_moments: Sequence[Tensor]) -> None:
