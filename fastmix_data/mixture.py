@@ -52,6 +52,9 @@ class Mixture(BaseModel):
         description="90% block-bootstrap interval of each weight over the averaged part of the trajectory: the noise of one search, which "
         "is less than what another seed changes. Of several searches, the mean of their lower and of their upper ends.",
     )
+    initial_weights: dict[str, float] = Field(
+        default_factory=dict, description="Where the search started, within the constraints."
+    )
     seed_interval: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
         description="Of several searches: 90% prediction interval of each weight, where the answer of one more search would lie.",

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
-_LOGIT_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 20.0, 0.05, 0.3
+_LOGIT_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 0.05, 0.3
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
 
 
@@ -265,6 +265,9 @@ StatedMixture = Annotated[
     AfterValidator(_require_some),
 ]
 
+# One that the search itself may work out.
+StartingMixture = Literal["bigram"] | StatedMixture
+
 
 class ConstraintsSection(Section):
     """Bounds on the mixture, kept at every step of the search: each move ends at the nearest mixture within them."""
@@ -367,7 +370,7 @@ class SearchSection(Section):
     weights_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Size of one move of the mixture's logits. When not given, 20 over the number of updates, within 0.05 and 0.3: "
+        description="Size of one move of the mixture's logits. When not given, 7.5 over the number of updates, within 0.05 and 0.3: "
         "a logit can travel about as far in a short search as in a long one.",
     )
     weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
@@ -377,18 +380,19 @@ class SearchSection(Section):
         lt=1,
         description="Memory of a source's score: share of the old evidence kept when the source is seen again.",
     )
-    initial_weights: StatedMixture = Field(
-        "uniform",
-        description="Where the mixture starts, brought within the constraints: uniform, by size in tokens, or given by name (relative; "
-        "a source not named gets a thousandth of the uniform share).",
+    initial_weights: StartingMixture = Field(
+        "bigram",
+        description="Where the mixture starts, brought within the constraints: what is best for a bigram model of the sources, counted "
+        "before training; uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the "
+        "uniform share).",
     )
-    prior: StatedMixture = Field(
-        "uniform",
-        description="Mixture that prior_strength pulls to: uniform, by size in tokens, or given by name (relative; a source not named "
-        "gets a thousandth of the uniform share).",
+    prior: StartingMixture | None = Field(
+        None,
+        description="Mixture that prior_strength pulls to, as initial_weights are stated; where the mixture starts when not given. RegMix, "
+        "Olmix and DoReMi in `fastmix compare` start from it too, from uniform where it is bigram or not given.",
     )
     prior_strength: float = Field(
-        0.0,
+        1.0,
         ge=0,
         description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior.",
     )
@@ -401,7 +405,7 @@ class SearchSection(Section):
     stop: StopSection | None = Field(
         None, description="End early once the mixture stands still; without it the budget is used up."
     )
-    average_fraction: float = Field(0.5, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
+    average_fraction: float = Field(1.0, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
     locality_window: int = Field(

@@ -20,7 +20,7 @@ from pipelines.compare_runs import OnTokens, ProxyJob, on_one_rank, training_ide
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.swarm import swarm_weights
 from train.constraints import constraints_of
-from train.proxy_run import starting_weights
+from train.stated_mixtures import start_and_prior, stated_weights, swarm_centre
 
 _FORMAT_VERSION = 1
 
@@ -89,22 +89,25 @@ class ReweightingJob:
 
     def _reference(self, catalog: Catalog) -> ProxyJob:
         """DoReMi's reference proxy, trained on the recipe's prior: uniform, or by size as in the paper."""
-        prior_K = starting_weights(catalog, self.recipe.search.prior)
+        prior_K = swarm_centre(self.recipe, catalog)
         return ProxyJob(self.recipe, tuple(prior_K.tolist()), self.recipe.search.seed, names=(), half="search")
 
 
 def swarm_jobs(recipe: Recipe, catalog: Catalog, *, num_proxies: int) -> list[ProxyJob]:
     """The swarm's proxies, with the search's seed, measured on the half of each target that searches may see."""
-    prior_K = starting_weights(catalog, recipe.search.prior)
+    prior_K = swarm_centre(recipe, catalog)
     drawn_NK = swarm_weights(prior_K, num_mixtures=num_proxies, seed=recipe.search.seed)
     names = tuple(recipe.target.weights())
     return [ProxyJob(recipe, tuple(weights_K), recipe.search.seed, names, "search") for weights_K in drawn_NK.tolist()]
 
 
 def stated_mixture(method: Method, recipe: Recipe, catalog: Catalog) -> Found:
-    """uniform, proportional, or the recipe's prior: nothing is searched."""
-    choice = recipe.search.prior if method.kind == "prior" else method.kind
-    return Found(tuple(starting_weights(catalog, choice).tolist()), SearchCost())
+    """uniform, proportional, or what the search is pulled to: no proxy is trained, though counting may take seconds."""
+    started = time.monotonic()
+    if method.kind != "prior":
+        return Found(tuple(stated_weights(catalog, method.kind).tolist()), SearchCost())
+    _, prior_K = start_and_prior(recipe, catalog)
+    return Found(tuple(prior_K.tolist()), SearchCost(seconds=time.monotonic() - started))
 
 
 def fit_swarm(method: Method, recipe: Recipe, catalog: Catalog, swarm: Sequence[ProxyJob]) -> Found:
@@ -130,7 +133,7 @@ def fit_swarm(method: Method, recipe: Recipe, catalog: Catalog, swarm: Sequence[
 def _fit(
     method: Method, recipe: Recipe, catalog: Catalog, weights_NK: Float64s, losses_GN: Float64s, importance_G: Float64s
 ) -> Float64s:
-    prior_K, seed = starting_weights(catalog, recipe.search.prior), recipe.search.seed
+    prior_K, seed = swarm_centre(recipe, catalog), recipe.search.seed
     if method.kind == "regmix":
         from train.baselines.regmix import regmix_weights
 

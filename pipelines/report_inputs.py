@@ -115,13 +115,8 @@ class ReportInputs:
 
     @cached_property
     def start_weights(self) -> dict[str, float]:
-        """The mixture before the first update, where the recipe beside the search says it."""
-        initial = self.recipe.get("search", {}).get("initial_weights")
-        if initial == "uniform" and self.sources:
-            return dict.fromkeys(self.sources, 1 / len(self.sources))
-        if initial == "proportional":
-            return self.size_shares
-        return dict(initial) if isinstance(initial, dict) and set(initial) == set(self.sources) else {}
+        """The mixture before the first update; empty without a search."""
+        return self.mixture.initial_weights if self.mixture is not None else {}
 
     @cached_property
     def missing(self) -> tuple[str, ...]:

@@ -92,7 +92,9 @@ def make_run(root: Path, num_sources: int) -> Any:
     )
     weights = {catalog.sources[0]: 0.5, catalog.sources[1]: 0.5}
     target = Target(catalog, weights=weights, sequence_length=16, target_batch=4, micro_batch=8, seed=0)
-    return ProxyRun(catalog, search=search, engine=engine, target=target), engine, target
+    uniform_K = np.full(num_sources, 1 / num_sources)
+    run = ProxyRun(catalog, search=search, engine=engine, target=target, initial_K=uniform_K, prior_K=uniform_K)
+    return run, engine, target
 
 
 def count_passes(root: Path, num_sources: int) -> int:

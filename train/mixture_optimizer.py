@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -157,11 +157,3 @@ class MixtureOptimizer:
         """Restore `state_dict`."""
         self._logits_K, self._mean_K = np.array(state["logits"]), np.array(state["mean"])
         self._square_K, self.num_updates = np.array(state["square"]), int(state["num_updates"])
-
-
-def weights_by_name(given: dict[str, float], *, sources: Sequence[str]) -> Float64s:
-    """Given initial weights in the order of `sources`, normalised; sources not named start at a thousandth."""
-    weights_K = np.array([given.get(name, 0.0) for name in sources])
-    weights_K = np.maximum(weights_K / weights_K.sum(), 1e-3 / len(sources))
-    normalised_K: Float64s = weights_K / weights_K.sum()
-    return normalised_K

@@ -21,7 +21,7 @@ from train.constraints import MixtureConstraints
 from train.engine import ProxyEngine
 from train.hypergradient import HypergradientProbe
 from train.losses import loss_weights, sampling_weights, sequence_losses, to_tensors
-from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient, weights_by_name
+from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient
 from train.stopping import StandStill, find_stand_still
 from train.target import Target
 from train.trajectory import Trajectory, TrajectoryRow
@@ -53,20 +53,12 @@ def learning_rate_at(step: int, search: SearchSection) -> float:
     return search.learning_rate * scale
 
 
-def starting_weights(catalog: Catalog, choice: str | dict[str, float]) -> Float64s:
-    """Weights for `uniform`, `proportional` (to tokens) or names, shape (K,)."""
-    if isinstance(choice, dict):
-        return weights_by_name(choice, sources=catalog.sources)
-    sizes_K = catalog.num_tokens_K().astype(np.float64) if choice == "proportional" else np.ones(len(catalog.sources))
-    weights_K: Float64s = sizes_K / sizes_K.sum()
-    return weights_K
-
-
 class ProxyRun:
     """Everything one rank holds during a search.
 
     Attributes:
         step: optimiser steps done.
+        initial_K: the mixture before the first update, within the constraints, shape (K,).
         trajectory: the mixture after each update.
         still: why the search ended before its budget; None if it did not.
     """
@@ -78,12 +70,16 @@ class ProxyRun:
         search: SearchSection,
         engine: ProxyEngine,
         target: Target,
+        initial_K: Float64s,
+        prior_K: Float64s,
         constraints: MixtureConstraints | None = None,
         share_seen: float = 1.0,
     ) -> None:
         """Set up sampler, reader, scores and mixture at step 0.
 
         Args:
+            initial_K: weights to start from, shape (K,), on the simplex.
+            prior_K: weights that search.prior_strength pulls to.
             constraints: kept by the mixture from the start; None for none.
             share_seen: part of every source that training may see; see `SequenceReader`.
         """
@@ -107,13 +103,14 @@ class ProxyRun:
         )
         num_sources = len(catalog.sources)
         self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
-        self._prior_K = starting_weights(catalog, search.prior)
+        self._prior_K = prior_K
         self.mixture = MixtureOptimizer(
-            starting_weights(catalog, search.initial_weights),
+            initial_K,
             rule=search.weights_optimizer,
             learning_rate=search.logit_rate,
             project=constraints.project if constraints is not None else None,
         )
+        self.initial_K = self.mixture.weights_K
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         self.trajectory = Trajectory()
         self.still: StandStill | None = None

@@ -18,7 +18,7 @@ from fastmix_data.progress import progress
 from fastmix_data.recipe import Recipe
 from train.engine import ProxyEngine
 from train.plain_run import train_on_mixture
-from train.proxy_run import starting_weights
+from train.stated_mixtures import stated_weights
 from train.target import Target
 from train.target_balance import ReferenceLosses, measured_steps, num_measured_sequences
 
@@ -96,7 +96,7 @@ def reference_run(
 def _train(recipe: Recipe, catalog: Catalog, target: Target, *, stop_asked: Callable[[], bool], quiet: bool) -> ReferenceRun:
     search, started = recipe.search, time.monotonic()
     assert recipe.target.reference_mixture is not None
-    weights_K = starting_weights(catalog, recipe.target.reference_mixture)
+    weights_K = stated_weights(catalog, recipe.target.reference_mixture)
     total = search.num_steps * search.global_batch * search.sequence_length
     with progress(f"reference run ({recipe.target.reference_mixture})", total=total, quiet=quiet) as advance:
         recorder = _Recorder(recipe, target, stop_asked=stop_asked, advance=advance)

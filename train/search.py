@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.errors import FastmixError, Interrupted, MismatchError, RecipeError
 from fastmix_data.mixture import Mixture, load_mixture
@@ -41,6 +44,7 @@ from train.search_artefacts import (
     write_result,
 )
 from train.seeds import adopt_single_search, recipes_of_seeds, write_mean
+from train.stated_mixtures import start_and_prior
 from train.target import Target
 from train.target_outcome import broken_limits, compare_with_reference, losses_by_target
 
@@ -230,11 +234,16 @@ def build_run(
     model = build_proxy(recipe.proxy, config=config, resolve=recipe.resolve, seed=settings.seed)
     engine = ProxyEngine(model, search=settings, deepspeed=recipe.deepspeed, micro_batch=size)
     target = Target.of_recipe(recipe, catalog, micro_batch=size, reference=reference.losses if reference else None)
+    first = engine.rank == 0  # the others take its numbers: machines may differ in the last digit of a sum
+    stated_2K = np.stack(start_and_prior(recipe, catalog) if first else 2 * [np.zeros(len(catalog.sources))])
+    initial_K, prior_K = engine.sum_over_ranks(torch.from_numpy(stated_2K).to(engine.device)).cpu().numpy()
     run = ProxyRun(
         catalog,
         search=settings,
         engine=engine,
         target=target,
+        initial_K=initial_K,
+        prior_K=prior_K,
         constraints=constraints_of(recipe, catalog),
         share_seen=recipe.share_seen,
     )

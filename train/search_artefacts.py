@@ -163,6 +163,7 @@ def write_result(
     mixture = Mixture(
         weights=dict(zip(catalog.sources, mean_K.tolist(), strict=True)),
         interval={name: (low, high) for name, low, high in zip(catalog.sources, low_K.tolist(), high_K.tolist(), strict=True)},
+        initial_weights=dict(zip(catalog.sources, run.initial_K.tolist(), strict=True)),
         method=f"fastmix ({settings.hypergradient} parameters)",
         seed=settings.seed,
         search_tokens=num_tokens,

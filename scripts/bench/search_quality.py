@@ -24,7 +24,7 @@ from pipelines.compare_methods import REFERENCE
 from pipelines.compare_table import mean_ranks
 from pipelines.report_intervals import mean_interval
 
-METHODS = "fastmix,uniform,proportional,doge,doremi,regmix:32,olmix:32"
+METHODS = "fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32"
 Comparisons = dict[str, list[dict[str, Any]]]  # by target, one for each seed of the search
 
 

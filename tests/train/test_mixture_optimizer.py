@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient, weights_by_name
+from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient
+from train.stated_mixtures import weights_by_name
 
 UNIFORM = np.full(4, 0.25)
 
