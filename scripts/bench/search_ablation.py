@@ -26,10 +26,21 @@ from fastmix_data.artefacts import hash_of
 from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.recipe import Recipe
 
-UNIFORM, DEFAULT = "uniform", "default"
+UNIFORM, BIGRAM, DEFAULT = "uniform", "bigram alone", "default"
 VARIANTS: dict[str, dict[str, Any]] = {
     UNIFORM: {},
+    BIGRAM: {},
     DEFAULT: {},
+    "from uniform": {"initial_weights": "uniform", "prior_strength": 0.0},
+    "from uniform, fast, half": {
+        "initial_weights": "uniform",
+        "prior_strength": 0.0,
+        "weights_learning_rate": 0.3,
+        "average_fraction": 0.5,
+    },
+    "prior strength 0": {"prior_strength": 0.0},
+    "prior strength 0.3": {"prior_strength": 0.3},
+    "prior strength 3": {"prior_strength": 3.0},
     "exploration 0": {"exploration": 0.0},
     "exploration 1": {"exploration": 1.0},
     "adam": {"weights_optimizer": "adam"},
@@ -51,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half the rate": {"weights_learning_rate": 0.15},
     "twice the rate": {"weights_learning_rate": 0.6},
     "average of last 1/4": {"average_fraction": 0.25},
-    "average of all": {"average_fraction": 1.0},
+    "average of last 1/2": {"average_fraction": 0.5},
 }
 
 
@@ -74,6 +85,7 @@ def learned(recipe: Recipe, catalog: Catalog) -> tuple[list[float], float]:
 
 def measure(recipe: Recipe, variant: str, target: str, seed: int) -> dict[str, Any]:
     """One search and its confirmation, in a worker process."""
+    from train.bigram_mixture import bigram_weights
     from train.engine import process_group
     from train.plain_run import target_losses, train_on_mixture
 
@@ -81,6 +93,8 @@ def measure(recipe: Recipe, variant: str, target: str, seed: int) -> dict[str, A
     with process_group(rank=0, world_size=1):
         if variant == UNIFORM:
             weights, seconds = [1 / len(catalog.sources)] * len(catalog.sources), 0.0
+        elif variant == BIGRAM:
+            weights, seconds = bigram_weights(recipe, catalog).tolist(), 0.0
         else:
             weights, seconds = learned(recipe, catalog)
         proxy = train_on_mixture(recipe, catalog, np.array(weights), seed=seed + 100)
@@ -96,7 +110,13 @@ def jobs(recipe: Recipe, options: argparse.Namespace) -> Iterator[tuple[str, Rec
         for variant in options.variants:
             for target in options.targets:
                 job = varied(with_target(recipe, target), VARIANTS[variant], seed=seed)
-                key = hash_of([variant == UNIFORM, job.search.model_dump(mode="json"), job.target.model_dump(mode="json")])
+                key = hash_of(
+                    [
+                        variant if variant in (UNIFORM, BIGRAM) else "",
+                        job.search.model_dump(mode="json"),
+                        job.target.model_dump(mode="json"),
+                    ]
+                )
                 yield key, job, variant, target, seed
 
 
