@@ -354,7 +354,7 @@ class SearchSection(Section):
         "inner_product",
         description="A source's score: its alignment with the target gradient per loss token, or per unit of its sequences' gradient norm.",
     )
-    update_interval: int = Field(8, ge=1, description="Steps between two updates of the mixture.")
+    update_interval: int = Field(16, ge=1, description="Steps between two updates of the mixture.")
     target_batch: int = Field(16, ge=1, description="Target sequences of one update, over all ranks; fresh ones every time.")
     target_memory: float = Field(
         0.8,

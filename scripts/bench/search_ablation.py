@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "smoothing 0.8": {"score_smoothing": 0.8},
     "per gradient norm": {"score": "per_gradient_norm"},
     "interval 4": {"update_interval": 4},
-    "interval 16": {"update_interval": 16},
+    "interval 8": {"update_interval": 8},
     "half the rate": {"weights_learning_rate": 0.15},
     "twice the rate": {"weights_learning_rate": 0.6},
     "average of last 1/4": {"average_fraction": 0.25},
