@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
-_LOGIT_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 0.05, 0.3
+_PULLED_TRAVEL, _FREE_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 20.0, 0.05, 0.3
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
 
 
@@ -259,14 +259,9 @@ def _require_some(shares: Any) -> Any:
     return shares
 
 
-# A mixture as a recipe states it. Ratios count, not their sum; a source that is not named gets a thousandth of the uniform share.
-StatedMixture = Annotated[
-    Literal["uniform", "proportional"] | dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
-    AfterValidator(_require_some),
-]
-
-# One that the search itself may work out.
-StartingMixture = Literal["bigram"] | StatedMixture
+# A mixture by name. Ratios count, not their sum; a source that is not named gets a thousandth of the uniform share.
+NamedMixture = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+StartingMixture = Annotated[Literal["bigram", "uniform", "proportional"] | NamedMixture, AfterValidator(_require_some)]
 
 
 class ConstraintsSection(Section):
@@ -370,8 +365,8 @@ class SearchSection(Section):
     weights_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Size of one move of the mixture's logits. When not given, 7.5 over the number of updates, within 0.05 and 0.3: "
-        "a logit can travel about as far in a short search as in a long one.",
+        description="Size of one move of the mixture's logits. When not given, 7.5 over the number of updates, or 20 "
+        "where prior_strength is 0, within 0.05 and 0.3: a logit can travel about as far in a short search as in a long one.",
     )
     weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
     score_smoothing: float = Field(
@@ -391,10 +386,11 @@ class SearchSection(Section):
         description="Mixture that prior_strength pulls to, as initial_weights are stated; where the mixture starts when not given. RegMix, "
         "Olmix and DoReMi in `fastmix compare` start from it too, from uniform where it is bigram or not given.",
     )
-    prior_strength: float = Field(
-        1.0,
+    prior_strength: float | None = Field(
+        None,
         ge=0,
-        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior.",
+        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 1, and "
+        "0 where the targets' weights move (worst_case, not_worse_than), for the prior knows only those they start from.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
     match_repetition: bool = Field(
@@ -435,12 +431,18 @@ class SearchSection(Section):
         return self.token_budget // (self.global_batch * self.sequence_length)
 
     @property
+    def pull(self) -> float:
+        """`prior_strength`, or what it is when not given."""
+        return 1.0 if self.prior_strength is None else self.prior_strength
+
+    @property
     def logit_rate(self) -> float:
         """`weights_learning_rate`, or what it is when not given."""
         if self.weights_learning_rate is not None:
             return self.weights_learning_rate
         num_updates = max(1, self.num_steps // self.update_interval - self.weights_warmup_steps // self.update_interval)
-        return min(max(_LOGIT_TRAVEL / num_updates, _SLOWEST_LOGITS), _FASTEST_LOGITS)
+        travel = _FREE_TRAVEL if self.prior_strength == 0 else _PULLED_TRAVEL
+        return min(max(travel / num_updates, _SLOWEST_LOGITS), _FASTEST_LOGITS)
 
 
 def _parse_epochs(value: Any) -> Any:

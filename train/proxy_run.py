@@ -79,7 +79,7 @@ class ProxyRun:
 
         Args:
             initial_K: weights to start from, shape (K,), on the simplex.
-            prior_K: weights that search.prior_strength pulls to.
+            prior_K: weights that search.pull draws to.
             constraints: kept by the mixture from the start; None for none.
             share_seen: part of every source that training may see; see `SequenceReader`.
         """
@@ -260,7 +260,7 @@ class ProxyRun:
                 scores_K,
                 loss_density_K=self._reader.mean_loss_tokens_K,
                 prior_K=self._prior_K,
-                prior_strength=self._search.prior_strength,
+                prior_strength=self._search.pull,
             )
         )
         tokens = self.step * self._search.global_batch * self._search.sequence_length

@@ -228,6 +228,8 @@ def build_run(
 ) -> tuple[ProxyRun, ProxyEngine, Target]:
     """A rank's run at step 0, with its engine and target; the process group must be there."""
     settings, size = recipe.search, micro_batch(recipe, world_size)
+    if settings.prior_strength is None and recipe.target.reference_mixture is not None:
+        settings = settings.model_copy(update={"prior_strength": 0.0})
     config = proxy_config(
         recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=settings.sequence_length
     )

@@ -15,7 +15,12 @@ from train.stopping import FEWEST_UPDATES, find_stand_still, movement, standard_
 from train.trajectory import Trajectory, TrajectoryRow
 
 SETTINGS = SearchSection(
-    token_budget=32 * 128 * 800, global_batch=32, sequence_length=128, update_interval=8, stop=StopSection(tolerance=0.01)
+    token_budget=32 * 128 * 800,
+    global_batch=32,
+    sequence_length=128,
+    update_interval=8,
+    average_fraction=0.5,
+    stop=StopSection(tolerance=0.01),
 )
 
 

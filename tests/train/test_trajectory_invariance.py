@@ -13,7 +13,13 @@ from train.launch import launch_ranks
 from train.search import _run_launched, search
 
 GLOBAL_BATCH, SEQUENCE_LENGTH = 16, 32
-SEARCH = {"token_budget": GLOBAL_BATCH * SEQUENCE_LENGTH * 16, "update_interval": 2, "weights_warmup_steps": 4}
+SEARCH = {
+    "token_budget": GLOBAL_BATCH * SEQUENCE_LENGTH * 16,
+    "update_interval": 2,
+    "weights_warmup_steps": 4,
+    "prior": "bigram",  # counted by one rank for all
+    "prior_strength": 0.1,
+}
 SOURCES = ("noise", "same", "masked")
 
 Spread = tuple[int, int, int]  # ranks, ZeRO stage, passes of one optimiser step on a rank
