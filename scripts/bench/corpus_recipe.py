@@ -19,7 +19,13 @@ from pipelines.preprocess import preprocess
 
 QA_SETS = ("arc_challenge", "piqa", "sciq", "hellaswag", "gsm8k", "strategyqa")
 TARGETS = ("all", "literary", "books", "code", "qa")
-PROXY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 172}
+PROXY: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 172,
+}
 
 
 def target_sources(target: str, sources: list[str]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What each choice of the search is worth: one search per variant, target and seed, its mixture confirmed by a fresh proxy.
 
-    python scripts/bench/search_ablation.py [--workdir DIR] [--seeds 3] [--variants all] [--targets all literary code qa]
+    python scripts/bench/search_ablation.py [--workdir DIR] [--seeds 3] [--from-uniform] [--targets all literary code qa]
 
 Every run is a line of WORKDIR/ablation.jsonl, so that a stopped call goes on and new variants cost only themselves. A mixture is scored
 by the loss of a fresh proxy on the half of the target that no search saw; variants are compared seed by seed with the default
@@ -27,17 +27,19 @@ from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.recipe import Recipe
 
 UNIFORM, BIGRAM, DEFAULT = "uniform", "bigram alone", "default"
+# The scores without a prior, where differences between them show; with it the same call measures what is left of those.
+FROM_UNIFORM: dict[str, Any] = {
+    "initial_weights": "uniform",
+    "prior_strength": 0.0,
+    "weights_learning_rate": 0.3,
+    "average_fraction": 0.5,
+    "update_interval": 8,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     UNIFORM: {},
     BIGRAM: {},
     DEFAULT: {},
-    "from uniform": {"initial_weights": "uniform", "prior_strength": 0.0},
-    "from uniform, fast, half": {
-        "initial_weights": "uniform",
-        "prior_strength": 0.0,
-        "weights_learning_rate": 0.3,
-        "average_fraction": 0.5,
-    },
+    "from uniform, no pull, last 1/2, interval 8": FROM_UNIFORM,
     "prior strength 0": {"prior_strength": 0.0},
     "prior strength 0.3": {"prior_strength": 0.3},
     "prior strength 3": {"prior_strength": 3.0},
@@ -59,10 +61,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "per gradient norm": {"score": "per_gradient_norm"},
     "interval 4": {"update_interval": 4},
     "interval 8": {"update_interval": 8},
+    "interval 16": {"update_interval": 16},
     "half the rate": {"weights_learning_rate": 0.15},
     "twice the rate": {"weights_learning_rate": 0.6},
     "average of last 1/4": {"average_fraction": 0.25},
     "average of last 1/2": {"average_fraction": 0.5},
+    "average of all": {"average_fraction": 1.0},
 }
 
 
@@ -109,7 +113,11 @@ def jobs(recipe: Recipe, options: argparse.Namespace) -> Iterator[tuple[str, Rec
     for seed in range(options.seeds):
         for variant in options.variants:
             for target in options.targets:
-                job = varied(with_target(recipe, target), VARIANTS[variant], seed=seed)
+                job = varied(
+                    with_target(recipe, target),
+                    {**(FROM_UNIFORM if options.from_uniform else {}), **VARIANTS[variant]},
+                    seed=seed,
+                )
                 key = hash_of(
                     [
                         variant if variant in (UNIFORM, BIGRAM) else "",
@@ -166,6 +174,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all", "literary", "code", "qa"])
+    parser.add_argument(
+        "--from-uniform", action="store_true", help="measure variants of the search without a prior, from uniform"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     options.variants = list(dict.fromkeys([UNIFORM, DEFAULT, *options.variants]))

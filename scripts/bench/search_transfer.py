@@ -16,14 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
+from corpus_recipe import PROXY, TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 from search_ablation import learned, varied
 
 from fastmix_data.catalog import catalog_of_workdir
 from fastmix_data.recipe import ProxySection, Recipe
 
 MIXTURES = ("uniform", "proportional", "fastmix")
-LARGE = {"model_type": "llama", "hidden_size": 200, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 536}
+LARGE: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 200,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 536,
+}
 
 
 def search(recipe: Recipe) -> tuple[list[float], int]:
@@ -42,7 +48,11 @@ def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int
     from train.plain_run import target_losses, train_on_mixture
 
     catalog = catalog_of_workdir(recipe.workdir_path)
-    large = recipe.model_copy(update={"proxy": ProxySection(config=LARGE)}).located(recipe.base)
+    narrower = (
+        PROXY["hidden_size"] / LARGE["hidden_size"]
+    )  # the learning rate goes with the width's inverse (muP, arXiv 2203.03466)
+    settings = recipe.search.model_copy(update={"learning_rate": recipe.search.learning_rate * narrower})
+    large = recipe.model_copy(update={"proxy": ProxySection(config=LARGE), "search": settings}).located(recipe.base)
     with process_group(rank=0, world_size=1):
         proxy = train_on_mixture(large, catalog, np.array(weights), seed=recipe.search.seed + 100)
         names = list(catalog.info.target_files) + [name for name in catalog.sources if name != "junk"]
