@@ -52,6 +52,7 @@ CHECKS: dict[str, Check] = {
         m["weights"]["code"] + m["weights"]["headers"] <= 0.5 + 1e-9
         and m["weights"]["topics"] + m["weights"]["docstrings"] >= 0.3 - 1e-9
     ),
+    "start": lambda m: max(m["initial_weights"].values()) == pytest.approx(1 / len(m["weights"])),
     "prior": lambda m: m["weights"]["topics"] + m["weights"]["docstrings"] < 0.75,
     "repetition": lambda m: m["binding"]["topics"] == "epoch cap",
     "targets": lambda m: set(m["target_losses"]) == {"docstrings", "packages"},
