@@ -5,7 +5,7 @@ from __future__ import annotations
 SECTIONS = {
     "weights": (
         "The mixture",
-        "Share of training tokens of each source: the average over the last part of the search, with 90% intervals from a block "
+        "Share of training tokens of each source: the average over the search (search.average_fraction), with 90% intervals from a block "
         "bootstrap of that part. They show how steady this search was, not how another seed would differ.",
     ),
     "groups": (
