@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -99,6 +99,7 @@ def test_olmix_forgives_a_wild_proxy() -> None:
 
 
 @given(seed=st.integers(0, 1000), kl_strength=st.sampled_from([0.01, 0.1, 1.0]), ceiling=st.sampled_from([1.0, 0.5]))
+@example(seed=894, kl_strength=0.01, ceiling=0.5)  # a long step took three weights below what the projection tells apart
 @settings(max_examples=25, deadline=None)
 def test_olmix_s_mixture_is_the_constrained_minimum(seed: int, kl_strength: float, ceiling: float) -> None:
     rng = np.random.default_rng(seed)

@@ -18,6 +18,7 @@ _HUBER_DELTA = 0.02
 _FLOORS = np.linspace(-2, 1.5, 10)  # starts of c, as in Olmix
 _STARTS_PER_FLOOR = 3
 _TINY, _STILL, _MAX_STEPS = 1e-30, 1e-9, 5000
+_MOST_NATS = 30.0  # that a step may move two weights apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,8 @@ def olmix_weights(
                 break
             inverse_rate *= 2
         change = np.abs(moved_K - weights_K).max()
-        weights_K, inverse_rate = moved_K, inverse_rate / 1.5
+        # A longer step would take weights below the smallest that the projection can tell apart.
+        weights_K, inverse_rate = moved_K, max(inverse_rate / 1.5, np.ptp(gradient_K) / _MOST_NATS)
         if change < _STILL:
             break
     return weights_K
