@@ -441,7 +441,7 @@ class SearchSection(Section):
         if self.weights_learning_rate is not None:
             return self.weights_learning_rate
         num_updates = max(1, self.num_steps // self.update_interval - self.weights_warmup_steps // self.update_interval)
-        travel = _FREE_TRAVEL if self.prior_strength == 0 else _PULLED_TRAVEL
+        travel = _PULLED_TRAVEL if self.pull else _FREE_TRAVEL
         return min(max(travel / num_updates, _SLOWEST_LOGITS), _FASTEST_LOGITS)
 
 

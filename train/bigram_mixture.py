@@ -68,12 +68,11 @@ def count_bigrams(recipe: Recipe, catalog: Catalog) -> BigramCounts:
     keys: list[Int64s] = []
     shares: list[Float64s] = []
     for number, weight in enumerate(targets.values()):
-        found = np.unique(
-            _pairs(target_reader, number, most_tokens=_MOST_TARGET_TOKENS // len(targets), length=length, vocab_size=vocab_size),
-            return_counts=True,
-        )
-        keys.append(found[0])
-        shares.append(weight * found[1].astype(np.float64) / max(1, found[1].sum()))
+        most = _MOST_TARGET_TOKENS // len(targets)
+        found, _ = _pairs(target_reader, number, most_tokens=most, length=length, vocab_size=vocab_size)
+        distinct, occurrences = np.unique(found, return_counts=True)
+        keys.append(distinct)
+        shares.append(weight * occurrences.astype(np.float64) / max(1, len(found)))
     pairs_M, inverse = np.unique(np.concatenate(keys), return_inverse=True)
     firsts_A, first_M = np.unique(pairs_M // vocab_size, return_inverse=True)
     seconds_B, second_M = np.unique(pairs_M % vocab_size, return_inverse=True)
@@ -92,8 +91,8 @@ def count_bigrams(recipe: Recipe, catalog: Catalog) -> BigramCounts:
     )
     most = min(_MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS // num_sources)
     for source in range(num_sources):
-        found_N = np.sort(_pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size))
-        num_tokens = _sample_size(reader, source, most, length) * length
+        found_N, num_tokens = _pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size)
+        found_N.sort()
         ends = np.searchsorted(found_N, pairs_M, side="right") - np.searchsorted(found_N, pairs_M)
         counts.pairs_KM[source] = ends / num_tokens
         counts.firsts_KA[source] = np.bincount(found_N // vocab_size, minlength=vocab_size)[firsts_A] / num_tokens
@@ -102,18 +101,15 @@ def count_bigrams(recipe: Recipe, catalog: Catalog) -> BigramCounts:
     return counts
 
 
-def _sample_size(reader: SequenceReader, source: int, most_tokens: int, length: int) -> int:
-    return max(1, min(int(reader.num_sequences_K[source]), most_tokens // length))
-
-
-def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int, vocab_size: int) -> Int64s:
-    """a * V + b for each label b that carries loss and the token a before it, in a fixed sample of a source's sequences."""
-    count = _sample_size(reader, source, most_tokens, length)
-    chosen_N = permute(np.arange(count), size=int(reader.num_sequences_K[source]), key=derive_keys(_SAMPLE_STREAM, source))
+def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int, vocab_size: int) -> tuple[Int64s, int]:
+    """a * V + b for each label b that carries loss and the token a before it, in a fixed sample of a source's sequences; and its tokens."""
+    num_sequences = int(reader.num_sequences_K[source])
+    count = max(1, min(num_sequences, most_tokens // length))
+    chosen_N = permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source))
     tokens_NS, carries_loss_NT = reader.read(np.full(count, source, np.int64), np.sort(chosen_N))
     wide_NS = tokens_NS.astype(np.int64)
     pairs: Int64s = (wide_NS[:, :-1] * vocab_size + wide_NS[:, 1:])[carries_loss_NT]
-    return pairs
+    return pairs, count * length
 
 
 def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: float) -> tuple[float, Float64s]:

@@ -113,11 +113,7 @@ def jobs(recipe: Recipe, options: argparse.Namespace) -> Iterator[tuple[str, Rec
     for seed in range(options.seeds):
         for variant in options.variants:
             for target in options.targets:
-                job = varied(
-                    with_target(recipe, target),
-                    {**(FROM_UNIFORM if options.from_uniform else {}), **VARIANTS[variant]},
-                    seed=seed,
-                )
+                job = varied(with_target(recipe, target), VARIANTS[variant], seed=seed)
                 key = hash_of(
                     [
                         variant if variant in (UNIFORM, BIGRAM) else "",
@@ -181,6 +177,8 @@ def main() -> None:
     options = parser.parse_args()
     options.variants = list(dict.fromkeys([UNIFORM, DEFAULT, *options.variants]))
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
+    if options.from_uniform:
+        recipe = varied(recipe, FROM_UNIFORM, seed=recipe.search.seed)
     prepare(recipe)
     print_table(recipe, options, run_all(recipe, options))
 

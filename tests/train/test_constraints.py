@@ -263,7 +263,7 @@ def test_a_search_is_bound_to_the_production_run_only_where_that_bounds_it(plant
 
 
 def test_a_prior_is_given_by_name_and_names_are_checked(planted_recipe: Callable[..., Path]) -> None:
-    path = planted_recipe(token_budget=16 * 32 * 90, prior={"noise": 3, "other": 1}, prior_strength=50.0)
+    path = planted_recipe(token_budget=16 * 32 * 60, prior={"noise": 3, "other": 1}, prior_strength=50.0)
     weights = search(load_recipe(path), quiet=True).mixture.weights
     assert weights["noise"] > weights["other"] > weights["same"]
     with pytest.raises(RecipeError, match=r"search\.prior: there is no source 'nosie'"):
