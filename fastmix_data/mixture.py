@@ -55,6 +55,11 @@ class Mixture(BaseModel):
     initial_weights: dict[str, float] = Field(
         default_factory=dict, description="Where the search started, within the constraints."
     )
+    start_trials: dict[str, list[float]] = Field(
+        default_factory=dict,
+        description="Target loss (nats, search half) of each short trial of the start, by the power that the bigram mixture was raised to; "
+        "the search started from the one with the lower mean.",
+    )
     seed_interval: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
         description="Of several searches: 90% prediction interval of each weight, where the answer of one more search would lie.",

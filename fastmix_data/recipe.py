@@ -10,11 +10,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
+from fastmix_data.recipe_constraints import ConstraintsSection
+from fastmix_data.recipe_section import Section, require_one
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
 _PULLED_TRAVEL, _FREE_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 20.0, 0.05, 0.3
+NUM_TRIALS, _FEWEST_TRIAL_STEPS = 6, 30
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
 
 
@@ -23,18 +26,6 @@ def _as_list(value: Any) -> Any:
 
 
 FilePatterns = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, and no key it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _require_one(section: Section, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(section, name) not in (None, False)]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(names)}" + (f"; got {', '.join(given)}" if given else ""))
 
 
 class TrainTokenizer(Section):
@@ -58,7 +49,7 @@ class TokenizerSection(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        _require_one(self, ("train", "file", "hf", "bytes"))
+        require_one(self, ("train", "file", "hf", "bytes"))
         return self
 
 
@@ -115,7 +106,7 @@ class SourceSection(TextSection):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        _require_one(self, ("files", "dataset"))
+        require_one(self, ("files", "dataset"))
         return self
 
 
@@ -204,7 +195,7 @@ class ProxySection(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        _require_one(self, ("config", "checkpoint"))
+        require_one(self, ("config", "checkpoint"))
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs a model_type, for example model_type: llama")
         return self
@@ -217,42 +208,6 @@ class DeepspeedSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32.")
 
 
-class GroupSection(Section):
-    """Sources whose total share is bounded."""
-
-    sources: tuple[str, ...] = Field(min_length=1, description="Members; a source is in one group at most.")
-    min: float = Field(0.0, ge=0, le=1, description="Smallest total share.")
-    max: float = Field(1.0, ge=0, le=1, description="Largest total share.")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}; swap them or change one")
-        if len(set(self.sources)) < len(self.sources):
-            raise ValueError(f"sources names one of {', '.join(self.sources)} twice; name each once")
-        return self
-
-
-def _parse_groups(value: Any) -> Any:
-    """Accept the short form `{code: [python, c], max: 0.3}`, one mapping or a list of them, beside the full one."""
-    shorts = [value] if isinstance(value, dict) and any(isinstance(member, list) for member in value.values()) else value
-    if not isinstance(shorts, list):
-        return value
-    groups: dict[str, Any] = {}
-    for short in shorts:
-        if not isinstance(short, dict):
-            return value
-        members = [key for key in short if key not in ("min", "max")]
-        if len(members) != 1 and ("min" in short or "max" in short):
-            raise ValueError(f"a group with a bound has one name; got {', '.join(members)}")
-        bounds = {key: short[key] for key in ("min", "max") if key in short}
-        groups |= {name: {"sources": short[name], **bounds} for name in members}
-    return groups
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
 def _require_some(shares: Any) -> Any:
     if isinstance(shares, dict) and not any(shares.values()):
         raise ValueError("give at least one source a share above 0")
@@ -262,45 +217,6 @@ def _require_some(shares: Any) -> Any:
 # A mixture by name. Ratios count, not their sum; a source that is not named gets a thousandth of the uniform share.
 NamedMixture = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 StartingMixture = Annotated[Literal["bigram", "uniform", "proportional"] | NamedMixture, AfterValidator(_require_some)]
-
-
-class ConstraintsSection(Section):
-    """Bounds on the mixture, kept at every step of the search: each move ends at the nearest mixture within them."""
-
-    floor: Share | dict[str, Share] = Field(
-        0.0, description="Smallest share: one number for every source, or by name (others: 0)."
-    )
-    ceiling: Share | dict[str, Share] = Field(
-        1.0, description="Largest share: one number for every source, or by name (others: 1)."
-    )
-    pinned: dict[str, Share] = Field(
-        default_factory=dict, description="Shares that are fixed, by name; they come before a floor or ceiling for every source."
-    )
-    groups: Annotated[dict[str, GroupSection], BeforeValidator(_parse_groups)] = Field(
-        default_factory=dict,
-        description="Bounds on the total share of several sources: {code: {sources: [python, c], max: 0.3}}.",
-    )
-    epoch_caps: bool = Field(
-        True,
-        description="Keep every share below emit.max_epochs * its tokens / emit.token_budget, so that production can honour it.",
-    )
-
-    @model_validator(mode="after")
-    def _agreeing(self) -> Self:
-        for name, share in self.pinned.items():
-            low = self.floor.get(name, 0.0) if isinstance(self.floor, dict) else 0.0
-            high = self.ceiling.get(name, 1.0) if isinstance(self.ceiling, dict) else 1.0
-            if not low <= share <= high:
-                raise ValueError(
-                    f"pinned.{name} {share:g} is outside its floor {low:g} and ceiling {high:g}; leave those of {name} out"
-                )
-        group_of: dict[str, str] = {}
-        for group, section in self.groups.items():
-            for name in section.sources:
-                if name in group_of:
-                    raise ValueError(f"groups: {name} is in {group_of[name]} and in {group}; a source is in one group at most")
-                group_of[name] = group
-        return self
 
 
 class StopSection(Section):
@@ -381,6 +297,14 @@ class SearchSection(Section):
         "before training; uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the "
         "uniform share).",
     )
+    trial_fraction: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of token_budget for trials of the start: six short runs, in pairs, decide between the bigram mixture and its "
+        "cube, which is more concentrated; 0 for none. There are none either where one would be shorter than 30 steps, where the "
+        "targets' weights move, or from another start.",
+    )
     prior: StartingMixture | None = Field(
         None,
         description="Mixture that prior_strength pulls to, as initial_weights are stated; where the mixture starts when not given. RegMix, "
@@ -428,7 +352,12 @@ class SearchSection(Section):
     @property
     def num_steps(self) -> int:
         """Optimiser steps the budget pays for."""
-        return self.token_budget // (self.global_batch * self.sequence_length)
+        return self.token_budget // self.tokens_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one optimiser step over all ranks."""
+        return self.global_batch * self.sequence_length
 
     @property
     def pull(self) -> float:
@@ -516,6 +445,12 @@ class Recipe(Section):
             for name in value if isinstance(value, dict) else ():
                 if name not in self.sources:
                     raise ValueError(f"{group}: there is no source {name!r}; the sources are {', '.join(self.sources)}")
+        first_update = self.search.weights_warmup_steps + self.search.update_interval
+        if self.main_run.search.num_steps < first_update:
+            raise ValueError(
+                f"search.trial_fraction {self.search.trial_fraction:g} leaves {self.main_run.search.num_steps} steps to the search, which "
+                f"end before the first update of the mixture (step {first_update}); lower it, or raise search.token_budget"
+            )
         if self.shards.block_tokens % self.search.sequence_length:
             raise ValueError(
                 f"search.sequence_length {self.search.sequence_length} does not divide shards.block_tokens "
@@ -524,12 +459,35 @@ class Recipe(Section):
         return self
 
     @property
+    def trial_steps(self) -> int:
+        """Optimiser steps of each of the NUM_TRIALS trials of the start; 0 where there are none."""
+        search = self.search
+        steps = int(search.trial_fraction * search.num_steps) // NUM_TRIALS
+        has_trials = search.initial_weights == "bigram" and self.target.reference_mixture is None and steps >= _FEWEST_TRIAL_STEPS
+        return steps if has_trials else 0
+
+    @property
+    def trial(self) -> Recipe:
+        """The recipe with one trial's budget."""
+        return self._with_search(token_budget=self.trial_steps * self.search.tokens_per_step)
+
+    @property
+    def main_run(self) -> Recipe:
+        """The recipe of the run in which the mixture moves: the budget that trials leave, and no pull where the targets' weights move."""
+        search = self.search
+        num_steps = search.num_steps - NUM_TRIALS * self.trial_steps
+        strength = 0.0 if search.prior_strength is None and self.target.reference_mixture is not None else search.prior_strength
+        return self._with_search(token_budget=num_steps * search.tokens_per_step, prior_strength=strength)
+
+    def _with_search(self, **changes: Any) -> Recipe:
+        return self.model_copy(update={"search": self.search.model_copy(update=changes)})
+
+    @property
     def share_seen(self) -> float:
         """Part of every source's sequences that the proxy may see: with match_repetition the search's tokens over the production run's."""
         if not self.search.match_repetition:
             return 1.0
-        search_tokens = self.search.num_steps * self.search.global_batch * self.search.sequence_length
-        return min(1.0, search_tokens / self.emit.token_budget)
+        return min(1.0, self.search.num_steps * self.search.tokens_per_step / self.emit.token_budget)
 
     @property
     def base(self) -> Path:

@@ -39,6 +39,8 @@ def lead(inputs: ReportInputs) -> str:
             f"Learned while {trained}: {tokens(mixture.search_tokens)} tokens, "
             f"{duration(mixture.search_seconds)} on {ranks}, {mixture.num_updates} updates of the mixture in {mixture.num_steps} steps."
         )
+        if mixture.start_trials:
+            sentences.append(_trials(mixture.start_trials))
         if inputs.certainty.stopped:
             sentences.append(f"The search ended: {inputs.certainty.stopped.rstrip('.')}.")
         loss = mixture.target_loss
@@ -58,6 +60,16 @@ def lead(inputs: ReportInputs) -> str:
         )
         sentences.append(f"The manifest ships {tokens(manifest.num_tokens)} tokens{stopped}.")
     return " ".join(sentences)
+
+
+def _trials(losses: dict[str, list[float]]) -> str:
+    """How the start was chosen."""
+    means = {power: sum(found) / len(found) for power, found in losses.items()}
+    chosen = min(means, key=lambda power: means[power])
+    others = joined([f"{means[power]:.3f}" for power in means if power != chosen])
+    name = "the bigram mixture" if chosen == "1" else f"the bigram mixture raised to the power {chosen}"
+    count = sum(len(found) for found in losses.values())
+    return f"It started from {name}, on which {count} short trials ended at {means[chosen]:.3f} nats instead of {others}."
 
 
 def _some(names: list[str]) -> str:

@@ -15,7 +15,8 @@ from fastmix_data.catalog import Catalog
 from fastmix_data.errors import RecipeError
 from fastmix_data.manifest import check_emit, emittable_tokens
 from fastmix_data.permutation import Int64s
-from fastmix_data.recipe import ConstraintsSection, EmitSection, Recipe
+from fastmix_data.recipe import EmitSection, Recipe
+from fastmix_data.recipe_constraints import ConstraintsSection
 from fastmix_data.sampler import Float64s
 from fastmix_data.units import format_count
 from train.projection import GroupBounds, project

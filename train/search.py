@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.errors import FastmixError, Interrupted, MismatchError, RecipeError
@@ -44,7 +43,7 @@ from train.search_artefacts import (
     write_result,
 )
 from train.seeds import adopt_single_search, recipes_of_seeds, write_mean
-from train.stated_mixtures import start_and_prior
+from train.start import Start, find_start
 from train.target import Target
 from train.target_outcome import broken_limits, compare_with_reference, losses_by_target
 
@@ -223,29 +222,36 @@ def _reference(recipe: Recipe, catalog: Catalog, identity: dict[str, Any], *, qu
         return reference_run(recipe, catalog, target=target, path=path, identity=identity, stop_asked=stop_asked, quiet=quiet)
 
 
+def _start(recipe: Recipe, catalog: Catalog, identity: dict[str, Any], *, quiet: bool) -> Start:
+    """Where the search starts, counted and tried, or as it was found before."""
+    target = Target.of_recipe(recipe, catalog, micro_batch=micro_batch(recipe, identity["number_of_ranks"]))
+    path = search_directory(recipe) / "start.json"
+    with _stop_on_signal() as stop_asked:
+        return find_start(recipe, catalog, target=target, path=path, identity=identity, stop_asked=stop_asked, quiet=quiet)
+
+
 def build_run(
-    recipe: Recipe, catalog: Catalog, world_size: int, reference: ReferenceRun | None = None
+    recipe: Recipe, catalog: Catalog, world_size: int, *, start: Start, reference: ReferenceRun | None = None
 ) -> tuple[ProxyRun, ProxyEngine, Target]:
-    """A rank's run at step 0, with its engine and target; the process group must be there."""
+    """A rank's run at step 0, with its engine and target; the process group must be there.
+
+    Args:
+        recipe: the `main_run` of the user's.
+    """
     settings, size = recipe.search, micro_batch(recipe, world_size)
-    if settings.prior_strength is None and recipe.target.reference_mixture is not None:
-        settings = settings.model_copy(update={"prior_strength": 0.0})
     config = proxy_config(
         recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=settings.sequence_length
     )
     model = build_proxy(recipe.proxy, config=config, resolve=recipe.resolve, seed=settings.seed)
     engine = ProxyEngine(model, search=settings, deepspeed=recipe.deepspeed, micro_batch=size)
     target = Target.of_recipe(recipe, catalog, micro_batch=size, reference=reference.losses if reference else None)
-    first = engine.rank == 0  # the others take its numbers: machines may differ in the last digit of a sum
-    stated_2K = np.stack(start_and_prior(recipe, catalog) if first else 2 * [np.zeros(len(catalog.sources))])
-    initial_K, prior_K = engine.sum_over_ranks(torch.from_numpy(stated_2K).to(engine.device)).cpu().numpy()
     run = ProxyRun(
         catalog,
         search=settings,
         engine=engine,
         target=target,
-        initial_K=initial_K,
-        prior_K=prior_K,
+        initial_K=np.array(start.initial),
+        prior_K=np.array(start.prior),
         constraints=constraints_of(recipe, catalog),
         share_seen=recipe.share_seen,
     )
@@ -254,13 +260,14 @@ def build_run(
 
 def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet: bool) -> None:
     """Go on from the checkpoint if there is one, train to the end of the budget, and write the result."""
-    reference, settings = _reference(recipe, catalog, identity, quiet=quiet), recipe.search
-    started = time.monotonic()
-    run, engine, target = build_run(recipe, catalog, identity["number_of_ranks"], reference)
+    reference = _reference(recipe, catalog, identity, quiet=quiet)
+    start = _start(recipe, catalog, identity, quiet=quiet)
+    settings, started = recipe.main_run.search, time.monotonic()
+    run, engine, target = build_run(recipe.main_run, catalog, identity["number_of_ranks"], start=start, reference=reference)
     checkpoints = search_directory(recipe) / "checkpoints"
     saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
     if saved is None:
-        seconds_before = reference.seconds if reference else 0.0
+        seconds_before = start.seconds + (reference.seconds if reference else 0.0)
         losses = losses_by_target(target, engine, "start", num_sequences=settings.eval_sequences)
     else:
         run.load_state_dict(saved["run"], tensors=saved["tensors"])
@@ -273,7 +280,7 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
         state = {"run": run.state_dict(), "losses": losses, "seconds": seconds()}
         save_checkpoint(checkpoints, step=run.step, state=state, tensors=run.tensors(), identity=identity, engine=engine)
 
-    per_step = settings.global_batch * settings.sequence_length
+    per_step = settings.tokens_per_step
     with (
         _stop_on_signal() as stop_asked,
         progress(_label(recipe), total=settings.num_steps * per_step, done=run.step * per_step, quiet=quiet) as advance,
@@ -288,11 +295,15 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
         write_result(
             recipe,
             catalog,
+            start=start,
             run=run,
             engine=engine,
             losses=losses,
             comparison=comparison,
-            num_tokens=run.step * per_step + target.num_tokens_read + (reference.num_tokens if reference else 0),
+            num_tokens=run.step * per_step
+            + target.num_tokens_read
+            + start.num_tokens
+            + (reference.num_tokens if reference else 0),
             seconds=seconds(),
         )
 

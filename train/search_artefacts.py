@@ -19,6 +19,7 @@ from train.checkpoint import check_checkpoint
 from train.constraints import constraints_of
 from train.engine import ProxyEngine
 from train.proxy_run import ProxyRun
+from train.start import Start
 from train.stopping import why_it_ended
 from train.target_outcome import Comparison, LossesByTarget, outcome
 from train.uncertainty import averaged_weights, uncertainty_of
@@ -140,6 +141,7 @@ def write_result(
     recipe: Recipe,
     catalog: Catalog,
     *,
+    start: Start,
     run: ProxyRun,
     engine: ProxyEngine,
     losses: LossesByTarget,
@@ -150,9 +152,10 @@ def write_result(
     """Write trajectory and, last, the mixture; checkpoints have served then.
 
     Args:
+        start: where the run started.
         losses: by target, at start and end.
         comparison: with the reference run, if there was one.
-        num_tokens: all that were trained on or read to measure targets, the reference run's included.
+        num_tokens: all that were trained on or read to measure targets, the trials' and the reference run's included.
     """
     directory, settings = search_directory(recipe), recipe.search
     run.trajectory.save(directory / "trajectory.parquet", sources=catalog.sources, targets=list(recipe.target.weights()))
@@ -164,6 +167,7 @@ def write_result(
         weights=dict(zip(catalog.sources, mean_K.tolist(), strict=True)),
         interval={name: (low, high) for name, low, high in zip(catalog.sources, low_K.tolist(), high_K.tolist(), strict=True)},
         initial_weights=dict(zip(catalog.sources, run.initial_K.tolist(), strict=True)),
+        start_trials=start.trial_losses,
         method=f"fastmix ({settings.hypergradient} parameters)",
         seed=settings.seed,
         search_tokens=num_tokens,
@@ -180,7 +184,7 @@ def write_result(
             averaged_since=run.averaged_since,
             exploration=settings.exploration,
         ),
-        stopped=why_it_ended(run.still, search=settings),
+        stopped=why_it_ended(run.still, search=recipe.main_run.search),
         binding=constraints.binding(mean_K),
         num_parameters=engine.num_parameters,
         world_size=engine.world_size,

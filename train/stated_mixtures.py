@@ -30,7 +30,7 @@ def start_and_prior(recipe: Recipe, catalog: Catalog) -> tuple[Float64s, Float64
     """
     initial, prior = recipe.search.initial_weights, recipe.search.prior
     prior = initial if prior is None else prior
-    known = {"bigram": _at_least_a_thousandth(bigram_weights(recipe, catalog))} if "bigram" in (initial, prior) else {}
+    known = {"bigram": at_least_a_thousandth(bigram_weights(recipe, catalog))} if "bigram" in (initial, prior) else {}
     initial_K, prior_K = (
         known[choice] if isinstance(choice, str) and choice in known else stated_weights(catalog, choice)
         for choice in (initial, prior)
@@ -47,10 +47,10 @@ def swarm_centre(recipe: Recipe, catalog: Catalog) -> Float64s:
 def weights_by_name(given: dict[str, float], *, sources: Sequence[str]) -> Float64s:
     """Given weights in the order of `sources`, normalised; sources not named get a thousandth of the uniform share."""
     weights_K = np.array([given.get(name, 0.0) for name in sources])
-    return _at_least_a_thousandth(weights_K / weights_K.sum())
+    return at_least_a_thousandth(weights_K / weights_K.sum())
 
 
-def _at_least_a_thousandth(weights_K: Float64s) -> Float64s:
+def at_least_a_thousandth(weights_K: Float64s) -> Float64s:
     """Logits of weights near 0 would not come back: none is less than a thousandth of the uniform share."""
     raised_K = np.maximum(weights_K, 1e-3 / len(weights_K))
     normalised_K: Float64s = raised_K / raised_K.sum()

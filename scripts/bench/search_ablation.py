@@ -13,7 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
-import time
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -23,7 +23,8 @@ import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
 from fastmix_data.artefacts import hash_of
-from fastmix_data.catalog import Catalog, catalog_of_workdir
+from fastmix_data.catalog import catalog_of_workdir
+from fastmix_data.mixture import Mixture
 from fastmix_data.recipe import Recipe
 
 UNIFORM, BIGRAM, DEFAULT = "uniform", "bigram alone", "default"
@@ -76,31 +77,30 @@ def varied(recipe: Recipe, changes: dict[str, Any], *, seed: int) -> Recipe:
     return recipe.model_copy(update={"search": search}).located(recipe.base)
 
 
-def learned(recipe: Recipe, catalog: Catalog) -> tuple[list[float], float]:
-    """Weights that a search finds, and the seconds it took."""
-    from train.search import build_run
+def learned(recipe: Recipe) -> Mixture:
+    """What `fastmix search` finds, in a folder that does not stay."""
+    from train.search import search
 
-    started = time.monotonic()
-    run, _, _ = build_run(recipe, catalog, 1)
-    run.run(advance=lambda *_, **__: None, stop_asked=lambda: False, checkpoint=lambda: None)
-    weights_K = run.trajectory.weights_since(run.averaged_since).mean(axis=0)
-    return (weights_K / weights_K.sum()).tolist(), time.monotonic() - started
+    with tempfile.TemporaryDirectory(prefix="fastmix-ablation-") as folder:
+        return search(recipe.searching_in(Path(folder)), quiet=True).mixture
 
 
 def measure(recipe: Recipe, variant: str, target: str, seed: int) -> dict[str, Any]:
     """One search and its confirmation, in a worker process."""
-    from train.bigram_mixture import bigram_weights
     from train.engine import process_group
     from train.plain_run import target_losses, train_on_mixture
+    from train.stated_mixtures import start_and_prior
 
     catalog = catalog_of_workdir(recipe.workdir_path)
+    seconds = 0.0
+    if variant == UNIFORM:
+        weights = [1 / len(catalog.sources)] * len(catalog.sources)
+    elif variant == BIGRAM:
+        weights = start_and_prior(recipe, catalog)[0].tolist()
+    else:
+        found = learned(recipe)
+        weights, seconds = found.weights_K(catalog.sources).tolist(), found.search_seconds
     with process_group(rank=0, world_size=1):
-        if variant == UNIFORM:
-            weights, seconds = [1 / len(catalog.sources)] * len(catalog.sources), 0.0
-        elif variant == BIGRAM:
-            weights, seconds = bigram_weights(recipe, catalog).tolist(), 0.0
-        else:
-            weights, seconds = learned(recipe, catalog)
         proxy = train_on_mixture(recipe, catalog, np.array(weights), seed=seed + 100)
         names = list(recipe.target.weights())
         losses = target_losses(proxy.engine, recipe, catalog, names=names, half="unseen")

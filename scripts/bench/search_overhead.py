@@ -27,6 +27,7 @@ from fastmix_data.shards import ShardLayout, encode_shard, write_shard
 from train.engine import ProxyEngine, process_group
 from train.losses import sequence_losses
 from train.search import build_run
+from train.start import stated_start
 
 VOCABULARY, BLOCK = 8192, 2048
 PROXY = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}
@@ -85,7 +86,10 @@ def measure(num_sources: int, rounds: int) -> None:
         catalog = make_catalog(Path(folder), num_sources)
         recipe = make_recipe(catalog)
         search, interval = recipe.search, recipe.search.update_interval
-        run, engine, _ = build_run(recipe, catalog, 1)  # one proxy in both roles, so that nothing but the role differs
+        start = stated_start(recipe, catalog)
+        run, engine, _ = build_run(
+            recipe, catalog, 1, start=start
+        )  # one proxy in both roles, so that nothing but the role differs
         everything, head = list(engine.module.parameters()), [engine.module.get_output_embeddings().weight]
         ratios, per_step, separate = [], [], []
         for number in range(rounds + 1):

@@ -34,12 +34,8 @@ LARGE: dict[str, Any] = {
 
 def search(recipe: Recipe) -> tuple[list[float], int]:
     """Weights that the small proxy finds, and its number of parameters."""
-    from train.engine import process_group
-    from train.search import build_run
-
-    catalog = catalog_of_workdir(recipe.workdir_path)
-    with process_group(rank=0, world_size=1):
-        return learned(recipe, catalog)[0], build_run(recipe, catalog, 1)[1].num_parameters
+    found = learned(recipe)
+    return found.weights_K(catalog_of_workdir(recipe.workdir_path).sources).tolist(), found.num_parameters
 
 
 def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from fastmix_data.catalog import catalog_of_workdir
-from fastmix_data.recipe import ConstraintsSection
+from fastmix_data.recipe_constraints import ConstraintsSection
 from fastmix_data.recipe_file import load_recipe
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update

@@ -155,11 +155,12 @@ def stop_after_a_checkpoint(recipe: Recipe) -> None:
     from train.engine import process_group
     from train.search import build_run
     from train.search_artefacts import run_identity
+    from train.start import stated_start
     from train.target_outcome import losses_by_target
 
     catalog = catalog_of_workdir(recipe.workdir_path)
     with process_group(rank=0, world_size=1):
-        run, engine, target = build_run(recipe, catalog, 1)
+        run, engine, target = build_run(recipe, catalog, 1, start=stated_start(recipe, catalog))
         losses = losses_by_target(target, engine, "start", num_sequences=recipe.search.eval_sequences)
         for _ in range(8):
             run.search_step()
