@@ -65,11 +65,13 @@ def lead(inputs: ReportInputs) -> str:
 def _trials(losses: dict[str, list[float]]) -> str:
     """How the start was chosen."""
     means = {power: sum(found) / len(found) for power, found in losses.items()}
-    chosen = min(means, key=lambda power: means[power])
-    others = joined([f"{means[power]:.3f}" for power in means if power != chosen])
-    name = "the bigram mixture" if chosen == "1" else f"the bigram mixture raised to the power {chosen}"
+    best, *others = sorted(means, key=lambda power: means[power])
+    name = "the bigram mixture" if best == "1" else f"the bigram mixture raised to the power {best}"
+    beside = joined([f"{means[power]:.3f}" for power in others])
     count = sum(len(found) for found in losses.values())
-    return f"It started from {name}, on which {count} short trials ended at {means[chosen]:.3f} nats instead of {others}."
+    return (
+        f"Of {count} short trials, those on {name} ended lower, at {means[best]:.3f} nats instead of {beside}: it started there."
+    )
 
 
 def _some(names: list[str]) -> str:

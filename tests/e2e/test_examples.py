@@ -38,6 +38,7 @@ Check = Callable[[dict[str, Any]], bool]
 
 # Large enough that the mixture stands still before the end; a production run long enough that topics reaches its two epochs.
 MORE = {
+    "trials": ("search.token_budget=160K", "search.global_batch=8", "search.sequence_length=64"),
     "stop": ("search.token_budget=400K", "search.stop.tolerance=0.3"),
     "repetition": ("emit.token_budget=1.2M",),
 }
@@ -52,6 +53,7 @@ CHECKS: dict[str, Check] = {
         m["weights"]["code"] + m["weights"]["headers"] <= 0.5 + 1e-9
         and m["weights"]["topics"] + m["weights"]["docstrings"] >= 0.3 - 1e-9
     ),
+    "trials": lambda m: [len(losses) for losses in m["start_trials"].values()] == [3, 3],
     "start": lambda m: max(m["initial_weights"].values()) == pytest.approx(1 / len(m["weights"])),
     "prior": lambda m: m["weights"]["topics"] + m["weights"]["docstrings"] < 0.75,
     "repetition": lambda m: m["binding"]["topics"] == "epoch cap",

@@ -293,6 +293,22 @@ def make_targets(workdir: Path, *, moving: bool) -> None:
     save_mixture(path, mixture.model_copy(update=update))
 
 
+def test_trials_of_the_start_say_what_they_chose(tmp_path: Path) -> None:
+    workdir = make_workdir(tmp_path, num_sources=4)
+    path = workdir / "search" / "mixture.json"
+    mixture = load_mixture(path)
+    assert "short trials" not in text_of(write_report(workdir))
+    for losses, chosen in (
+        (
+            {"1": [5.0, 6.0], "3": [4.5, 5.5]},
+            "the bigram mixture raised to the power 3 ended lower, at 5.000 nats instead of 5.500",
+        ),
+        ({"1": [4.0], "3": [4.5]}, "the bigram mixture ended lower, at 4.000 nats instead of 4.500"),
+    ):
+        save_mixture(path, mixture.model_copy(update={"start_trials": losses}))
+        assert f"those on {chosen}: it started there." in text_of(write_report(workdir))
+
+
 def test_targets_are_shown_each_and_a_broken_limit_is_a_warning(tmp_path: Path) -> None:
     workdir = make_workdir(tmp_path, num_sources=3)
     make_targets(workdir, moving=True)
