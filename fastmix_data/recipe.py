@@ -17,6 +17,7 @@ from fastmix_data.recipe_section import Section, require_one
 from fastmix_data.units import ByteCount, TokenCount, parse_count
 
 _PULLED_TRAVEL, _FREE_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 20.0, 0.05, 0.3
+_PULL = 3.0
 NUM_TRIALS, _FEWEST_TRIAL_STEPS = 6, 30
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
 
@@ -313,7 +314,7 @@ class SearchSection(Section):
     prior_strength: float | None = Field(
         None,
         ge=0,
-        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 1, and "
+        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 3, and "
         "0 where the targets' weights move (worst_case, not_worse_than), for the prior knows only those they start from.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
@@ -362,7 +363,7 @@ class SearchSection(Section):
     @property
     def pull(self) -> float:
         """`prior_strength`, or what it is when not given."""
-        return 1.0 if self.prior_strength is None else self.prior_strength
+        return _PULL if self.prior_strength is None else self.prior_strength
 
     @property
     def logit_rate(self) -> float:
