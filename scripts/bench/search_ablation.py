@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "from uniform, no pull, last 1/2, interval 8": FROM_UNIFORM,
     "prior strength 0": {"prior_strength": 0.0},
     "prior strength 0.3": {"prior_strength": 0.3},
-    "prior strength 3": {"prior_strength": 3.0},
+    "prior strength 1": {"prior_strength": 1.0},
     "exploration 0": {"exploration": 0.0},
     "exploration 1": {"exploration": 1.0},
     "adam": {"weights_optimizer": "adam"},
