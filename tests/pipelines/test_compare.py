@@ -271,6 +271,7 @@ def test_every_key_of_the_search_either_decides_a_fixed_run_or_does_not() -> Non
         "weights_warmup_steps",
         "score_smoothing",
         "initial_weights",
+        "trial_fraction",
         "prior",
         "prior_strength",
         "constraints",
