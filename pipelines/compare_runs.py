@@ -86,7 +86,7 @@ class ProxyJob:
     def num_tokens(self) -> int:
         """Tokens of its training."""
         search = self.recipe.search
-        return search.num_steps * search.global_batch * search.sequence_length
+        return search.num_steps * search.tokens_per_step
 
     def directory(self, catalog: Catalog) -> Path:
         """Where the run lies."""

@@ -163,6 +163,6 @@ def search_fastmix(recipe: Recipe, catalog: Catalog, *, quiet: bool) -> Found:
 def _cost_of(mixture: Mixture, recipe: Recipe, catalog: Catalog) -> SearchCost:
     """Tokens pass forward and backward; those of scored steps take one more matrix product per layer, as a forward pass does."""
     search = recipe.search
-    scored = mixture.num_steps // search.update_interval * search.global_batch * search.sequence_length
+    scored = mixture.num_steps // search.update_interval * search.tokens_per_step
     num_flops = flops(matmul_parameters(recipe, catalog), trained=mixture.search_tokens, forward_only=scored)
     return SearchCost(mixture.search_tokens, num_flops, mixture.search_seconds)

@@ -176,6 +176,10 @@ class ProxyEngine:
             found.append(square.float() / correction)
         return found
 
+    def any_rank(self, asked: bool) -> bool:
+        """Whether any rank asks; all ranks call it together."""
+        return bool(self.sum_over_ranks(torch.tensor([float(asked)], device=self.device)) > 0)
+
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over ranks, in place."""
         if self.world_size > 1:

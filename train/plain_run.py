@@ -102,7 +102,7 @@ def train_on_mixture(
             seconds_paused += time.monotonic() - paused
     if not np.isfinite(float(engine.sum_over_ranks(loss.detach()))):
         raise FastmixError(f"the proxy's loss is not finite; lower search.learning_rate (now {search.learning_rate})")
-    num_tokens = search.num_steps * search.global_batch * search.sequence_length
+    num_tokens = search.num_steps * search.tokens_per_step
     return PlainRun(engine, num_tokens, time.monotonic() - started - seconds_paused)
 
 

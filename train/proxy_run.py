@@ -125,7 +125,7 @@ class ProxyRun:
         search = self._search
         while self.step < search.num_steps:
             scored, stopping = self.search_step(stop_asked)
-            advance(search.global_batch * search.sequence_length, note=self._note() if scored else "")
+            advance(search.tokens_per_step, note=self._note() if scored else "")
             if scored and (still := find_stand_still(self.trajectory, step=self.step, search=search)):
                 self.still = still
                 return True
@@ -263,7 +263,7 @@ class ProxyRun:
                 prior_strength=self._search.pull,
             )
         )
-        tokens = self.step * self._search.global_batch * self._search.sequence_length
+        tokens = self.step * self._search.tokens_per_step
         weights = self.mixture.weights_K.tolist()
         self.trajectory.rows.append(
             TrajectoryRow(

@@ -49,10 +49,10 @@ class _Recorder:
 
     def after_step(self, step: int, engine: ProxyEngine) -> None:
         """Called on every rank; ends the run on all of them if any was asked to stop."""
-        self._advance(self._search.global_batch * self._search.sequence_length)
+        self._advance(self._search.tokens_per_step)
         if step % self._search.update_interval:
             return
-        if engine.sum_over_ranks(torch.tensor([float(self._stop_asked())], device=engine.device)) > 0:
+        if engine.any_rank(self._stop_asked()):
             raise Interrupted(
                 f"the reference run ended at step {step} of {self._search.num_steps}; the same command starts it again"
             )
@@ -97,7 +97,7 @@ def _train(recipe: Recipe, catalog: Catalog, target: Target, *, stop_asked: Call
     search, started = recipe.search, time.monotonic()
     assert recipe.target.reference_mixture is not None
     weights_K = stated_weights(catalog, recipe.target.reference_mixture)
-    total = search.num_steps * search.global_batch * search.sequence_length
+    total = search.num_steps * search.tokens_per_step
     with progress(f"reference run ({recipe.target.reference_mixture})", total=total, quiet=quiet) as advance:
         recorder = _Recorder(recipe, target, stop_asked=stop_asked, advance=advance)
         plain = train_on_mixture(recipe, catalog, weights_K, seed=search.seed, on_step=recorder.after_step)

@@ -212,22 +212,15 @@ def _run_rank(recipe: Recipe, *, rank: int, world_size: int, replace: bool, quie
         _search(recipe, catalog, identity=identity, quiet=quiet or rank > 0)
 
 
-def _reference(recipe: Recipe, catalog: Catalog, identity: dict[str, Any], *, quiet: bool) -> ReferenceRun | None:
-    """The reference run, where the recipe asks for one."""
-    if recipe.target.reference_mixture is None:
-        return None
+def _prepare(recipe: Recipe, catalog: Catalog, identity: dict[str, Any], *, quiet: bool) -> tuple[ReferenceRun | None, Start]:
+    """The reference run, where the recipe asks for one, and the start; what an earlier call of them finished is read."""
+    directory = search_directory(recipe)
     target = Target.of_recipe(recipe, catalog, micro_batch=micro_batch(recipe, identity["number_of_ranks"]))
-    path = search_directory(recipe) / "reference.json"
     with _stop_on_signal() as stop_asked:
-        return reference_run(recipe, catalog, target=target, path=path, identity=identity, stop_asked=stop_asked, quiet=quiet)
-
-
-def _start(recipe: Recipe, catalog: Catalog, identity: dict[str, Any], *, quiet: bool) -> Start:
-    """Where the search starts, counted and tried, or as it was found before."""
-    target = Target.of_recipe(recipe, catalog, micro_batch=micro_batch(recipe, identity["number_of_ranks"]))
-    path = search_directory(recipe) / "start.json"
-    with _stop_on_signal() as stop_asked:
-        return find_start(recipe, catalog, target=target, path=path, identity=identity, stop_asked=stop_asked, quiet=quiet)
+        common: dict[str, Any] = {"target": target, "identity": identity, "stop_asked": stop_asked, "quiet": quiet}
+        wanted = recipe.target.reference_mixture is not None
+        reference = reference_run(recipe, catalog, path=directory / "reference.json", **common) if wanted else None
+        return reference, find_start(recipe, catalog, path=directory / "start.json", **common)
 
 
 def build_run(
@@ -260,8 +253,7 @@ def build_run(
 
 def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet: bool) -> None:
     """Go on from the checkpoint if there is one, train to the end of the budget, and write the result."""
-    reference = _reference(recipe, catalog, identity, quiet=quiet)
-    start = _start(recipe, catalog, identity, quiet=quiet)
+    reference, start = _prepare(recipe, catalog, identity, quiet=quiet)
     settings, started = recipe.main_run.search, time.monotonic()
     run, engine, target = build_run(recipe.main_run, catalog, identity["number_of_ranks"], start=start, reference=reference)
     checkpoints = search_directory(recipe) / "checkpoints"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from fastmix_data.artefacts import read_json, write_json
@@ -133,7 +132,7 @@ class _StopBetweenSteps:
         self._advance(self._search.tokens_per_step)
         if step % self._search.update_interval:
             return
-        if engine.sum_over_ranks(torch.tensor([float(self._stop_asked())], device=engine.device)) > 0:
+        if engine.any_rank(self._stop_asked()):
             raise Interrupted(
                 f"{self._done} of {NUM_TRIALS} trials of the search's start are saved; the same command goes on from there"
             )

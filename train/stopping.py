@@ -83,7 +83,7 @@ def standard_error(weights_UK: Float64s) -> float:
 def why_it_ended(still: StandStill | None, *, search: SearchSection) -> str:
     """A sentence for mixture.json and the command line."""
     if still is None:
-        tokens = search.num_steps * search.global_batch * search.sequence_length
+        tokens = search.num_steps * search.tokens_per_step
         return f"used up its budget of {format_count(tokens)} tokens ({search.num_steps} steps)"
     assert search.stop is not None
     return (

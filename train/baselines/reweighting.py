@@ -127,7 +127,7 @@ def run_reweighting(
             engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
         weights_K = rule.update(weights_K, learning_rate=learning_rate)
         total_K = total_K + weights_K
-        on_tokens(search.global_batch * search.sequence_length)
+        on_tokens(search.tokens_per_step)
     if not (np.isfinite(float(loss.detach())) and np.isfinite(total_K).all()):
         raise FastmixError(f"the proxy's loss is not finite; lower search.learning_rate (now {search.learning_rate})")
     return total_K / total_K.sum(), time.monotonic() - started

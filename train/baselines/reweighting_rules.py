@@ -137,4 +137,4 @@ def search_doremi(
 
 def training_tokens(recipe: Recipe) -> int:
     """Tokens that one proxy trains on."""
-    return recipe.search.num_steps * recipe.search.global_batch * recipe.search.sequence_length
+    return recipe.search.num_steps * recipe.search.tokens_per_step
