@@ -23,6 +23,7 @@ _FEWEST_SOURCES = 5
 _HELD_OUT_EVERY = 6
 _FEWEST_DOCUMENTS = 12
 _TARGETS_BY_PREFERENCE = ("topics", "docstrings", "descriptions", "code", "headers")
+_CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _recipe(sources: Sequence[_Source], *, num_characters: int, absent: Sequence
     names = [source.name for source in sources]
     targets = [name for name in _TARGETS_BY_PREFERENCE if name in names][:2]
     missing = f"#   (left out, since this Python installation does not carry them: {', '.join(absent)})\n" if absent else ""
-    millions = max(0.5, round(num_characters / 4 / 1e6, 1))
+    millions = max(0.5, round(num_characters / _CHARACTERS_PER_TOKEN / 2 / 1e6, 1))
     return _RECIPE.format(
         sources="\n".join(_source_lines(source) for source in sources),
         missing=missing,
@@ -213,6 +214,6 @@ search:
   exploration: 0.25         # share of the sampling that stays uniform, so that every source keeps being measured
   seed: 0
 
-# The corpus to ship: so many tokens, no source more than four times over, which the search keeps to.
+# The corpus to ship: half as many tokens as there are, no source more than four times over, which the search keeps to.
 emit: {{token_budget: {budget}, max_epochs: 4}}
 """

@@ -104,7 +104,7 @@ def measure(num_sources: int, rounds: int) -> None:
                 passes = [seconds(lambda p=p: separate_passes(engine, search, num_sources, p)) for p in (everything, head)]
                 separate.append([1 + taken / times[1] for taken in passes])
     low, median, high = np.percentile(ratios, [25, 50, 75])
-    tokens = search.global_batch * search.sequence_length / np.median(per_step)
+    tokens = search.tokens_per_step / np.median(per_step)
     of_all, of_head = np.median(separate, axis=0)
     print(
         f"| {num_sources} | {tokens:,.0f} | {median:.3f} | {low:.3f} to {high:.3f} | {of_all:.2f} | {of_head:.2f} |",
