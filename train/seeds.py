@@ -44,10 +44,13 @@ def adopt_single_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int, rep
     single = finished_mixture(recipe, catalog, replace=replace)
     is_done = finished_mixture(first, catalog, replace=replace) is not None
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("reference.json", "start.json"):  # each says which search it is of, and is made anew if not of this one
+        if (directory / name).exists() and not (folder / name).exists():
+            shutil.copy2(directory / name, folder / name)
     if single is None:
         (directory / "mixture.json").unlink(missing_ok=True)
     elif not single.seed_weights and not is_done:
-        for name in ("recipe.json", "reference.json", "trajectory.parquet"):
+        for name in ("recipe.json", "trajectory.parquet"):
             if (directory / name).exists():
                 shutil.copy2(directory / name, folder / name)
         save_mixture(folder / "mixture.json", single)
@@ -69,8 +72,6 @@ def _adopt_checkpoints(recipe: Recipe, catalog: Catalog, *, num_ranks: int, repl
     if to is None or (search_directory(to) / "checkpoints").exists():
         shutil.rmtree(checkpoints)
         return
-    if (directory / "reference.json").exists():
-        shutil.copy2(directory / "reference.json", search_directory(to) / "reference.json")
     checkpoints.rename(search_directory(to) / "checkpoints")
 
 

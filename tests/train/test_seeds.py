@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.catalog import catalog_of_workdir
 from fastmix_data.errors import MismatchError
 from fastmix_data.mixture import Limit, Mixture, WorstTarget, load_mixture
@@ -20,6 +22,7 @@ from train.search import search
 from train.seeds import mean_of_searches, recipes_of_seeds
 
 SHORT = 16 * 32 * 24
+_SECONDS_OF_START = 12.5
 
 
 def found(weights: dict[str, float], *, seed: int = 0, **fields: object) -> Mixture:
@@ -140,12 +143,13 @@ def test_another_recipe_is_refused_and_replaced(planted_recipe: Callable[..., Pa
 
 
 def test_a_stopped_search_becomes_the_first_of_several(planted_recipe: Callable[..., Path]) -> None:
-    """Its checkpoint moves to the first seed's folder, and the result is that of a search that was never stopped."""
+    """Its start and checkpoint go to the first seed's folder, and the result is that of a search that was never stopped."""
     whole = search(load_recipe(planted_recipe(name="whole", token_budget=SHORT)), quiet=True).mixture
     recipe = load_recipe(planted_recipe(name="stopped", token_budget=SHORT, checkpoint_interval=8))
     stop_after_a_checkpoint(recipe)
     mean = search(recipe, num_seeds=2, quiet=True).mixture
     assert mean.seed_weights["0"] == whole.weights
+    assert read_json(recipe.search_path / "seed-0" / "start.json")["seconds"] == _SECONDS_OF_START
     assert not list(recipe.search_path.rglob("checkpoints"))
 
 
@@ -160,13 +164,15 @@ def stop_after_a_checkpoint(recipe: Recipe) -> None:
 
     catalog = catalog_of_workdir(recipe.workdir_path)
     with process_group(rank=0, world_size=1):
-        run, engine, target = build_run(recipe, catalog, 1, start=stated_start(recipe, catalog))
+        start = replace(stated_start(recipe, catalog), seconds=_SECONDS_OF_START)
+        write_json(recipe.search_path / "start.json", {"identity": run_identity(recipe, catalog, 1), **asdict(start)})
+        run, engine, target = build_run(recipe, catalog, 1, start=start)
         losses = losses_by_target(target, engine, "start", num_sequences=recipe.search.eval_sequences)
         for _ in range(8):
             run.search_step()
         state = {"run": run.state_dict(), "losses": losses, "seconds": 0.0}
         folder = recipe.search_path / "checkpoints"
-        folder.mkdir(parents=True)
+        folder.mkdir()
         save_checkpoint(
             folder, step=8, state=state, tensors=run.tensors(), identity=run_identity(recipe, catalog, 1), engine=engine
         )
