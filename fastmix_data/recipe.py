@@ -285,6 +285,11 @@ class SearchSection(Section):
         description="Size of one move of the mixture's logits. When not given, 7.5 over the number of updates, or 20 "
         "where prior_strength is 0, within 0.05 and 0.3: a logit can travel about as far in a short search as in a long one.",
     )
+    shrink_scores: bool = Field(
+        True,
+        description="Shrink scores by the share of their spread that is signal, so that where sources differ by chance only the pull to the "
+        "prior decides. Off without a pull, which takes back what early scores moved by chance, and where the targets' weights move.",
+    )
     weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
     score_smoothing: float = Field(
         0.5,
@@ -474,11 +479,17 @@ class Recipe(Section):
 
     @property
     def main_run(self) -> Recipe:
-        """The recipe of the run in which the mixture moves: the budget that trials leave, and no pull where the targets' weights move."""
+        """The recipe of the run in which the mixture moves, with the budget that trials leave.
+
+        Where the targets' weights move there is no pull, and scores of earlier weights do not say how reliable those of now are.
+        """
         search = self.search
         num_steps = search.num_steps - NUM_TRIALS * self.trial_steps
-        strength = 0.0 if search.prior_strength is None and self.target.reference_mixture is not None else search.prior_strength
-        return self._with_search(token_budget=num_steps * search.tokens_per_step, prior_strength=strength)
+        budget = num_steps * search.tokens_per_step
+        if self.target.reference_mixture is None:
+            return self._with_search(token_budget=budget)
+        strength = 0.0 if search.prior_strength is None else search.prior_strength
+        return self._with_search(token_budget=budget, prior_strength=strength, shrink_scores=False)
 
     def _with_search(self, **changes: Any) -> Recipe:
         return self.model_copy(update={"search": self.search.model_copy(update=changes)})

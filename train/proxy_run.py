@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from train.engine import ProxyEngine
 from train.hypergradient import HypergradientProbe
 from train.losses import loss_weights, sampling_weights, sequence_losses, to_tensors
 from train.mixture_optimizer import MixtureOptimizer, SourceScores, logit_gradient
+from train.score_reliability import ScoreReliability
 from train.stopping import StandStill, find_stand_still
 from train.target import Target
 from train.trajectory import Trajectory, TrajectoryRow
@@ -103,6 +105,7 @@ class ProxyRun:
         )
         num_sources = len(catalog.sources)
         self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
+        self._reliability = ScoreReliability(num_sources)
         self._prior_K = prior_K
         self.mixture = MixtureOptimizer(
             initial_K,
@@ -246,6 +249,9 @@ class ProxyRun:
             )
         seen_3K = reduced[:-2].reshape(3, num_sources)
         self._scores.add(seen_3K[0], seen_3K[1])
+        weights_K = self.mixture.weights_K
+        sampled_K = sampling_weights(weights_K, exploration=self._search.exploration)
+        self._reliability.add(seen_3K[0], seen_3K[1], over_sampled_K=weights_K / sampled_K)
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         if self.step > self._search.weights_warmup_steps:
             self._move_mixture(train_loss, target_loss, seen_3K)
@@ -254,15 +260,14 @@ class ProxyRun:
     def _move_mixture(self, train_loss: float, target_loss: float, seen_3K: Float64s) -> None:
         weights_K = self.mixture.weights_K
         scores_K = self._scores.estimates(weights_K)
-        self.mixture.step(
-            logit_gradient(
-                weights_K,
-                scores_K,
-                loss_density_K=self._reader.mean_loss_tokens_K,
-                prior_K=self._prior_K,
-                prior_strength=self._search.pull,
-            )
+        gradient = partial(
+            logit_gradient, weights_K, scores_K, loss_density_K=self._reader.mean_loss_tokens_K, prior_K=self._prior_K
         )
+        if self._search.shrink_scores and self._search.pull:
+            gradient_K = gradient(prior_strength=self._search.pull, reliability=self._reliability.value)
+            self.mixture.step(gradient_K, full_K=gradient(prior_strength=0.0))
+        else:
+            self.mixture.step(gradient(prior_strength=self._search.pull))
         tokens = self.step * self._search.tokens_per_step
         weights = self.mixture.weights_K.tolist()
         self.trajectory.rows.append(
@@ -291,6 +296,7 @@ class ProxyRun:
             "sampler": self.sampler.state_dict(),
             "target": self._target.state_dict(),
             "scores": self._scores.state_dict(),
+            "reliability": self._reliability.state_dict(),
             "mixture": self.mixture.state_dict(),
             "trajectory": self.trajectory.state(),
         }
@@ -306,5 +312,6 @@ class ProxyRun:
         self.sampler.load_state_dict(state["sampler"])
         self._target.load_state_dict(state["target"])
         self._scores.load_state_dict(state["scores"])
+        self._reliability.load_state_dict(state["reliability"])
         self.mixture.load_state_dict(state["mixture"])
         self.trajectory = Trajectory.from_state(state["trajectory"])

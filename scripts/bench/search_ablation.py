@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prior strength 0": {"prior_strength": 0.0},
     "prior strength 0.3": {"prior_strength": 0.3},
     "prior strength 1": {"prior_strength": 1.0},
+    "scores not shrunk": {"shrink_scores": False},
+    "no trials": {"trial_fraction": 0.0},
     "exploration 0": {"exploration": 0.0},
     "exploration 1": {"exploration": 1.0},
     "adam": {"weights_optimizer": "adam"},

@@ -264,6 +264,7 @@ def test_every_key_of_the_search_either_decides_a_fixed_run_or_does_not() -> Non
         "precondition",
         "target_memory",
         "score",
+        "shrink_scores",
         "update_interval",
         "target_batch",
         "weights_optimizer",

@@ -48,6 +48,27 @@ def test_prior_gradient_equals_autograd_of_the_divergence() -> None:
     assert logits.grad is not None and np.allclose(found, 2.0 * np.std(scores) * logits.grad.numpy(), atol=1e-12)
 
 
+def test_reliability_shrinks_the_scores_part_and_leaves_the_priors() -> None:
+    scores, prior = np.array([3.0, 1.0, 0.0, -2.0]), np.array([0.4, 0.3, 0.2, 0.1])
+    pull = gradient(UNIFORM, scores, prior_K=prior, prior_strength=2.0) - gradient(UNIFORM, scores)
+    for reliability in (0.0, 0.3):
+        found = gradient(UNIFORM, scores, prior_K=prior, prior_strength=2.0, reliability=reliability)
+        assert np.allclose(found, pull + reliability * gradient(UNIFORM, scores), atol=1e-12)
+
+
+def test_a_gradient_smaller_than_the_full_one_makes_as_much_smaller_a_move() -> None:
+    full = gradient(UNIFORM, np.array([3.0, 1.0, 0.0, -2.0]))
+
+    def moved(share: float) -> np.ndarray:
+        optimizer = MixtureOptimizer(UNIFORM, rule="exponentiated_gradient", learning_rate=0.1)
+        optimizer.step(share * full, full_K=full)
+        logits = np.log(optimizer.weights_K)
+        return logits - logits.mean()
+
+    assert np.allclose(moved(0.25), 0.25 * moved(1.0), atol=1e-12) and np.allclose(moved(4.0), moved(1.0), atol=1e-12)
+    assert not moved(0.0).any()
+
+
 @pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient"])
 def test_a_positive_prior_strength_flattens(rule: str) -> None:
     """The reference code's entropy term has the wrong sign: a positive coefficient sharpens."""
