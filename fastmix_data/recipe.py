@@ -287,8 +287,8 @@ class SearchSection(Section):
     )
     shrink_scores: bool = Field(
         True,
-        description="Shrink scores by the share of their spread that is signal, so that where sources differ by chance only the pull to the "
-        "prior decides. Off without a pull, which takes back what early scores moved by chance, and where the targets' weights move.",
+        description="Shrink scores by the share of their spread that is signal, so that where sources differ by chance only the pull "
+        "decides. Off without a pull, which takes back what early scores moved by chance, and where the targets' weights move.",
     )
     weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
     score_smoothing: float = Field(
