@@ -65,6 +65,20 @@ def test_planted_sources_are_separated(planted_recipe: MakeRecipe, scope: str) -
     assert all(low <= mixture.weights[name] <= high for name, (low, high) in mixture.interval.items())
 
 
+def test_scores_move_a_pulled_mixture_only_as_far_as_they_are_known_to_be_more_than_noise(planted_recipe: MakeRecipe) -> None:
+    """One batch per source says nothing of the noise, so the first update moves nothing; later ones tell these sources apart."""
+    one = {"prior_strength": 1.0, "update_interval": 16, "weights_warmup_steps": 0, "average_fraction": 1.0}
+
+    def found(**changes: object) -> dict[str, float]:
+        recipe = load_recipe(planted_recipe(**{"token_budget": 16 * 32 * 16, **one, **changes}))
+        return search(recipe, replace=True, quiet=True).mixture.weights
+
+    assert all(weight == pytest.approx(1 / 3, abs=1e-12) for weight in found().values())
+    assert max(found(shrink_scores=False).values()) > 0.36
+    many = found(token_budget=16 * 32 * 160, update_interval=4)
+    assert many["same"] > 0.45 and many["noise"] < 0.25
+
+
 def test_a_search_ends_with_its_budget_and_counts_what_it_read(planted_recipe: MakeRecipe) -> None:
     """The reference code never stops: its check on max_step is commented out."""
     recipe = planted_recipe(token_budget=16 * 32 * 50 + 300)
@@ -76,7 +90,8 @@ def test_a_search_ends_with_its_budget_and_counts_what_it_read(planted_recipe: M
 
 
 def test_kill_and_resume_gives_the_identical_trajectory(planted_recipe: MakeRecipe) -> None:
-    whole, killed = planted_recipe(name="whole", checkpoint_interval=8), planted_recipe(name="killed", checkpoint_interval=8)
+    pulled = {"checkpoint_interval": 8, "prior_strength": 0.1}  # with a pull scores are shrunk by what earlier updates saw
+    whole, killed = planted_recipe(name="whole", **pulled), planted_recipe(name="killed", **pulled)
     finish(start(whole))
     rng = np.random.default_rng()
     pointer = killed.with_suffix("") / "search" / "checkpoints" / "latest.json"
