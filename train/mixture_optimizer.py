@@ -93,6 +93,10 @@ def logit_gradient(
     return gradient_K
 
 
+def _root_mean_square(values_K: Float64s) -> float:
+    return float(np.sqrt(np.mean(values_K**2)))
+
+
 class MixtureOptimizer:
     """Moves the logits.
 
@@ -136,16 +140,11 @@ class MixtureOptimizer:
         if self._rule == "adam":
             move_K = self._adam_direction(gradient_K)
         else:
-            size = max(self._size(gradient_K), 0.0 if full_K is None else self._size(full_K))
-            move_K = self._per_weight(gradient_K) / (size + _TINY)
+            divisor_K = np.maximum(self.weights_K, _TINY)
+            per_weight_K = gradient_K / divisor_K
+            whole_K = per_weight_K if full_K is None else full_K / divisor_K
+            move_K = per_weight_K / (max(_root_mean_square(per_weight_K), _root_mean_square(whole_K)) + _TINY)
         self._logits_K = self._projected_logits(softmax(self._logits_K - self._learning_rate * move_K))
-
-    def _per_weight(self, gradient_K: Float64s) -> Float64s:
-        per_weight_K: Float64s = gradient_K / np.maximum(self.weights_K, _TINY)
-        return per_weight_K
-
-    def _size(self, gradient_K: Float64s) -> float:
-        return float(np.sqrt(np.mean(self._per_weight(gradient_K) ** 2)))
 
     def _projected_logits(self, weights_K: Float64s) -> Float64s:
         projected_K = self._project(weights_K) if self._project is not None else weights_K

@@ -16,6 +16,16 @@ from fastmix_data.sampler import Float64s
 _TINY = 1e-300
 
 
+def less_the_mixtures(alignment_K: Float64s, divisor_K: Float64s, *, over_sampled_K: Float64s) -> Float64s:
+    """Alignments of one batch less what the mixture's score would make of each source's tokens, so that what all sources share cancels.
+
+    The mixture's score is sum_k f_k A_k / sum_k f_k D_k with f = p / q, weights over sampling shares: it needs no source to be present.
+    """
+    mixture = float(over_sampled_K @ alignment_K) / max(float(over_sampled_K @ divisor_K), _TINY)
+    centred_K: Float64s = alignment_K - mixture * divisor_K
+    return centred_K
+
+
 class ScoreReliability:
     """Running sums over updates of each source's alignment less that of the mixture, and of its loss tokens."""
 
@@ -28,10 +38,9 @@ class ScoreReliability:
 
         Args:
             alignment_K, divisor_K: sums over the scored batch, reduced over ranks; 0 for an absent source.
-            over_sampled_K: weights over sampling shares, by which the batch's mean becomes that of the mixture.
+            over_sampled_K: weights over sampling shares.
         """
-        mixture = float(over_sampled_K @ alignment_K) / max(float(over_sampled_K @ divisor_K), _TINY)
-        centred_K = alignment_K - mixture * divisor_K
+        centred_K = less_the_mixtures(alignment_K, divisor_K, over_sampled_K=over_sampled_K)
         self._sums_5K += [centred_K, divisor_K, centred_K**2, centred_K * divisor_K, divisor_K**2]
 
     @property

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fastmix_data.sampler import Float64s
 from train.losses import sampling_weights
+from train.score_reliability import less_the_mixtures
 from train.trajectory import Trajectory
 
 _TINY = 1e-300
@@ -41,18 +42,17 @@ class Evidence:
 
     @classmethod
     def of(cls, trajectory: Trajectory, *, exploration: float) -> Evidence:
-        """Read it off a trajectory.
-
-        The mixture's score is sum_k f_k A_k / sum_k f_k D_k with f = p / q, weights over sampling shares: it needs no source to be present.
-        """
+        """Read it off a trajectory."""
         rows = trajectory.rows
         after_UK = np.array([row.weights for row in rows])
         weights_UK = np.concatenate([after_UK[:1], after_UK[:-1]])
         alignment_UK, divisor_UK = np.array([row.alignment for row in rows]), np.array([row.divisor for row in rows])
         factor_UK = weights_UK / np.maximum([sampling_weights(p_K, exploration=exploration) for p_K in weights_UK], _TINY)
-        mixture_U = (factor_UK * alignment_UK).sum(axis=1) / np.maximum((factor_UK * divisor_UK).sum(axis=1), _TINY)
-        centred_UK = alignment_UK - mixture_U[:, None] * divisor_UK
-        return cls(centred_UK, divisor_UK, np.array([row.loss for row in rows]))
+        centred_UK = [
+            less_the_mixtures(alignment_K, divisor_K, over_sampled_K=factor_K)
+            for alignment_K, divisor_K, factor_K in zip(alignment_UK, divisor_UK, factor_UK, strict=True)
+        ]
+        return cls(np.array(centred_UK), divisor_UK, np.array([row.loss for row in rows]))
 
     def since(self, update: int) -> Evidence:
         """The part from an update on."""
