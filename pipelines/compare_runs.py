@@ -16,7 +16,8 @@ import numpy as np
 from fastmix_data.artefacts import PARTIAL_SUFFIX, fsync_directory, hash_of, read_json, write_json
 from fastmix_data.catalog import Catalog, catalog_of_workdir
 from fastmix_data.errors import CorruptArtefactError
-from fastmix_data.recipe import DeepspeedSection, Recipe
+from fastmix_data.recipe import Recipe
+from fastmix_data.recipe_proxy import DeepspeedSection
 from fastmix_data.sequences import Half
 
 _FORMAT_VERSION = 1

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastmix_data.errors import InputError
-from fastmix_data.recipe import Recipe, SourceSection, TextSection
+from fastmix_data.recipe import Recipe
+from fastmix_data.recipe_sources import SourceSection, TextSection
 from pipelines.hub_datasets import DatasetInput, resolve_dataset
 
 Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt"]

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from fastmix_data.errors import InputError
-from fastmix_data.recipe import TextSection
+from fastmix_data.recipe_sources import TextSection
 from pipelines.hub_datasets import missing_column
 from pipelines.inputs import InputFile
 from pipelines.read_counts import ReadCounts, refuse_bad_text

@@ -18,7 +18,7 @@ from fastmix_data.arrow_arrays import booleans, constant, labels, numbers
 from fastmix_data.artefacts import atomic_file
 from fastmix_data.encoding import Backend, EncodedDocuments, Encoder, encode_documents
 from fastmix_data.errors import InputError
-from fastmix_data.recipe import ShardsSection, TextSection
+from fastmix_data.recipe_sources import ShardsSection, TextSection
 from fastmix_data.shard_stream import ShardNames, ShardStream
 from fastmix_data.shards import ShardLayout, token_dtype
 from fastmix_data.tokenizer import TokenizerInfo

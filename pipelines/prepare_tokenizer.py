@@ -14,7 +14,8 @@ from fastmix_data.encoding import Backend, Encoder, first_difference
 from fastmix_data.errors import FastmixError, MismatchError
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.progress import Advance, progress
-from fastmix_data.recipe import Recipe, TokenizerSection, TrainTokenizer
+from fastmix_data.recipe import Recipe
+from fastmix_data.recipe_sources import TokenizerSection, TrainTokenizer
 from fastmix_data.tokenizer import (
     TokenizerInfo,
     byte_tokenizer,

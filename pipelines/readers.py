@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
-from fastmix_data.recipe import TextSection
+from fastmix_data.recipe_sources import TextSection
 from pipelines.hub_datasets import read_dataset_shard
 from pipelines.inputs import InputFile
 from pipelines.json_lines import read_json_lines

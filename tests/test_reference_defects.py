@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.recipe import DeepspeedSection, SearchSection
+from fastmix_data.recipe_proxy import DeepspeedSection
+from fastmix_data.recipe_search import SearchSection
 from fastmix_data.shards import ShardLayout, encode_shard, write_shard
 
 TESTS = Path(__file__).parent
@@ -72,7 +73,7 @@ with process_group(rank=0, world_size=1):
 
 
 def make_run(root: Path, num_sources: int) -> Any:
-    from fastmix_data.recipe import ProxySection
+    from fastmix_data.recipe_proxy import ProxySection
     from train.engine import ProxyEngine
     from train.proxy import build_proxy, proxy_config
     from train.proxy_run import ProxyRun

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from fastmix_data.recipe import DeepspeedSection, SearchSection
+from fastmix_data.recipe_proxy import DeepspeedSection
+from fastmix_data.recipe_search import SearchSection
 from train.losses import has_learned_positions, model_inputs
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe import ProxySection
+from fastmix_data.recipe_proxy import ProxySection
 
 _MAX_PADDED_VOCABULARY = 1024
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastmix_data.catalog import Catalog
 from fastmix_data.errors import FastmixError
 from fastmix_data.progress import Advance
-from fastmix_data.recipe import SearchSection
+from fastmix_data.recipe_search import SearchSection
 from fastmix_data.sampler import BatchPlan, Float64s, MixtureSampler
 from fastmix_data.sequences import SequenceReader
 from train.constraints import MixtureConstraints

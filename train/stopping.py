@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fastmix_data.recipe import SearchSection
+from fastmix_data.recipe_search import SearchSection
 from fastmix_data.sampler import Float64s
 from fastmix_data.units import format_count
 from train.trajectory import Trajectory

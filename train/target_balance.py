@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastmix_data.recipe import SearchSection, TargetSection
+from fastmix_data.recipe_search import SearchSection
+from fastmix_data.recipe_target import TargetSection
 from fastmix_data.sampler import Float64s
 
 _MAX_SEQUENCES, _MIN_UPDATES_BETWEEN, _LARGEST_COST, _FORWARD_COST = 32, 2, 0.1, 1 / 3

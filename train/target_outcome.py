@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.mixture import Limit, Mixture, WorstTarget
-from fastmix_data.recipe import TargetSection
+from fastmix_data.recipe_target import TargetSection
 from fastmix_data.sampler import Float64s
 from train.engine import ProxyEngine
 from train.target import Target

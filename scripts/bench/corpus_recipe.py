@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmix_data.catalog import Catalog
-from fastmix_data.recipe import Recipe, TargetSection
+from fastmix_data.recipe import Recipe
 from fastmix_data.recipe_file import parse_recipe
+from fastmix_data.recipe_target import TargetSection
 from pipelines.preprocess import preprocess
 
 QA_SETS = ("arc_challenge", "piqa", "sciq", "hellaswag", "gsm8k", "strategyqa")

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.recipe import Recipe, SearchSection
+from fastmix_data.recipe import Recipe
 from fastmix_data.recipe_file import parse_recipe
+from fastmix_data.recipe_search import SearchSection
 from fastmix_data.shards import ShardLayout, encode_shard, write_shard
 from train.engine import ProxyEngine, process_group
 from train.losses import sequence_losses

@@ -20,7 +20,8 @@ from corpus_recipe import PROXY, TARGETS, add_corpus_argument, corpus_of, corpus
 from search_ablation import learned, varied
 
 from fastmix_data.catalog import catalog_of_workdir
-from fastmix_data.recipe import ProxySection, Recipe
+from fastmix_data.recipe import Recipe
+from fastmix_data.recipe_proxy import ProxySection
 
 MIXTURES = ("uniform", "proportional", "fastmix")
 LARGE: dict[str, Any] = {

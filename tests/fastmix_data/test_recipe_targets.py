@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fastmix_data.recipe import TargetSection
+from fastmix_data.recipe_target import TargetSection
 
 
 @pytest.mark.parametrize(

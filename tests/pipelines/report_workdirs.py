@@ -11,7 +11,8 @@ from fastmix_data.artefacts import write_json
 from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
 from fastmix_data.manifest import emit_manifest
 from fastmix_data.mixture import Mixture, save_mixture
-from fastmix_data.recipe import EmitSection, SearchSection
+from fastmix_data.recipe import EmitSection
+from fastmix_data.recipe_search import SearchSection
 from train.trajectory import Trajectory, TrajectoryRow
 
 BLOCK = 1024

@@ -15,8 +15,9 @@ from click.testing import CliRunner, Result
 
 from fastmix_data.catalog import catalog_of_workdir
 from fastmix_data.errors import FastmixError, RecipeError
-from fastmix_data.recipe import SearchSection, TargetSection
 from fastmix_data.recipe_file import load_recipe
+from fastmix_data.recipe_search import SearchSection
+from fastmix_data.recipe_target import TargetSection
 from pipelines.cli import main
 from pipelines.compare import Workers, compare
 from pipelines.compare_methods import parse_methods

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastmix_data.recipe import DeepspeedSection, SearchSection
+from fastmix_data.recipe_proxy import DeepspeedSection
+from fastmix_data.recipe_search import SearchSection
 from train.engine import ProxyEngine, process_group
 from train.hypergradient import HypergradientProbe
 from train.launch import launch_ranks

@@ -17,8 +17,9 @@ from fastmix_data.artefacts import read_json
 from fastmix_data.catalog import catalog_of_workdir
 from fastmix_data.errors import Interrupted
 from fastmix_data.mixture import Limit, Mixture
-from fastmix_data.recipe import Recipe, TargetSection
+from fastmix_data.recipe import Recipe
 from fastmix_data.recipe_file import load_recipe
+from fastmix_data.recipe_target import TargetSection
 from train.engine import process_group
 from train.reference_run import reference_run
 from train.search import search

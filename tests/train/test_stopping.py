@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmix_data.recipe import SearchSection, StopSection
 from fastmix_data.recipe_file import load_recipe
+from fastmix_data.recipe_search import SearchSection, StopSection
 from train.search import search
 from train.stopping import FEWEST_UPDATES, find_stand_still, movement, standard_error, why_it_ended
 from train.trajectory import Trajectory, TrajectoryRow

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmix_data.recipe import SearchSection, TargetSection
+from fastmix_data.recipe_search import SearchSection
+from fastmix_data.recipe_target import TargetSection
 from train.target_balance import (
     ReferenceLosses,
     TargetBalance,
