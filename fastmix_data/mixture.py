@@ -53,12 +53,13 @@ class Mixture(BaseModel):
         "is less than what another seed changes. Of several searches, the mean of their lower and of their upper ends.",
     )
     initial_weights: dict[str, float] = Field(
-        default_factory=dict, description="Where the search started, within the constraints."
+        default_factory=dict,
+        description="Where the search started, within the constraints; of several searches, the mean.",
     )
     start_trials: dict[str, list[float]] = Field(
         default_factory=dict,
         description="Target loss (nats, search half) of each short trial of the start, by the power that the bigram mixture was raised to; "
-        "the search started from the one with the lower mean.",
+        "the search started from the one with the lower mean. Of several searches, those of each seed after another.",
     )
     seed_interval: dict[str, tuple[float, float]] = Field(
         default_factory=dict,

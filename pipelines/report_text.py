@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipelines.report_format import duration, joined, percent, tokens
 from pipelines.report_inputs import ReportInputs
 
@@ -40,7 +42,7 @@ def lead(inputs: ReportInputs) -> str:
             f"{duration(mixture.search_seconds)} on {ranks}, {mixture.num_updates} updates of the mixture in {mixture.num_steps} steps."
         )
         if mixture.start_trials:
-            sentences.append(_trials(mixture.start_trials))
+            sentences.append(_trials(mixture.start_trials, num_searches=count))
         if inputs.certainty.stopped:
             sentences.append(f"The search ended: {inputs.certainty.stopped.rstrip('.')}.")
         loss = mixture.target_loss
@@ -62,16 +64,25 @@ def lead(inputs: ReportInputs) -> str:
     return " ".join(sentences)
 
 
-def _trials(losses: dict[str, list[float]]) -> str:
-    """How the start was chosen."""
-    means = {power: sum(found) / len(found) for power, found in losses.items()}
+def _trials(losses: dict[str, list[float]], *, num_searches: int) -> str:
+    """How the start was chosen, by each of the searches."""
+    means_by_power = {power: np.mean(np.reshape(found, (num_searches, -1)), axis=1) for power, found in losses.items()}
+    if num_searches > 1:
+        chosen = [min(means_by_power, key=lambda power: means_by_power[power][search]) for search in range(num_searches)]
+        counts = joined([f"{chosen.count(power)} on {_raised(power)}" for power in losses])
+        return f"Short trials decided where each search started: {counts}."
+    means = {power: float(mean_S[0]) for power, mean_S in means_by_power.items()}
     best, *others = sorted(means, key=lambda power: means[power])
-    name = "the bigram mixture" if best == "1" else f"the bigram mixture raised to the power {best}"
     beside = joined([f"{means[power]:.3f}" for power in others])
     count = sum(len(found) for found in losses.values())
     return (
-        f"Of {count} short trials, those on {name} ended lower, at {means[best]:.3f} nats instead of {beside}: it started there."
+        f"Of {count} short trials, those on {_raised(best)} ended lower, at {means[best]:.3f} nats instead of {beside}: "
+        "it started there."
     )
+
+
+def _raised(power: str) -> str:
+    return "the bigram mixture" if power == "1" else f"the bigram mixture raised to the power {power}"
 
 
 def _some(names: list[str]) -> str:

@@ -96,6 +96,7 @@ def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.
       N - 1 degrees of freedom: 90% of the answers of one more search lie in it. It is wide for N = 2, where little is known of s.
     - `interval`: means of the lower and of the upper ends, the noise that one trajectory knows of.
     - `signal_to_noise`: sum over seeds / sqrt(N), as searches are independent (Stouffer).
+    - `initial_weights`: their mean; `start_trials`: those of all seeds, one seed after another.
     - `interchangeable`: pairs that more than half of the searches could not tell apart.
     - `limits`: mean losses against mean references; `worst`: the largest regret of any search.
     """
@@ -109,6 +110,11 @@ def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.
         update={
             "weights": dict(zip(names, mean_K.tolist(), strict=True)),
             "interval": {name: _mean_interval(mixtures, name) for name in names if name in mixtures[0].interval},
+            "initial_weights": _mean_by_name([mixture.initial_weights for mixture in mixtures]),
+            "start_trials": {
+                power: [loss for mixture in mixtures for loss in mixture.start_trials[power]]
+                for power in mixtures[0].start_trials
+            },
             "seed_interval": _intervals(names, np.clip(mean_K - half_K, 0, 1), np.clip(mean_K + half_K, 0, 1)),
             "seed_weights": {str(mixture.seed): mixture.weights for mixture in mixtures},
             "signal_to_noise": dict(zip(names, (signal_NK.sum(axis=0) / sqrt(number)).tolist(), strict=True)),

@@ -307,6 +307,11 @@ def test_trials_of_the_start_say_what_they_chose(tmp_path: Path) -> None:
     ):
         save_mixture(path, mixture.model_copy(update={"start_trials": losses}))
         assert f"those on {chosen}: it started there." in text_of(write_report(workdir))
+    losses = {"1": [5.0, 5.5, 4.0, 4.0], "3": [4.5, 6.25, 3.0, 4.5]}
+    seeds = {"0": mixture.weights, "1": mixture.weights}
+    save_mixture(path, mixture.model_copy(update={"start_trials": losses, "seed_weights": seeds}))
+    text = text_of(write_report(workdir))
+    assert "each search started: 1 on the bigram mixture and 1 on the bigram mixture raised to the power 3." in text
 
 
 def test_targets_are_shown_each_and_a_broken_limit_is_a_warning(tmp_path: Path) -> None:

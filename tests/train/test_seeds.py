@@ -38,6 +38,8 @@ def test_the_mean_of_two_searches_is_the_worked_one() -> None:
         num_steps=10,
         stopped="used up",
         signal_to_noise={"a": 3, "b": -1},
+        initial_weights={"a": 0.5, "b": 0.5},
+        start_trials={"1": [5.0, 5.5], "3": [5.25, 6.0]},
     )
     second = found(
         {"a": 0.7, "b": 0.3},
@@ -47,6 +49,8 @@ def test_the_mean_of_two_searches_is_the_worked_one() -> None:
         num_steps=10,
         stopped="used up",
         signal_to_noise={"a": 1, "b": -1},
+        initial_weights={"a": 0.75, "b": 0.25},
+        start_trials={"1": [5.75, 5.5], "3": [5.0, 4.5]},
     )
     mean = mean_of_searches([first, second])
     assert mean.weights == pytest.approx({"a": 0.65, "b": 0.35})
@@ -57,6 +61,8 @@ def test_the_mean_of_two_searches_is_the_worked_one() -> None:
     assert (mean.search_tokens, mean.search_seconds, mean.num_steps) == (200, 3.5, 20)
     assert mean.signal_to_noise["a"] == pytest.approx(4 / 2**0.5)
     assert mean.stopped == "each of 2 searches used up"
+    assert mean.initial_weights == {"a": 0.625, "b": 0.375}
+    assert mean.start_trials == {"1": [5.0, 5.5, 5.75, 5.5], "3": [5.25, 6.0, 5.0, 4.5]}
 
 
 @given(st.integers(2, 6), st.integers(0, 10_000))
