@@ -27,13 +27,13 @@ class Scale:
         return self.start + share * (self.stop - self.start)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round values within the scale, about `count` of them.
+        """Round values within the scale, about `count` of them; its lower end where floats are too coarse to divide it.
 
         >>> Scale(0, 1.1, 0, 100).ticks()
         [0.0, 0.25, 0.5, 0.75, 1.0]
         """
         rough = (self.high - self.low) / max(count, 1)
-        if rough <= 0 or not math.isfinite(rough):
+        if rough <= 1e-12 * max(abs(self.low), abs(self.high)) or not math.isfinite(rough):
             return [self.low]
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in _STEPS if factor * power >= rough * 0.999)
