@@ -1,4 +1,5 @@
-"""The recipe: one YAML file that says everything about a run. These models are its only definition.
+"""The recipe: one YAML file that says everything about a run. These models, and those of its sections in `recipe_*.py`, are its only
+definition.
 
 Every field's description gives its unit and effect; `fastmix recipe --schema` and the documentation print them. Reading the file,
 overrides and explanations of mistakes are in `recipe_file.py`.

@@ -67,16 +67,15 @@ def lead(inputs: ReportInputs) -> str:
 def _trials(losses: dict[str, list[float]], *, num_searches: int) -> str:
     """How the start was chosen, by each of the searches."""
     means_by_power = {power: np.mean(np.reshape(found, (num_searches, -1)), axis=1) for power, found in losses.items()}
+    chosen = [min(means_by_power, key=lambda power: means_by_power[power][search]) for search in range(num_searches)]
     if num_searches > 1:
-        chosen = [min(means_by_power, key=lambda power: means_by_power[power][search]) for search in range(num_searches)]
         counts = joined([f"{chosen.count(power)} on {_raised(power)}" for power in losses])
         return f"Short trials decided where each search started: {counts}."
-    means = {power: float(mean_S[0]) for power, mean_S in means_by_power.items()}
-    best, *others = sorted(means, key=lambda power: means[power])
-    beside = joined([f"{means[power]:.3f}" for power in others])
+    (best,) = chosen
+    beside = joined([f"{mean:.3f}" for power, (mean,) in means_by_power.items() if power != best])
     count = sum(len(found) for found in losses.values())
     return (
-        f"Of {count} short trials, those on {_raised(best)} ended lower, at {means[best]:.3f} nats instead of {beside}: "
+        f"Of {count} short trials, those on {_raised(best)} ended lower, at {means_by_power[best][0]:.3f} nats instead of {beside}: "
         "it started there."
     )
 
