@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from fastmix_data.arrays import Int64s, Tokens
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.manifest import Manifest, load_manifest
-from fastmix_data.manifest_order import Located, ManifestOrder
-from fastmix_data.permutation import Int64s
-from fastmix_data.shards import StridedShard, Tokens
+from fastmix_data.manifest.manifest import Manifest, load_manifest
+from fastmix_data.manifest.order import Located, ManifestOrder
+from fastmix_data.shards.strided import StridedShard
 
 IGNORED_LABEL = -100
 _PLANNED_SEQUENCES = 4096

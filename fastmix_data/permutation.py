@@ -9,11 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fastmix_data.arrays import Int64s, UInt64s
+
 _ROUNDS = 6
 _GOLDEN = 0x9E37_79B9_7F4A_7C15
-
-UInt64s = npt.NDArray[np.uint64]
-Int64s = npt.NDArray[np.int64]
 
 
 def _mix(values: UInt64s) -> UInt64s:

@@ -14,10 +14,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.errors import MismatchError
-from fastmix_data.permutation import Int64s, derive_keys, permute
+from fastmix_data.permutation import derive_keys, permute
 
-Float64s = npt.NDArray[np.float64]
 _SHUFFLE_STREAM, _EPOCH_STREAM, _WINDOW_STREAM = 1, 2, 3
 
 

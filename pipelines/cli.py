@@ -90,7 +90,7 @@ def run(
     console: Console,
 ) -> None:
     """Preprocess, search, emit and report in one go."""
-    from fastmix_data.recipe_file import load_recipe
+    from fastmix_data.recipe.file import load_recipe
     from pipelines import flow
 
     result = flow.run(
@@ -117,10 +117,10 @@ def demo(
     directory: Path, overrides: tuple[str, ...], num_workers: int | None, num_ranks: int, replace: bool, console: Console
 ) -> None:
     """Run everything on a corpus made from what every Python installation carries."""
-    from fastmix_data.recipe_file import load_recipe
-    from fastmix_data.sample_corpus import write_sample_corpus
+    from fastmix_data.recipe.file import load_recipe
     from pipelines import flow
-    from pipelines.report import report_pictures
+    from pipelines.demo.corpus import write_sample_corpus
+    from pipelines.report.page import report_pictures
 
     recipe_path = write_sample_corpus(directory)
     console.say(f"wrote a corpus and {recipe_path}")
@@ -178,9 +178,9 @@ def preprocess(
     console: Console,
 ) -> None:
     """Tokenize the sources into shards and a catalog."""
-    from fastmix_data.inspection import format_inspection, inspect
-    from fastmix_data.recipe_file import load_recipe
-    from pipelines.preprocess import preprocess as work
+    from fastmix_data.audit.inspection import format_inspection, inspect
+    from fastmix_data.recipe.file import load_recipe
+    from pipelines.preprocess.run import preprocess as work
 
     recipe = load_recipe(recipe_path, overrides)
     result = work(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=console.as_json)
@@ -202,10 +202,10 @@ def search(
 ) -> None:
     """Learn the mixture while one proxy trains.
 
-    On several nodes, start `python -m train.search RECIPE` with torchrun or the deepspeed launcher instead.
+    On several nodes, start `python -m train.search.search RECIPE` with torchrun or the deepspeed launcher instead.
     """
-    from fastmix_data.recipe_file import load_recipe
-    from train.search import search as work
+    from fastmix_data.recipe.file import load_recipe
+    from train.search.search import search as work
 
     recipe = load_recipe(recipe_path, overrides)
     result = work(recipe, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=console.as_json)
@@ -246,10 +246,10 @@ def compare(
     fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference); regmix:N and olmix:N fit the losses of N
     proxies, which all targets share. Proxies and searches are kept, so a list with one more method costs only that method.
     """
-    from fastmix_data.recipe_file import load_recipe
-    from pipelines.compare import Workers
-    from pipelines.compare import compare as work
-    from pipelines.compare_table import comparison_table
+    from fastmix_data.recipe.file import load_recipe
+    from pipelines.compare.run import Workers
+    from pipelines.compare.run import compare as work
+    from pipelines.compare.table import comparison_table
 
     workers = Workers(num_workers, scheduler, quiet=console.as_json)
     result = work(load_recipe(recipe_path, overrides), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
@@ -267,8 +267,8 @@ def compare(
 @_command
 def emit(recipe_path: Path, overrides: tuple[str, ...], mixture_path: Path | None, replace: bool, console: Console) -> None:
     """Turn mixture and token budget into a token-exact manifest."""
-    from fastmix_data.inspection import format_inspection, inspect
-    from fastmix_data.recipe_file import load_recipe
+    from fastmix_data.audit.inspection import format_inspection, inspect
+    from fastmix_data.recipe.file import load_recipe
     from pipelines import flow
 
     manifest = flow.emit(load_recipe(recipe_path, overrides), mixture_path=mixture_path, replace=replace)
@@ -312,7 +312,7 @@ def export(manifest_path: Path, target: str, directory: Path | None, files: Any,
 @_command
 def verify(path: Path, console: Console) -> None:
     """Re-hash a shard, catalog, manifest or workdir, and list all that is wrong."""
-    from fastmix_data.verify import verify as work
+    from fastmix_data.audit.verify import verify as work
 
     report = work(path, quiet=console.as_json)
     console.result(report.as_dict(), str(report))
@@ -326,8 +326,8 @@ def verify(path: Path, console: Console) -> None:
 @_command
 def inspect(path: Path, block: int | None, console: Console) -> None:
     """Say what is in a shard, catalog, mixture or manifest."""
-    from fastmix_data.inspection import format_inspection
-    from fastmix_data.inspection import inspect as work
+    from fastmix_data.audit.inspection import format_inspection
+    from fastmix_data.audit.inspection import inspect as work
 
     contents = work(path, block=block)
     console.result(contents, format_inspection(contents))
@@ -340,8 +340,8 @@ def inspect(path: Path, block: int | None, console: Console) -> None:
 @_command
 def report(recipe_path: Path, overrides: tuple[str, ...], output: Path | None, console: Console) -> None:
     """Write one self-contained HTML page about a run."""
-    from fastmix_data.recipe_file import load_recipe
-    from pipelines.report import write_report
+    from fastmix_data.recipe.file import load_recipe
+    from pipelines.report.page import write_report
 
     written = write_report(load_recipe(recipe_path, overrides).workdir_path, output)
     console.result({"report": str(written)}, f"wrote {written}")
@@ -356,8 +356,8 @@ def recipe(recipe_path: Path | None, overrides: tuple[str, ...], schema: bool, c
     """Check a recipe and print it with every default filled in."""
     import json
 
-    from fastmix_data.recipe import Recipe
-    from fastmix_data.recipe_file import load_recipe
+    from fastmix_data.recipe.file import load_recipe
+    from fastmix_data.recipe.recipe import Recipe
 
     if schema:
         content = Recipe.model_json_schema()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
-    from fastmix_data.mixture import Mixture
+    from fastmix_data.results.mixture import Mixture
 
 _BAR_WIDTH = 24
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmix_data.catalog import Catalog, catalog_of_workdir
-from fastmix_data.manifest import Manifest, check_emit, emit_manifest
-from fastmix_data.mixture import Mixture, load_mixture
-from fastmix_data.recipe import Recipe
+from fastmix_data.manifest.manifest import Manifest, check_emit, emit_manifest
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.results.mixture import Mixture, load_mixture
+from fastmix_data.shards.catalog import Catalog, catalog_of_workdir
 
 Say = Callable[[str], None]
 
@@ -26,10 +26,10 @@ class RunResult:
 
 def check_recipe(recipe: Recipe, *, num_ranks: int) -> None:
     """Refuse what can be known to fail before any work: inputs, batch sizes, bounds of the mixture, the proxy's configuration."""
-    from pipelines.preprocess import check_inputs
-    from train.constraints import stated_constraints
-    from train.proxy import proxy_config
-    from train.search import micro_batch
+    from pipelines.preprocess.run import check_inputs
+    from train.mixture.constraints import stated_constraints
+    from train.proxy.model import proxy_config
+    from train.search.search import micro_batch
 
     check_inputs(recipe)
     micro_batch(recipe, num_ranks)
@@ -63,9 +63,9 @@ def run(
 ) -> RunResult:
     """Do what is missing of the whole flow."""
     check_recipe(recipe, num_ranks=num_ranks)
-    from pipelines.preprocess import preprocess
-    from pipelines.report import write_report
-    from train.search import search
+    from pipelines.preprocess.run import preprocess
+    from pipelines.report.page import write_report
+    from train.search.search import search
 
     preprocessed = preprocess(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=quiet)
     for text in (*preprocessed.warnings, preprocessed.message):

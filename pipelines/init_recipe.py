@@ -22,7 +22,7 @@ import zstandard
 
 from fastmix_data.artefacts import atomic_file
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe import SOURCE_NAME
+from fastmix_data.recipe.recipe import SOURCE_NAME
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})

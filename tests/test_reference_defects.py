@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.recipe_proxy import DeepspeedSection
-from fastmix_data.recipe_search import SearchSection
-from fastmix_data.shards import ShardLayout, encode_shard, write_shard
+from fastmix_data.recipe.proxy import DeepspeedSection
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
 
 TESTS = Path(__file__).parent
 SHOWN_ELSEWHERE = {
@@ -64,7 +64,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_reference_defects import count_passes, target_sequences
-from train.engine import process_group
+from train.proxy.engine import process_group
 with process_group(rank=0, world_size=1):
     folder = Path(sys.argv[2])
     passes = [count_passes(folder / str(k), k) for k in (2, 64)]
@@ -73,11 +73,11 @@ with process_group(rank=0, world_size=1):
 
 
 def make_run(root: Path, num_sources: int) -> Any:
-    from fastmix_data.recipe_proxy import ProxySection
-    from train.engine import ProxyEngine
-    from train.proxy import build_proxy, proxy_config
-    from train.proxy_run import ProxyRun
-    from train.target import Target
+    from fastmix_data.recipe.proxy import ProxySection
+    from train.proxy.engine import ProxyEngine
+    from train.proxy.model import build_proxy, proxy_config
+    from train.search.proxy_run import ProxyRun
+    from train.target.target import Target
 
     torch.set_num_threads(1)
     root.mkdir(parents=True)

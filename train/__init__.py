@@ -1,1 +1,1 @@
-"""The proxy run that learns the mixture: `from train.search import search`."""
+"""The proxy run that learns the mixture: `from train.search.search import search`."""

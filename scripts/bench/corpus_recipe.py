@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.catalog import Catalog
-from fastmix_data.recipe import Recipe
-from fastmix_data.recipe_file import parse_recipe
-from fastmix_data.recipe_target import TargetSection
-from pipelines.preprocess import preprocess
+from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.target import TargetSection
+from fastmix_data.shards.catalog import Catalog
+from pipelines.preprocess.run import preprocess
 
 QA_SETS = ("arc_challenge", "piqa", "sciq", "hellaswag", "gsm8k", "strategyqa")
 TARGETS = ("all", "literary", "books", "code", "qa")

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import webdataset as wds
 
-from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.loader import ManifestDataset
-from fastmix_data.manifest import emit_manifest
-from fastmix_data.mixture import Mixture
-from fastmix_data.recipe import EmitSection
-from fastmix_data.sequences import SequenceReader
-from fastmix_data.shards import ShardLayout, encode_shard, write_shard
+from fastmix_data.manifest.manifest import emit_manifest
+from fastmix_data.recipe.recipe import EmitSection
+from fastmix_data.results.mixture import Mixture
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
 
 NUM_SOURCES = 4
 BATCH = 64

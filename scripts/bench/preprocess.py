@@ -22,8 +22,8 @@ from pathlib import Path
 import orjson
 import zstandard
 
-from fastmix_data.recipe_file import parse_recipe
-from fastmix_data.tokenizer import train_tokenizer
+from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.tokens.tokenizer import train_tokenizer
 
 _TEXT_FILES = ("*/train-*.jsonl", "*/train-*.jsonl.gz", "*/train-*.jsonl.zst", "*/train-*.parquet", "*/train/*.txt")
 _NUM_FILES = 8
@@ -32,8 +32,8 @@ _TOKENIZER_SAMPLE_BYTES = 20_000_000
 _FASTMIX = """
 import sys, time
 from pathlib import Path
-from fastmix_data.recipe_file import load_recipe
-from pipelines.preprocess import preprocess
+from fastmix_data.recipe.file import load_recipe
+from pipelines.preprocess.run import preprocess
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))
     started = time.perf_counter()

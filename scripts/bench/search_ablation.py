@@ -23,9 +23,9 @@ import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
 from fastmix_data.artefacts import hash_of
-from fastmix_data.catalog import catalog_of_workdir
-from fastmix_data.mixture import Mixture
-from fastmix_data.recipe import Recipe
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.results.mixture import Mixture
+from fastmix_data.shards.catalog import catalog_of_workdir
 
 UNIFORM, BIGRAM, DEFAULT = "uniform", "bigram alone", "default"
 # The scores without a prior, where differences between them show; with it the same call measures what is left of those.
@@ -81,7 +81,7 @@ def varied(recipe: Recipe, changes: dict[str, Any], *, seed: int) -> Recipe:
 
 def learned(recipe: Recipe) -> Mixture:
     """What `fastmix search` finds, in a folder that does not stay."""
-    from train.search import search
+    from train.search.search import search
 
     with tempfile.TemporaryDirectory(prefix="fastmix-ablation-") as folder:
         return search(recipe.searching_in(Path(folder)), quiet=True).mixture
@@ -89,9 +89,9 @@ def learned(recipe: Recipe) -> Mixture:
 
 def measure(recipe: Recipe, variant: str, target: str, seed: int) -> dict[str, Any]:
     """One search and its confirmation, in a worker process."""
-    from train.engine import process_group
-    from train.plain_run import target_losses, train_on_mixture
-    from train.stated_mixtures import start_and_prior
+    from train.mixture.stated import start_and_prior
+    from train.proxy.engine import process_group
+    from train.proxy.training import target_losses, train_on_mixture
 
     catalog = catalog_of_workdir(recipe.workdir_path)
     seconds = 0.0

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.recipe import Recipe
-from fastmix_data.recipe_file import parse_recipe
-from fastmix_data.recipe_search import SearchSection
-from fastmix_data.shards import ShardLayout, encode_shard, write_shard
-from train.engine import ProxyEngine, process_group
-from train.losses import sequence_losses
-from train.search import build_run
-from train.start import stated_start
+from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from train.proxy.engine import ProxyEngine, process_group
+from train.proxy.losses import sequence_losses
+from train.search.search import build_run
+from train.search.start import stated_start
 
 VOCABULARY, BLOCK = 8192, 2048
 PROXY = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}

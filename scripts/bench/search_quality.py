@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
-from fastmix_data.recipe import Recipe
+from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.units import format_count
-from pipelines.compare import Workers, compare
-from pipelines.compare_methods import REFERENCE
-from pipelines.compare_table import mean_ranks
-from pipelines.report_intervals import mean_interval
+from pipelines.compare.methods import REFERENCE
+from pipelines.compare.run import Workers, compare
+from pipelines.compare.table import mean_ranks
+from pipelines.report.intervals import mean_interval
 
 METHODS = "fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32"
 Comparisons = dict[str, list[dict[str, Any]]]  # by target, one for each seed of the search

@@ -19,9 +19,9 @@ import numpy as np
 from corpus_recipe import PROXY, TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 from search_ablation import learned, varied
 
-from fastmix_data.catalog import catalog_of_workdir
-from fastmix_data.recipe import Recipe
-from fastmix_data.recipe_proxy import ProxySection
+from fastmix_data.recipe.proxy import ProxySection
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.shards.catalog import catalog_of_workdir
 
 MIXTURES = ("uniform", "proportional", "fastmix")
 LARGE: dict[str, Any] = {
@@ -41,8 +41,8 @@ def search(recipe: Recipe) -> tuple[list[float], int]:
 
 def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int]:
     """Loss of a fresh large model on every target's parts, and its number of parameters."""
-    from train.engine import process_group
-    from train.plain_run import target_losses, train_on_mixture
+    from train.proxy.engine import process_group
+    from train.proxy.training import target_losses, train_on_mixture
 
     catalog = catalog_of_workdir(recipe.workdir_path)
     narrower = (

@@ -13,9 +13,9 @@ import webdataset
 import yaml
 from installed_command import FASTMIX, fastmix
 
-from fastmix_data.catalog import load_catalog
 from fastmix_data.loader import ManifestDataset
-from fastmix_data.manifest import load_manifest
+from fastmix_data.manifest.manifest import load_manifest
+from fastmix_data.shards.catalog import load_catalog
 
 
 def test_run_leaves_every_artefact_and_a_token_exact_manifest(finished_run: Path) -> None:

@@ -16,8 +16,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from fastmix_data.sample_corpus import write_sample_corpus
 from pipelines.cli import main
+from pipelines.demo.corpus import write_sample_corpus
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
 
 MakeCatalog = Callable[..., Catalog]
 

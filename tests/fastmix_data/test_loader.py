@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from fastmix_data.catalog import Catalog
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
 from fastmix_data.loader import IGNORED_LABEL, ManifestDataset
-from fastmix_data.manifest import Manifest, emit_manifest, load_manifest
-from fastmix_data.manifest_order import ManifestOrder
-from fastmix_data.mixture import Mixture
-from fastmix_data.recipe import EmitSection
+from fastmix_data.manifest.manifest import Manifest, emit_manifest, load_manifest
+from fastmix_data.manifest.order import ManifestOrder
+from fastmix_data.recipe.recipe import EmitSection
+from fastmix_data.results.mixture import Mixture
+from fastmix_data.shards.catalog import Catalog
 
 MakeCatalog = Callable[..., Catalog]
 WEIGHTS = {"books": 0.5, "code": 0.3, "notes": 0.2}

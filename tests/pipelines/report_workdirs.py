@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fastmix_data.artefacts import write_json
-from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
-from fastmix_data.manifest import emit_manifest
-from fastmix_data.mixture import Mixture, save_mixture
-from fastmix_data.recipe import EmitSection
-from fastmix_data.recipe_search import SearchSection
-from train.trajectory import Trajectory, TrajectoryRow
+from fastmix_data.manifest.manifest import emit_manifest
+from fastmix_data.recipe.recipe import EmitSection
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.results.mixture import Mixture, save_mixture
+from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
 
 BLOCK = 1024
 KINDS = ("web", "code", "books", "papers", "forum", "math", "news")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fastmix_data.mixture import Mixture
+from fastmix_data.results.mixture import Mixture
 from pipelines.console import mixture_notes, mixture_table
 
 WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}

@@ -13,10 +13,10 @@ import pytest
 import zstandard
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe import Recipe
-from fastmix_data.recipe_file import load_recipe
+from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.recipe import Recipe
 from pipelines.init_recipe import propose_recipe, write_recipe
-from pipelines.inputs import resolve_files
+from pipelines.preprocess.inputs import resolve_files
 
 CORPUS = os.environ.get("FASTMIX_CORPUS")
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from planted_shards import BLOCK, write_split
 
-from fastmix_data.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 
 VOCABULARY = 64
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmix_data.catalog import ShardRow
-from fastmix_data.shards import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.catalog import ShardRow
+from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
 
 BLOCK = 64
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastmix_data.catalog import Catalog
-from fastmix_data.recipe import Recipe
-from train.proxy import proxy_config
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.shards.catalog import Catalog
+from train.proxy.model import proxy_config
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastmix_data.sampler import Float64s
+from fastmix_data.arrays import Float64s
 
 MU = 0.01  # the paper's range is 0.01 to 0.05; the smallest moves furthest in a short run
 _LARGEST = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastmix_data.sampler import Float64s
+from fastmix_data.arrays import Float64s
 
 STEP_SIZE, SMOOTHING = 1.0, 1e-3
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from fastmix_data.sampler import Float64s
-from train.constraints import MixtureConstraints
+from fastmix_data.arrays import Float64s
+from train.mixture.constraints import MixtureConstraints
 
 KL_STRENGTH = 0.1
 _HUBER_DELTA = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightgbm
 import numpy as np
 
-from fastmix_data.sampler import Float64s
+from fastmix_data.arrays import Float64s
 
 _NUM_TREES, _LEARNING_RATE = 1000, 1e-2
 _NUM_CANDIDATES, _NUM_AVERAGED = 100_000, 128

@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastmix_data.catalog import Catalog
+from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.errors import FastmixError
-from fastmix_data.permutation import Int64s
-from fastmix_data.recipe import Recipe
-from fastmix_data.sampler import Float64s, MixtureSampler
-from fastmix_data.sequences import SequenceReader
-from train.engine import ProxyEngine
-from train.losses import IGNORED, loss_weights, sequence_losses, to_tensors
-from train.proxy import build_proxy, proxy_config
-from train.proxy_run import learning_rate_at
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.sampler import MixtureSampler
+from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.sequences import SequenceReader
+from train.proxy.engine import ProxyEngine
+from train.proxy.losses import IGNORED, loss_weights, sequence_losses, to_tensors
+from train.proxy.model import build_proxy, proxy_config
+from train.search.proxy_run import learning_rate_at
 
 
 class SourceSums:

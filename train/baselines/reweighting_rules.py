@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmix_data.catalog import Catalog
-from fastmix_data.permutation import Int64s
-from fastmix_data.recipe import Recipe
-from fastmix_data.sampler import Float64s
+from fastmix_data.arrays import Float64s, Int64s
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.shards.catalog import Catalog
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
 from train.baselines.reweighting import SourceSums, fresh_engine, run_reweighting
-from train.engine import ProxyEngine
-from train.hypergradient import HypergradientProbe
-from train.losses import IGNORED
-from train.target import Target
+from train.proxy.engine import ProxyEngine
+from train.proxy.losses import IGNORED
+from train.scores.hypergradient import HypergradientProbe
+from train.target.target import Target
 
 
 class DogeRule:

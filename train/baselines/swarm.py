@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastmix_data.sampler import Float64s
+from fastmix_data.arrays import Float64s
 
 _MIN_STRENGTH, _MAX_STRENGTH = 0.1, 5.0
 _SMALLEST_WEIGHT = 2e-4

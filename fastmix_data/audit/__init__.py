@@ -1,0 +1,1 @@
+"""Looking at artefacts and checking them against what they recorded."""

@@ -1,0 +1,272 @@
+"""What is in an artefact: as a JSON-able dictionary, and as text for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastmix_data.audit.kinds import (
+    CATALOG_FILE,
+    MANIFEST_FOLDER,
+    MIXTURE_FILE,
+    TOKENIZER_FILE,
+    catalog_row_of,
+    kind_of,
+    workdir_of,
+)
+from fastmix_data.errors import InputError
+from fastmix_data.manifest.manifest import MANIFEST_FILE, load_manifest
+from fastmix_data.results.mixture import load_mixture
+from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
+from fastmix_data.shards.documents import documents_of_block
+from fastmix_data.shards.strided import StridedShard
+from fastmix_data.tokens.tokenizer import load_tokenizer
+from fastmix_data.units import format_count
+
+_BAR_CELLS = 30
+_DOCUMENTS_SHOWN = 20
+
+
+def inspect(path: Path, *, block: int | None = None, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Say what is in a shard, a catalog, a mixture, a manifest or a workdir.
+
+    Args:
+        block: of a shard, whose text and documents are wanted; 0 when not given. Only for shards.
+        tokenizer: a `tokenizer.json` to decode with; the workdir's when not given.
+
+    Raises:
+        InputError: no such path, not an artefact, or no such block.
+        CorruptArtefactError: the artefact cannot be read.
+    """
+    kind = kind_of(path)
+    if block is not None and kind != "shard":
+        raise InputError(f"{path}: a {kind} has no blocks; leave --block out, or give a shard")
+    if kind == "shard":
+        return _inspect_shard(path, block=block or 0, tokenizer=tokenizer)
+    if kind == "catalog":
+        return _inspect_catalog(path)
+    if kind == "mixture":
+        return {"kind": kind, "path": str(path), **load_mixture(path).model_dump()}
+    if kind == "manifest":
+        return _inspect_manifest(path)
+    content: dict[str, Any] = {"kind": kind, "path": str(path), "catalog": _inspect_catalog(path / CATALOG_FILE)}
+    if (path / MIXTURE_FILE).is_file():
+        content["mixture"] = inspect(path / MIXTURE_FILE)
+    if (path / MANIFEST_FOLDER / MANIFEST_FILE).is_file():
+        content["manifest"] = _inspect_manifest(path / MANIFEST_FOLDER)
+    return content
+
+
+def _inspect_shard(path: Path, *, block: int, tokenizer: Path | None) -> dict[str, Any]:
+    shard = StridedShard.detect(path)
+    if block >= shard.num_blocks:
+        raise InputError(f"{path}: has no block {block}; its blocks are 0 to {shard.num_blocks - 1}")
+    known = catalog_row_of(path)
+    layout = shard.layout
+    content: dict[str, Any] = {
+        "kind": "shard",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "num_blocks": shard.num_blocks,
+        "block_tokens": layout.block_tokens,
+        "stride": layout.stride,
+        "dtype": layout.dtype.name,
+        "members": [member.name for member in layout.members],
+    }
+    if known is not None:
+        row = known[1]
+        content |= {
+            name: getattr(row, name)
+            for name in ("source", "split", "num_tokens", "num_labels", "num_loss_tokens", "num_documents")
+        }
+    return {**content, "block": _inspect_block(shard, block, known=known, tokenizer=tokenizer)}
+
+
+def _inspect_block(
+    shard: StridedShard, block: int, *, known: tuple[Catalog, ShardRow] | None, tokenizer: Path | None
+) -> dict[str, Any]:
+    num_tokens = shard.layout.block_tokens
+    if known is not None:
+        num_tokens = min(num_tokens, known[1].num_tokens - block * num_tokens)
+    ids = shard.tokens_NT[block, :num_tokens].tolist()
+    workdir = workdir_of(shard.path)
+    path = tokenizer or (workdir / TOKENIZER_FILE if workdir is not None and (workdir / TOKENIZER_FILE).is_file() else None)
+    content: dict[str, Any] = {
+        "number": block,
+        "key": shard.key(block),
+        "num_tokens": num_tokens,
+        "num_padding": shard.layout.block_tokens - num_tokens,
+        "tokens": ids,
+        "text": None if path is None else load_tokenizer(path).decode(ids, skip_special_tokens=False),
+        "documents": None if known is None else documents_of_block(*known, block=block),
+    }
+    if shard.loss_mask_NT is not None:
+        content["num_loss_tokens"] = int(shard.loss_mask_NT[block, 1 : num_tokens + 1].sum())
+    return content
+
+
+def _inspect_catalog(path: Path) -> dict[str, Any]:
+    catalog = load_catalog(path)
+    splits = []
+    for source, split in dict.fromkeys((row.source, row.split) for row in catalog.rows):
+        rows = [row for row in catalog.rows if (row.source, row.split) == (source, split)]
+        counted = ("num_tokens", "num_loss_tokens", "num_documents", "num_blocks", "bytes")
+        totals = {name: sum(getattr(row, name) for row in rows) for name in counted}
+        splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, "has_mask": rows[0].has_mask})
+    return {
+        "kind": "catalog",
+        "path": str(path),
+        "fingerprint": catalog.fingerprint,
+        "block_tokens": catalog.info.block_tokens,
+        "vocab_size": catalog.info.vocab_size,
+        "eos_id": catalog.info.eos_id,
+        "num_tokens": sum(row.num_tokens for row in catalog.rows),
+        "num_train_tokens": int(catalog.num_tokens_K().sum()),
+        "sources": list(catalog.sources),
+        "targets_from_files": list(catalog.targets_from_files),
+        "splits": splits,
+        "statistics": catalog.info.statistics,
+    }
+
+
+def _inspect_manifest(path: Path) -> dict[str, Any]:
+    manifest = load_manifest(path)
+    names = ("token_budget", "num_tokens", "num_shards", "block_tokens", "vocab_size", "seed", "sha256", "catalog_hash")
+    return {
+        "kind": "manifest",
+        "path": str(manifest.path),
+        **{name: getattr(manifest, name) for name in names},
+        "root": str(manifest.root_path),
+        "num_parts": len(manifest.parts),
+        "sources": [vars(source) for source in manifest.sources],
+    }
+
+
+def format_inspection(content: dict[str, Any]) -> str:
+    """What `inspect` found, for people."""
+    match content["kind"]:
+        case "shard":
+            return _format_shard(content)
+        case "catalog":
+            return _format_catalog(content)
+        case "mixture":
+            return _format_mixture(content)
+        case "manifest":
+            return _format_manifest(content)
+    parts = [content[name] for name in ("catalog", "mixture", "manifest") if name in content]
+    return "\n\n".join(format_inspection(part) for part in parts)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _format_shard(content: dict[str, Any]) -> str:
+    block = content["block"]
+    lines = [
+        f"{content['path']}: shard of {content['num_blocks']} blocks of {content['block_tokens']} tokens ({content['dtype']}), "
+        f"{format_count(content['bytes'])}B, members {', '.join(content['members'])}"
+    ]
+    if "source" in content:
+        lines.append(
+            f"source {content['source']}, split {content['split']}, {content['num_tokens']} tokens ({content['num_loss_tokens']} "
+            f"labels with loss), {content['num_documents']} documents start here"
+        )
+    padding = f", {block['num_padding']} of padding" if block["num_padding"] else ""
+    loss = f", {block['num_loss_tokens']} with loss" if "num_loss_tokens" in block else ""
+    lines.append(f"\nblock {block['number']} ({block['key']}): {block['num_tokens']} tokens{loss}{padding}")
+    if block["documents"] is not None:
+        lines += _format_documents(block["documents"])
+    if block["text"] is None:
+        lines.append(
+            "no tokenizer/tokenizer.json above this shard, so tokens: " + " ".join(map(str, block["tokens"][:64])) + " ..."
+        )
+    else:
+        # Text is arbitrary bytes once; escape sequences must not reach the terminal.
+        printable = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in block["text"])
+        lines += ["", *(f"  | {line}" for line in printable.split("\n"))]
+    return "\n".join(lines)
+
+
+def _format_documents(documents: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"  tokens {document['first']} to {document['last']}: {document['file']} {document['locator']} ({document['num_tokens']} tokens"
+        + (", begun before)" if document["begins_before"] else ")")
+        for document in documents[:_DOCUMENTS_SHOWN]
+    ]
+    more = len(documents) - _DOCUMENTS_SHOWN
+    return [*lines, f"  and {more} more documents"] if more > 0 else lines
+
+
+def _format_catalog(content: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["source"],
+            row["split"],
+            format_count(row["num_tokens"]),
+            f"{100 * row['num_tokens'] / content['num_train_tokens']:.1f}%" if row["split"] == "train" else "",
+            format_count(row["num_documents"]),
+            str(row["num_shards"]),
+            format_count(row["bytes"]),
+        ]
+        for row in content["splits"]
+    ]
+    return "\n".join(
+        [
+            f"{content['path']}: {format_count(content['num_train_tokens'])} training tokens of {len(content['sources'])} sources, "
+            f"blocks of {content['block_tokens']}, vocabulary of {content['vocab_size']}",
+            _table(["source", "split", "tokens", "share", "documents", "shards", "bytes"], rows),
+        ]
+    )
+
+
+def _format_mixture(content: dict[str, Any]) -> str:
+    weights, intervals = content["weights"], content["interval"]
+    scale = max([*weights.values(), *(high for _, high in intervals.values())])
+    rows = []
+    for name, weight in sorted(weights.items(), key=lambda item: -item[1]):
+        low, high = intervals.get(name, (weight, weight))
+        interval = f"{low:.4f} to {high:.4f}" if name in intervals else ""
+        rows.append([name, f"{weight:.4f}", interval, _bar(low, weight, high, scale=scale or 1.0)])
+    head = f"{content['path']}: {content['method']}"
+    if content["search_tokens"]:
+        head += f", {format_count(content['search_tokens'])} tokens in {content['search_seconds']:.0f} s, {content['num_updates']} updates"
+    return f"{head}\n{_table(['source', 'weight', '90% interval', ''], rows)}"
+
+
+def _bar(low: float, weight: float, high: float, *, scale: float) -> str:
+    """Full up to the lower end of the interval, then half-toned up to the weight, then faint up to the upper end."""
+    ends = [round(_BAR_CELLS * value / scale) for value in (low, weight, high)]
+    return ("█" * ends[0] + "▓" * (ends[1] - ends[0]) + "░" * (ends[2] - ends[1])).ljust(_BAR_CELLS)
+
+
+def _format_manifest(content: dict[str, Any]) -> str:
+    rows = [
+        [
+            source["name"],
+            f"{source['weight']:.4f}",
+            f"{source['share']:.4f}",
+            format_count(source["num_tokens"]),
+            format_count(source["unique_tokens"]),
+            f"{source['epochs']:.2f}",
+            f"{source['max_epochs']:g}",
+            "at its cap" if source["capped"] else "nothing" if source["weight"] and not source["num_tokens"] else "",
+        ]
+        for source in content["sources"]
+    ]
+    return "\n".join(
+        [
+            f"{content['path']}: {content['num_tokens']} tokens for a budget of {content['token_budget']}, {content['num_parts']} parts of "
+            f"{content['num_shards']} shards under {content['root']}",
+            _table(["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], rows),
+        ]
+    )

@@ -1,0 +1,320 @@
+"""Checking artefacts against what they recorded of themselves: every hash, size and count; every problem is listed, not the first."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastmix_data.artefacts import sha256_of_file
+from fastmix_data.audit.kinds import (
+    CATALOG_FILE,
+    DOCUMENTS_FOLDER,
+    MANIFEST_FOLDER,
+    MIXTURE_FILE,
+    TOKENIZER_FILE,
+    TRAJECTORY_FILE,
+    catalog_row_of,
+    kind_of,
+)
+from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
+from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
+from fastmix_data.progress import Advance, progress
+from fastmix_data.results.mixture import load_mixture
+from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
+from fastmix_data.shards.strided import ShardLayout, StridedShard
+from fastmix_data.units import format_count
+
+_THREADS = 4
+_RESTORE = "restore it from a copy, or delete it and run `fastmix preprocess` again"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong."""
+
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.remedy}"
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and everything that is wrong."""
+
+    path: str
+    kind: str
+    num_shards: int = 0
+    num_bytes: int = 0
+    checked: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {**asdict(self), "ok": self.ok}
+
+    def __str__(self) -> str:
+        head = f"{self.path}: {self.kind}; checked {', '.join(self.checked) or 'nothing'}"
+        if self.num_shards:
+            head += f" and {self.num_shards} shards of {format_count(self.num_bytes)} bytes"
+        if self.ok:
+            return f"{head}: all as recorded"
+        return "\n".join([f"{head}: {len(self.problems)} problem{'s' * (len(self.problems) > 1)}", *map(str, self.problems)])
+
+    def add(self, where: object, what: str, remedy: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(str(where), what, remedy))
+
+    def add_error(self, error: FastmixError) -> None:
+        """Note a problem that reading an artefact raised, whose message is `where: what; remedy`."""
+        where, _, rest = str(error).partition(": ")
+        what, _, remedy = rest.rpartition("; ")
+        self.add(where, what or rest, remedy)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a shard's file should be."""
+
+    path: Path
+    num_bytes: int
+    sha256: str
+
+
+def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
+    """Check a shard, a catalog, a mixture, a manifest, or a whole workdir.
+
+    Raises:
+        InputError: the path does not exist or is no artefact. Everything else that is wrong is in the report.
+    """
+    try:
+        kind = kind_of(path)
+    except CorruptArtefactError as error:
+        report = VerifyReport(str(path), "file")
+        report.add_error(error)
+        return report
+    report = VerifyReport(str(path), kind)
+    shards: dict[Path, _Expected] = {}
+    if kind == "shard":
+        _verify_shard(path, report, shards)
+    elif kind == "catalog":
+        _verify_catalog(path, report, shards)
+    elif kind == "mixture":
+        _verify_mixture(path, report, None)
+    elif kind == "manifest":
+        _verify_manifest(path, report, shards)
+    else:
+        catalog = _verify_catalog(path / CATALOG_FILE, report, shards)
+        if (path / MIXTURE_FILE).is_file():
+            _verify_mixture(path / MIXTURE_FILE, report, catalog)
+        if (path / MANIFEST_FOLDER).is_dir():
+            _verify_manifest(path / MANIFEST_FOLDER, report, shards)
+    _verify_files(list(shards.values()), report, quiet=quiet)
+    return report
+
+
+def _verify_files(expected: list[_Expected], report: VerifyReport, *, quiet: bool) -> None:
+    """Re-hash files in a few threads; a file of another size is not worth hashing."""
+    report.num_shards, report.num_bytes = len(expected), sum(file.num_bytes for file in expected)
+    if not expected:
+        return
+    workers = min(_THREADS, os.cpu_count() or 1, len(expected))
+    with (
+        progress("verify", total=report.num_bytes, unit="B", quiet=quiet) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for file, problem in zip(expected, pool.map(_check_file(advance), expected), strict=True):
+            if problem:
+                report.add(file.path, problem, _RESTORE)
+
+
+def _check_file(advance: Advance) -> Callable[[_Expected], str]:
+    def check(file: _Expected) -> str:
+        if not file.path.is_file():
+            return "the shard is missing"
+        if (size := file.path.stat().st_size) != file.num_bytes:
+            return f"the shard has {size} bytes, recorded are {file.num_bytes}"
+        sha256 = sha256_of_file(file.path)
+        advance(file.num_bytes)
+        return "" if sha256 == file.sha256 else f"the shard's sha256 is {sha256[:12]}..., recorded is {file.sha256[:12]}..."
+
+    return check
+
+
+def _verify_shard(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> None:
+    """Walk through the tar; its hash too if a catalog above knows the shard."""
+    try:
+        known = catalog_row_of(path)
+        if known is not None:
+            catalog, row = known
+            shards[path.resolve()] = _Expected(path, row.bytes, row.sha256)
+            _verify_row(row, catalog.layout(row), report)
+            report.checked.append(f"the row in {catalog.root / CATALOG_FILE}")
+        shard = StridedShard.detect(path)
+    except FastmixError as error:
+        report.add_error(error)
+        return
+    report.checked.append("every member of the tar")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            names = [info.name for info in tar]
+    except tarfile.TarError as error:
+        report.add(path, f"the tar is damaged ({error})", _RESTORE)
+        return
+    expected = [f"{shard.key(block)}.{member.name}" for block in range(shard.num_blocks) for member in shard.layout.members]
+    if names != expected:
+        wrong = next((n for n, (a, b) in enumerate(zip(names, expected, strict=False)) if a != b), min(len(names), len(expected)))
+        report.add(path, f"member {wrong} of {len(expected)} is not where its stride puts it", _RESTORE)
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        report.add(path, f"{repeated[0]} occurs more than once", _RESTORE)
+
+
+def _verify_catalog(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> Catalog | None:
+    try:
+        catalog = load_catalog(path)
+    except CorruptArtefactError as error:
+        report.add_error(error)
+        return None
+    report.checked.append("catalog")
+    preprocess = "run `fastmix preprocess --replace`"
+    for repeated, count in Counter(row.path for row in catalog.rows).items():
+        if count > 1:
+            report.add(path, f"{repeated} has {count} rows", preprocess)
+    for row in catalog.rows:
+        _verify_row(row, catalog.layout(row), report)
+        shards[(catalog.root / row.path).resolve()] = _Expected(catalog.root / row.path, row.bytes, row.sha256)
+    known = {*catalog.sources, *catalog.targets_from_files}
+    for name in sorted({row.source for row in catalog.rows} - known):
+        report.add(path, f"has shards of {name}, which is neither a source nor a target", preprocess)
+    for name in catalog.sources:
+        if not catalog.shards(name, "train"):
+            report.add(path, f"source {name} has no training shard", preprocess)
+    tokenizer = catalog.root / TOKENIZER_FILE
+    if tokenizer.is_file():
+        report.checked.append("tokenizer")
+        if sha256_of_file(tokenizer) != catalog.info.tokenizer_sha256:
+            report.add(tokenizer, "is not the tokenizer that the shards were made with", "restore it from a copy")
+    if (catalog.root / DOCUMENTS_FOLDER).is_dir():
+        report.checked.append("documents")
+        _verify_documents(catalog, report)
+    return catalog
+
+
+def _verify_row(row: ShardRow, layout: ShardLayout, report: VerifyReport) -> None:
+    most = row.num_blocks * layout.block_tokens
+    counts_fit = (
+        most - layout.block_tokens < row.num_tokens <= most and 0 <= row.num_loss_tokens <= row.num_labels <= row.num_tokens
+    )
+    if not counts_fit or row.bytes != layout.num_bytes(row.num_blocks):
+        report.add(
+            row.path,
+            f"its row in the catalog contradicts itself ({row.num_blocks} blocks, {row.num_tokens} tokens, {row.num_labels} labels, "
+            f"{row.num_loss_tokens} with loss, {row.bytes} bytes)",
+            "run `fastmix preprocess --replace`",
+        )
+
+
+def _verify_documents(catalog: Catalog, report: VerifyReport) -> None:
+    """Documents of each shard, and tokens of each source and split, against the catalog's counts."""
+    per_shard: Counter[str] = Counter()
+    tokens: Counter[tuple[str, str]] = Counter()
+    remedy = "run `fastmix preprocess --replace`"
+    for path in sorted((catalog.root / DOCUMENTS_FOLDER).glob("*.parquet")):
+        try:
+            table = pq.read_table(path, columns=["source", "split", "shard", "num_tokens"])
+        except (pa.ArrowInvalid, OSError) as error:
+            report.add(path, f"cannot be read ({str(error).splitlines()[0]})", remedy)
+            return
+        counted = table.group_by(["source", "split", "shard"]).aggregate([("num_tokens", "sum"), ("num_tokens", "count")])
+        for row in counted.to_pylist():
+            per_shard[row["shard"]] += row["num_tokens_count"]
+            tokens[row["source"], row["split"]] += row["num_tokens_sum"]
+    for shard in catalog.rows:
+        if per_shard[shard.path] != shard.num_documents:
+            report.add(
+                shard.path, f"the catalog counts {shard.num_documents} documents, their table {per_shard[shard.path]}", remedy
+            )
+    for source, split in dict.fromkeys((row.source, row.split) for row in catalog.rows):
+        in_catalog = sum(row.num_tokens for row in catalog.rows if (row.source, row.split) == (source, split))
+        if tokens[source, split] != in_catalog:
+            report.add(
+                catalog.root / DOCUMENTS_FOLDER,
+                f"{split} documents of {source} have {tokens[source, split]} tokens, the catalog counts {in_catalog}",
+                remedy,
+            )
+
+
+def _verify_mixture(path: Path, report: VerifyReport, catalog: Catalog | None) -> None:
+    report.checked.append("mixture")
+    try:
+        mixture = load_mixture(path)
+        if catalog is not None:
+            mixture.weights_K(catalog.sources)
+    except FastmixError as error:
+        report.add_error(error)
+        return
+    if catalog is not None and mixture.catalog_hash not in ("", catalog.fingerprint):
+        report.add(path, "was searched on another catalog than the one that is here", "run `fastmix search --replace`")
+    trajectory = path.with_name(Path(TRAJECTORY_FILE).name)
+    if mixture.trajectory_sha256 and (not trajectory.is_file() or sha256_of_file(trajectory) != mixture.trajectory_sha256):
+        report.add(trajectory, "is not the trajectory that the mixture was averaged from", "run `fastmix search --replace`")
+
+
+def _verify_manifest(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> None:
+    report.checked.append("manifest")
+    try:
+        manifest = load_manifest(path)
+    except (CorruptArtefactError, InputError) as error:
+        report.add_error(error)
+        return
+    emit = "run `fastmix emit --replace`"
+    for part in manifest.parts:
+        file = manifest.root_path / part.path
+        known = shards.setdefault(file.resolve(), _Expected(file, part.bytes, part.sha256))
+        if known.sha256 != part.sha256:
+            report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", emit)
+        _verify_part(part, manifest, report)
+    totals: Counter[str] = Counter()
+    for part in manifest.parts:
+        totals[part.source] += part.num_tokens * part.repeats
+    for source in manifest.sources:
+        if totals[source.name] != source.num_tokens:
+            report.add(
+                manifest.path, f"{source.name} has {totals[source.name]} tokens in parts, {source.num_tokens} stated", emit
+            )
+    if sum(totals.values()) != manifest.num_tokens:
+        report.add(manifest.path, f"parts sum to {sum(totals.values())} tokens, stated are {manifest.num_tokens}", emit)
+    catalog = manifest.root_path / CATALOG_FILE
+    if catalog.is_file():
+        try:
+            if load_catalog(catalog).fingerprint != manifest.catalog_hash:
+                report.add(manifest.path, f"was made from another catalog than {catalog}", emit)
+        except CorruptArtefactError as error:
+            report.add_error(error)
+
+
+def _verify_part(part: Part, manifest: Manifest, report: VerifyReport) -> None:
+    inside = 0 <= part.block_start < part.block_stop <= part.shard_blocks and part.repeats > 0
+    most = part.num_blocks * manifest.block_tokens
+    counted = most - manifest.block_tokens < part.num_tokens <= most and part.num_labels <= part.num_tokens
+    if not inside or not counted or part.bytes != manifest.layout(part).num_bytes(part.shard_blocks):
+        report.add(
+            manifest.path, f"blocks {part.block_start} to {part.block_stop} of {part.path} contradict themselves",
+            "run `fastmix emit --replace`",
+        )  # fmt: skip

@@ -1,0 +1,136 @@
+"""The order in which a manifest's sequences are read: a pure function of the manifest, evaluated at any position.
+
+The run is divided into windows. A source's share of every window is its share of the run (error-diffused, so after any number of
+windows each source is within one sequence of it); within a window the sequences are shuffled. A source's own stream is one keyed
+permutation per epoch, so repeats of a sequence lie in different epochs. Nothing is stored per sequence: seeking costs a binary search.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmix_data.arrays import Int64s
+from fastmix_data.errors import RecipeError
+from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.permutation import derive_keys, permute
+
+# A little below a power of four, the domain of the permutation that shuffles a window: few images then fall outside.
+WINDOW_SEQUENCES = 56
+_PHASE_STREAM, _EPOCH_STREAM, _WINDOW_STREAM = 21, 22, 23
+
+
+@dataclass(frozen=True)
+class Located:
+    """Sequences of a manifest, all of shape (N,): source, part, block of the part's shard, sequence within the block, labels it has."""
+
+    source_N: Int64s
+    part_N: Int64s
+    block_N: Int64s
+    within_N: Int64s
+    num_labels_N: Int64s
+
+
+class _Ranges:
+    """Sequences of a list of parts, sources one after another, on one line of numbers."""
+
+    def __init__(self, manifest: Manifest, *, sequence_length: int, partial: bool) -> None:
+        index_of = {source.name: index for index, source in enumerate(manifest.sources)}
+        self.parts = np.array([n for n, part in enumerate(manifest.parts) if part.partial == partial], np.int64)
+        chosen: list[Part] = [manifest.parts[number] for number in self.parts]
+        counts_P = np.array([-(-part.num_labels // sequence_length) for part in chosen], np.int64)
+        self.end_P = np.cumsum(counts_P)
+        self.start_P = self.end_P - counts_P
+        source_P = np.array([index_of[part.source] for part in chosen], np.int64)
+        self.size_K = np.zeros(len(index_of), np.int64)
+        np.add.at(self.size_K, source_P, counts_P)
+        self.start_K = np.cumsum(self.size_K) - self.size_K
+        self.block_start_P = np.array([part.block_start for part in chosen], np.int64)
+        self.num_labels_P = np.array([part.num_labels for part in chosen], np.int64)
+
+
+class ManifestOrder:
+    """Where each position of the run lies.
+
+    Attributes:
+        num_sequences: positions of the run, every repeat counted.
+        num_sequences_K: of each source, shape (K,).
+    """
+
+    def __init__(self, manifest: Manifest, *, sequence_length: int, seed: int | None = None) -> None:
+        """Count sequences; opens no shard. Sequences without a single label, which only padding makes, are left out.
+
+        Args:
+            sequence_length: divides the manifest's block_tokens.
+            seed: of the order; the manifest's when None.
+
+        Raises:
+            RecipeError: sequence_length does not divide block_tokens.
+        """
+        if sequence_length < 1 or manifest.block_tokens % sequence_length:
+            raise RecipeError(
+                f"{manifest.path}: sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}; "
+                f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
+            )
+        self._length = sequence_length
+        self._per_block = manifest.block_tokens // sequence_length
+        self._seed = manifest.seed if seed is None else seed
+        self._full = _Ranges(manifest, sequence_length=sequence_length, partial=False)
+        self._partial = _Ranges(manifest, sequence_length=sequence_length, partial=True)
+        repeats = {part.source: part.repeats for part in manifest.parts if not part.partial}
+        self._epochs_K = np.array([repeats.get(source.name, 0) for source in manifest.sources], np.int64)
+        self._in_full_K = self._epochs_K * self._full.size_K
+        self.num_sequences_K: Int64s = self._in_full_K + self._partial.size_K
+        self.num_sequences = int(self.num_sequences_K.sum())
+        self._num_windows = max(1, -(-self.num_sequences // WINDOW_SEQUENCES))
+        num_sources = len(manifest.sources)
+        keys_K = derive_keys(self._seed, _PHASE_STREAM, np.arange(num_sources))
+        self._phase_K: Int64s = (keys_K % np.uint64(self._num_windows)).astype(np.int64)
+
+    def _drawn_VK(self, window: int, num_windows: int) -> Int64s:
+        """Sequences of each source before `window` and the windows after it, shape (num_windows, K); all of them at the end."""
+        window_V = np.arange(window, window + num_windows)
+        drawn_VK: Int64s = (self.num_sequences_K * window_V[:, None] + self._phase_K) // self._num_windows
+        return drawn_VK
+
+    def _window_of(self, position: int) -> int:
+        return bisect_right(range(self._num_windows), position, key=lambda window: int(self._drawn_VK(window, 1).sum())) - 1
+
+    def locate(self, positions_N: Int64s) -> Located:
+        """Find the sequences at ascending positions of the run, 0 <= position < num_sequences.
+
+        Memory is that of the positions and of K numbers for each window between the first of them and the last.
+        """
+        first = last = 0
+        if len(positions_N):
+            first, last = self._window_of(int(positions_N[0])), self._window_of(int(positions_N[-1]))
+        drawn_VK = self._drawn_VK(first, last - first + 2)
+        start_V = drawn_VK.sum(axis=1)
+        window_N = np.searchsorted(start_V, positions_N, side="right") - 1
+        key_N = derive_keys(self._seed, _WINDOW_STREAM, first + window_N)
+        slot_N = start_V[window_N] + permute(positions_N - start_V[window_N], size=np.diff(start_V)[window_N], key=key_N)
+        # Sources' runs of all windows, one after another, cover the line of slots.
+        counts_VK = np.diff(drawn_VK, axis=0)
+        end_R = start_V[0] + np.cumsum(counts_VK.ravel())
+        run_N = np.searchsorted(end_R, slot_N, side="right")
+        draw_N = drawn_VK[:-1].ravel()[run_N] + slot_N - (end_R - counts_VK.ravel())[run_N]
+        return self._resolve(run_N % len(self.num_sequences_K), draw_N)
+
+    def _resolve(self, source_N: Int64s, draw_N: Int64s) -> Located:
+        partial_N = draw_N >= self._in_full_K[source_N]
+        size_N = np.where(partial_N, self._partial.size_K[source_N], self._full.size_K[source_N])
+        within_N = np.where(partial_N, draw_N - self._in_full_K[source_N], draw_N % np.maximum(size_N, 1))
+        epoch_N = np.where(partial_N, self._epochs_K[source_N], draw_N // np.maximum(size_N, 1))
+        sequence_N = permute(within_N, size=size_N, key=derive_keys(self._seed, _EPOCH_STREAM, source_N, epoch_N))
+        part_N, block_N, in_block_N, labels_N = (np.empty(len(source_N), np.int64) for _ in range(4))
+        for ranges, chosen_N in ((self._full, ~partial_N), (self._partial, partial_N)):
+            line = ranges.start_K[source_N[chosen_N]] + sequence_N[chosen_N]
+            row = np.searchsorted(ranges.end_P, line, side="right")
+            in_part = line - ranges.start_P[row]
+            part_N[chosen_N] = ranges.parts[row]
+            block_N[chosen_N] = ranges.block_start_P[row] + in_part // self._per_block
+            in_block_N[chosen_N] = in_part % self._per_block
+            labels_N[chosen_N] = np.minimum(ranges.num_labels_P[row] - in_part * self._length, self._length)
+        return Located(source_N, part_N, block_N, in_block_N, labels_N)

@@ -1,0 +1,143 @@
+"""Reading a recipe from YAML, with overrides, and explaining what is wrong with it in one line."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fastmix_data.errors import RecipeError
+from fastmix_data.recipe.recipe import Recipe
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice instead of keeping the last one."""
+
+
+def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise RecipeError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice; rename or remove one")
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides.
+
+    Raises:
+        RecipeError: the file cannot be read or is not a valid recipe; one line with the key, the value and the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        nearest = difflib.get_close_matches(path.name, [entry.name for entry in _siblings(path)], n=1, cutoff=0.5)
+        hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else "; `fastmix init DIR` writes one"
+        raise RecipeError(f"{path}: there is no such recipe{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections; `fastmix init DIR` writes one to start from")
+    for override in overrides:
+        _apply_override(content, override)
+    return parse_recipe(content, name=str(path)).located(path.parent)
+
+
+def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
+    """Validate a recipe given as nested mappings; `name` starts the error message."""
+    unknown = _find_unknown_key(content, Recipe, ())
+    if unknown is not None:
+        raise RecipeError(f"{name}: {unknown}")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{name}: {_explain(error)}") from error
+
+
+def _siblings(path: Path) -> list[Path]:
+    return [entry for entry in path.parent.iterdir() if entry.is_file()] if path.parent.is_dir() else []
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {override}: write it as --set section.key=value, for example --set search.seed=1")
+    *parents, last = key.split(".")
+    section: Any = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override}: {parent!r} is a value, not a section")
+    try:
+        section[last] = yaml.load(value, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> str | None:
+    """Walk mapping and model side by side; describe the first key the model does not have."""
+    model, values = _model_and_mapping_value(annotation)
+    if not isinstance(content, Mapping):
+        return None
+    if model is not None:
+        for key, value in content.items():
+            if key not in model.model_fields:
+                return _describe_unknown(".".join((*path, str(key))), str(key), list(model.model_fields))
+            found = _find_unknown_key(value, model.model_fields[key].annotation, (*path, str(key)))
+            if found:
+                return found
+    elif values is not None:
+        for key, value in content.items():
+            found = _find_unknown_key(value, values, (*path, str(key)))
+            if found:
+                return found
+    return None
+
+
+def _describe_unknown(where: str, key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    return f"{where}: unknown key; did you mean {nearest!r}? `fastmix recipe --schema` lists all keys"
+
+
+def _model_and_mapping_value(annotation: Any) -> tuple[type[BaseModel] | None, Any]:
+    """The model that an annotation describes, or the type of a mapping's values."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option, None
+        if typing.get_origin(option) is dict:
+            return None, typing.get_args(option)[1]
+    return None, None
+
+
+def _explain(error: ValidationError) -> str:
+    details = error.errors(include_url=False)
+    first = details[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "this key is required"
+    elif first["type"] == "string_type" and isinstance(first["input"], bool):
+        message = f"YAML reads this name as {first['input']}; put it in quotes"
+    elif "input" in first and not isinstance(first["input"], Mapping | BaseModel) and first["type"] != "value_error":
+        message += f"; got {first['input']!r}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{where}: {message}{more}" if where else f"{message}{more}"

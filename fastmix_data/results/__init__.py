@@ -1,0 +1,1 @@
+"""What searches and comparisons leave: typed models, each with its one reader and one writer."""

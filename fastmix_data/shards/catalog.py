@@ -1,0 +1,152 @@
+"""The catalog: one row per shard, and what all shards share. It is the only way from a source's name to its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastmix_data.artefacts import hash_of, write_parquet
+from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.shards.strided import ShardLayout, StridedShard
+
+SCHEMA_VERSION = 1
+Split = Literal["train", "valid"]
+_METADATA_KEY = b"fastmix"
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One shard.
+
+    `num_tokens` counts every token once (ends of documents included, padding and the blocks' extra tokens not). `num_labels` counts
+    the positions that have a real next token: `num_blocks * block_tokens` but for the last shard of a partition. `num_loss_tokens`
+    are the labels that carry loss: all of them without a mask.
+    """
+
+    source: str
+    split: str
+    path: str
+    num_blocks: int
+    num_tokens: int
+    num_labels: int
+    num_loss_tokens: int
+    num_documents: int
+    dtype: str
+    has_mask: bool
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CatalogInfo:
+    """What all shards of a catalog share, and what they were made from."""
+
+    block_tokens: int
+    vocab_size: int
+    eos_id: int
+    tokenizer_sha256: str
+    recipe_hash: str = ""
+    inputs_hash: str = ""
+    sources: tuple[str, ...] = ()
+    target_files: tuple[str, ...] = ()
+    statistics: dict[str, dict[str, int]] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+_SCHEMA = pa.schema(
+    [
+        pa.field(f.name, {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_()}[str(f.type)], nullable=False)
+        for f in fields(ShardRow)
+    ]
+)
+
+
+class Catalog:
+    """The shards of a workdir.
+
+    Attributes:
+        root: the folder that the rows' paths start from.
+        sources: names of the training sources, in the order of the recipe; arrays of shape (K,) follow it.
+        targets_from_files: names that only have a held-out split.
+    """
+
+    def __init__(self, root: Path, info: CatalogInfo, rows: Sequence[ShardRow]) -> None:
+        """Keep rows in the given order, which the sampler's sequence numbers follow."""
+        self.root, self.info, self.rows = root, info, tuple(rows)
+        self.sources = info.sources
+        self.targets_from_files = info.target_files
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every shard's identity and of what they share; bound into sampler state, mixture and manifest."""
+        shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
+        return hash_of([shared, [(row.source, row.split, row.path, row.sha256) for row in self.rows]])
+
+    def shards(self, source: str, split: Split) -> list[ShardRow]:
+        """Rows of one source and split, in catalog order."""
+        return [row for row in self.rows if row.source == source and row.split == split]
+
+    def num_tokens(self, source: str, split: Split = "train") -> int:
+        """Unique tokens of a source's split."""
+        return sum(row.num_tokens for row in self.shards(source, split))
+
+    def num_tokens_K(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Unique training tokens of each source, shape (K,)."""
+        return np.array([self.num_tokens(source) for source in self.sources], np.int64)
+
+    def layout(self, row: ShardRow) -> ShardLayout:
+        """How a shard's samples lie in its file."""
+        return ShardLayout(self.info.block_tokens, np.dtype(row.dtype), row.has_mask)
+
+    def open(self, row: ShardRow) -> StridedShard:
+        """Map a shard; see `StridedShard` for what it raises."""
+        return StridedShard(self.root / row.path, self.layout(row))
+
+    def save(self, path: Path) -> None:
+        """Write the catalog atomically."""
+        columns = {name: [getattr(row, name) for row in self.rows] for name in _SCHEMA.names}
+        metadata = {_METADATA_KEY: orjson.dumps(asdict(self.info))}
+        write_parquet(path, pa.table(columns, schema=_SCHEMA.with_metadata(metadata)))
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Read `catalog.parquet`; shard paths start from its folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptArtefactError: not a catalog, or one of another schema version.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        table = pq.read_table(path)
+        info: Mapping[str, Any] = orjson.loads(table.schema.metadata[_METADATA_KEY])
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
+        raise CorruptArtefactError(f"{path}: not a fastmix catalog; delete it and run `fastmix preprocess` again") from error
+    if info["schema_version"] != SCHEMA_VERSION:
+        raise CorruptArtefactError(
+            f"{path}: catalog of schema version {info['schema_version']}, this is {SCHEMA_VERSION}; run `fastmix preprocess --replace`"
+        )
+    content = {**info, "sources": tuple(info["sources"]), "target_files": tuple(info["target_files"])}
+    return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
+
+
+def catalog_of_workdir(workdir: Path) -> Catalog:
+    """The catalog that preprocessing left in a workdir.
+
+    Raises:
+        MismatchError: there is none yet.
+    """
+    path = workdir / "catalog.parquet"
+    try:
+        return load_catalog(path)
+    except FileNotFoundError as error:
+        raise MismatchError(f"{path}: there are no shards yet; run `fastmix preprocess` first") from error

@@ -1,0 +1,152 @@
+"""Random access to training sequences: from (source, number) to tokens, straight out of the memory maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmix_data.arrays import Bools, Int64s, Tokens
+from fastmix_data.errors import InputError
+from fastmix_data.permutation import derive_keys
+from fastmix_data.shards.catalog import Catalog, ShardRow, Split
+
+Half = Literal["search", "unseen"]
+_PART_STREAM = 31
+
+
+def half_of(num_sequences: int, *, half: Half | None, shard_number: int) -> tuple[int, int]:
+    """First and past-the-last sequence of a shard that belong to a half of the held-out data.
+
+    Held-out documents lie in the order of a hash, so the two halves are random samples; the odd sequence goes to the halves in turn.
+    """
+    middle = (num_sequences + (shard_number + 1) % 2) // 2
+    if half is None:
+        return 0, num_sequences
+    return (0, middle) if half == "search" else (middle, num_sequences)
+
+
+def spread_numbers(numbers_N: Int64s, *, num_seen_N: Int64s, num_sequences_N: Int64s, source_N: Int64s) -> Int64s:
+    """Members of a fixed pseudo-random part of a source, spread evenly over it: one out of each of `num_seen` runs of neighbours.
+
+    The numbers keep their order, so that neighbours in the part are near each other on disk. Nothing but the arguments enters.
+
+    Args:
+        numbers_N: which members, 0 <= number < num_seen, shape (N,).
+        num_seen_N: sizes of the parts, at most num_sequences_N.
+
+    >>> spread_numbers(np.arange(3), num_seen_N=np.array(3), num_sequences_N=np.array(3), source_N=np.array(0)).tolist()
+    [0, 1, 2]
+    """
+    whole_N, rest_N = np.divmod(num_sequences_N, num_seen_N)
+    start_N = numbers_N * whole_N + numbers_N * rest_N // num_seen_N
+    size_N = whole_N + (numbers_N + 1) * rest_N // num_seen_N - numbers_N * rest_N // num_seen_N
+    chosen_N: Int64s = start_N + (derive_keys(_PART_STREAM, source_N, numbers_N) % size_N.astype(np.uint64)).astype(np.int64)
+    return chosen_N
+
+
+class SequenceReader:
+    """All sequences of some sources' split, cut from the blocks, or a fixed part of them.
+
+    Attributes:
+        num_sequences_K: sequences of each source that can be read, all of which have at least one label, shape (K,).
+        mean_loss_tokens_K: labels that carry loss in a sequence of each source, averaged over its split, shape (K,).
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        sources: Sequence[str],
+        split: Split,
+        sequence_length: int,
+        half: Half | None = None,
+        share_seen: float = 1.0,
+    ) -> None:
+        """Look up the shards; files are mapped when first read.
+
+        Args:
+            share_seen: part of every source's sequences that can be read, in (0, 1], at least one sequence. Which ones depends on the
+                source's place among the sources and on their number, not on a seed.
+
+        Raises:
+            InputError: a source has no sequence of this length in the split.
+        """
+        assert catalog.info.block_tokens % sequence_length == 0
+        self._catalog, self._length = catalog, sequence_length
+        self._per_block = catalog.info.block_tokens // sequence_length
+        self._rows: list[ShardRow] = []
+        firsts: list[int] = []
+        counts: list[int] = []
+        shard_of_source: list[int] = []
+        for source in sources:
+            shard_of_source.append(len(self._rows))
+            for number, row in enumerate(catalog.shards(source, split)):
+                first, last = half_of(-(-row.num_labels // sequence_length), half=half, shard_number=number)
+                if last > first:
+                    self._rows.append(row)
+                    firsts.append(first)
+                    counts.append(last - first)
+            if len(self._rows) == shard_of_source[-1]:
+                which = f"{half} half of the {split} split" if half else f"{split} split"
+                raise InputError(
+                    f"source {source}: its {which} is smaller than one sequence of {sequence_length} tokens; give it more text"
+                    + (", or raise shards.valid_fraction" if split == "valid" else ", or remove it")
+                )
+        self._first_S = np.array(firsts, np.int64)
+        self._end_S = np.cumsum(counts)  # shards of all sources on one line of sequence numbers
+        self._start_S = self._end_S - np.array(counts)
+        self._num_labels_S = np.array([row.num_labels for row in self._rows])
+        self._start_K = self._start_S[shard_of_source]
+        self._num_all_K: Int64s = np.diff(self._start_K, append=self._end_S[-1])
+        self.num_sequences_K: Int64s = np.maximum(1, np.rint(self._num_all_K * share_seen)).astype(np.int64)
+        self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
+        self._views: dict[int, tuple[Tokens, npt.NDArray[np.uint8] | None]] = {}
+        self._dtype = np.dtype(self._rows[0].dtype)
+
+    def read(self, source_B: Int64s, sequence_B: Int64s) -> tuple[Tokens, Bools]:
+        """Read sequences.
+
+        Returns:
+            tokens_BS: (B, sequence_length + 1) in the shards' dtype; inputs are `[:, :-1]`, labels `[:, 1:]`.
+            carries_loss_BT: (B, sequence_length), False at labels that are padding or masked out.
+        """
+        line_B = self._start_K[source_B] + self._within_source(source_B, sequence_B)
+        shard_B = np.searchsorted(self._end_S, line_B, side="right")
+        block_B, within_B = np.divmod(line_B - self._start_S[shard_B] + self._first_S[shard_B], self._per_block)
+        tokens_BS = np.empty((len(source_B), self._length + 1), self._dtype)
+        carries_loss_BT = np.ones((len(source_B), self._length), np.bool_)
+        # one small copy per sequence: measured twice as fast as a gather per shard, which copies everything once more
+        for i, (shard, block, within) in enumerate(zip(shard_B.tolist(), block_B.tolist(), within_B.tolist(), strict=True)):
+            tokens, mask = self._views.get(shard) or self._open(shard)
+            tokens_BS[i] = tokens[block, within]
+            if mask is not None:
+                carries_loss_BT[i] = mask[block, within, 1:]
+        labels_B = self._num_labels_S[shard_B] - (block_B * self._per_block + within_B) * self._length
+        for short in np.flatnonzero(labels_B < self._length):
+            carries_loss_BT[short, labels_B[short] :] = False
+        return tokens_BS, carries_loss_BT
+
+    def _within_source(self, source_B: Int64s, sequence_B: Int64s) -> Int64s:
+        """Numbers among all sequences of the source for numbers among those that can be read."""
+        if np.array_equal(self.num_sequences_K, self._num_all_K):
+            return sequence_B
+        return spread_numbers(
+            sequence_B,
+            num_seen_N=self.num_sequences_K[source_B],
+            num_sequences_N=self._num_all_K[source_B],
+            source_N=source_B,
+        )
+
+    def _open(self, shard: int) -> tuple[Tokens, npt.NDArray[np.uint8] | None]:
+        """Views of shape (num_blocks, sequences per block, sequence_length + 1)."""
+        if shard not in self._views:
+            self._views[shard] = self._catalog.open(self._rows[shard]).sequences(self._length)
+        return self._views[shard]
+
+
+def _mean_loss_tokens(rows: Sequence[ShardRow], sequence_length: int) -> float:
+    num_sequences = sum(-(-row.num_labels // sequence_length) for row in rows)
+    return sum(row.num_loss_tokens for row in rows) / num_sequences

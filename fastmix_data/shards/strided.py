@@ -1,0 +1,271 @@
+"""The strided shard: a WebDataset tar that is also an array.
+
+One sample is one block of `block_tokens + 1` tokens: the block's own tokens and one more, the label of the last position (it is
+the first token of the next block). A sample is `KEY.tokens.npy` and, in sources that have one, `KEY.loss_mask.npy`. All members
+have the same size, so samples lie at a constant stride and a shard opens as one strided array over a memory map: no index, no
+copy, O(1) seek. `webdataset` reads the same file with `wds.WebDataset(path).decode()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import mmap
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmix_data.arrays import Mask, Tokens
+from fastmix_data.artefacts import atomic_file
+from fastmix_data.errors import CorruptArtefactError
+
+_HEADER = 512
+_END = 1024
+_KEY_DIGITS = 10
+TOKENS_MEMBER = "tokens.npy"
+MASK_MEMBER = "loss_mask.npy"
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """Smallest little-endian dtype that holds every token id: uint16 or uint32."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def _npy_header(dtype: np.dtype[np.unsignedinteger], length: int) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
+    return header.getvalue()
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where one member lies within a sample: all sizes in bytes."""
+
+    name: str
+    dtype: np.dtype[np.unsignedinteger]
+    npy_header: bytes
+    length: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return len(self.npy_header) + self.length * self.dtype.itemsize
+
+    @property
+    def data_offset(self) -> int:
+        return self.offset + _HEADER + len(self.npy_header)
+
+    @property
+    def end(self) -> int:
+        return self.offset + _HEADER + -(-self.size // 512) * 512
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """Sizes of every shard with the same dtype, block length and members."""
+
+    block_tokens: int
+    dtype: np.dtype[np.unsignedinteger]
+    has_mask: bool = False
+
+    @cached_property
+    def members(self) -> tuple[_Member, ...]:
+        """The members of one sample, in file order."""
+        length = self.block_tokens + 1
+        tokens = _Member(TOKENS_MEMBER, self.dtype, _npy_header(self.dtype, length), length, 0)
+        if not self.has_mask:
+            return (tokens,)
+        mask_dtype: np.dtype[np.unsignedinteger] = np.dtype("u1")
+        return (tokens, _Member(MASK_MEMBER, mask_dtype, _npy_header(mask_dtype, length), length, tokens.end))
+
+    @cached_property
+    def stride(self) -> int:
+        """Bytes from one sample to the next."""
+        return self.members[-1].end
+
+    def num_bytes(self, num_blocks: int) -> int:
+        """Size of a shard file."""
+        return num_blocks * self.stride + _END
+
+    def max_blocks(self, max_shard_bytes: int) -> int:
+        """Blocks of the largest shard within `max_shard_bytes`; at least one."""
+        return max(1, (max_shard_bytes - _END) // self.stride)
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """What the catalog records of a shard's file."""
+
+    num_blocks: int
+    num_bytes: int
+    sha256: str
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+
+
+def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: str) -> None:
+    """Write the tar headers of one member of all samples: digits of the block number, then the checksum."""
+    num_blocks = view_NS.shape[0]
+    template = bytearray(_tar_header(f"{key_prefix}{'0' * _KEY_DIGITS}.{member.name}", member.size))
+    template[148:156] = b" " * 8  # the checksum counts its own field as blanks
+    headers_N5 = view_NS[:, member.offset : member.offset + _HEADER]
+    headers_N5[:] = np.frombuffer(template, np.uint8)
+    powers = 10 ** np.arange(_KEY_DIGITS - 1, -1, -1, dtype=np.int64)
+    digits_ND = (np.arange(num_blocks, dtype=np.int64)[:, None] // powers % 10).astype(np.uint8)
+    start = len(key_prefix)
+    headers_N5[:, start : start + _KEY_DIGITS] += digits_ND
+    checksums_N = sum(template) + digits_ND.sum(axis=1, dtype=np.int64)
+    octal_N6 = (checksums_N[:, None] >> np.arange(15, -1, -3) & 7).astype(np.uint8) + ord("0")
+    headers_N5[:, 148:154] = octal_N6
+    headers_N5[:, 154] = 0
+    headers_N5[:, 155] = ord(" ")
+
+
+def encode_shard(
+    tokens: Tokens, *, layout: ShardLayout, key_prefix: str, num_blocks: int, loss_mask: Mask | None = None
+) -> npt.NDArray[np.uint8]:
+    """Lay out tokens as the bytes of a strided shard.
+
+    Args:
+        tokens: `num_blocks * block_tokens + 1` tokens; the last is the label of the last block's last position.
+        key_prefix: samples are named `key_prefix` + ten digits; unique in the corpus, without a dot.
+        loss_mask: same length as `tokens`, 1 where a token carries loss; required exactly if the layout has one.
+    """
+    assert "." not in key_prefix and (loss_mask is not None) == layout.has_mask
+    assert len(tokens) == num_blocks * layout.block_tokens + 1
+    buffer = np.zeros(layout.num_bytes(num_blocks), np.uint8)
+    view_NS = buffer[: num_blocks * layout.stride].reshape(num_blocks, layout.stride)
+    for member, values in zip(layout.members, (tokens, loss_mask), strict=False):
+        assert values is not None
+        _fill_headers(view_NS, member, key_prefix)
+        start = member.offset + _HEADER
+        view_NS[:, start : member.data_offset] = np.frombuffer(member.npy_header, np.uint8)
+        overlapping_NT = np.lib.stride_tricks.as_strided(
+            np.ascontiguousarray(values, member.dtype),
+            shape=(num_blocks, layout.block_tokens + 1),
+            strides=(layout.block_tokens * member.dtype.itemsize, member.dtype.itemsize),
+        )
+        _strided_view(buffer, layout, member, num_blocks)[:] = overlapping_NT
+    return buffer
+
+
+def _layout_of(tokens_member: bytes, *, has_mask: bool) -> ShardLayout:
+    """Layout of a shard from the bytes of a `tokens.npy`. Compared, not parsed: NumPy's parser fails on damage in many ways."""
+    for dtype in (np.dtype("<u2"), np.dtype("<u4")):
+        header = tokens_member[: len(_npy_header(dtype, 1))]
+        length, rest = divmod(len(tokens_member) - len(header), dtype.itemsize)
+        if not rest and length > 1 and header == _npy_header(dtype, length):
+            return ShardLayout(length - 1, dtype, has_mask)
+    raise ValueError("its first member is not an array of tokens")
+
+
+def _strided_view(
+    buffer: npt.NDArray[np.uint8] | mmap.mmap, layout: ShardLayout, member: _Member, num_blocks: int
+) -> npt.NDArray[np.unsignedinteger]:
+    return np.ndarray(
+        (num_blocks, layout.block_tokens + 1),
+        member.dtype,
+        buffer,
+        member.data_offset,
+        (layout.stride, member.dtype.itemsize),
+    )
+
+
+def write_shard(path: Path, buffer: npt.NDArray[np.uint8], *, layout: ShardLayout) -> WrittenShard:
+    """Write an encoded shard atomically."""
+    with atomic_file(path) as file:
+        file.write(buffer.data)
+    num_blocks = (len(buffer) - _END) // layout.stride
+    return WrittenShard(num_blocks, len(buffer), hashlib.sha256(buffer.data).hexdigest())
+
+
+def _cut(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    stride, itemsize = blocks_NT.strides
+    num_blocks, stored = blocks_NT.shape
+    return np.lib.stride_tricks.as_strided(
+        blocks_NT,
+        shape=(num_blocks, (stored - 1) // length, length + 1),
+        strides=(stride, length * itemsize, itemsize),
+        writeable=False,
+    )
+
+
+class StridedShard:
+    """A shard opened as arrays over its memory map.
+
+    Attributes:
+        tokens_NT: (num_blocks, block_tokens + 1), uint16 or uint32.
+        loss_mask_NT: same shape, uint8, or None.
+    """
+
+    def __init__(self, path: Path, layout: ShardLayout) -> None:
+        """Map a shard.
+
+        Raises:
+            CorruptArtefactError: the file is missing, cut short, or not a shard of this layout.
+        """
+        self.path, self.layout = path, layout
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (FileNotFoundError, ValueError) as error:
+            raise CorruptArtefactError(f"{path}: the shard is missing or empty; run `fastmix preprocess` again") from error
+        self.num_blocks, rest = divmod(len(self._map) - _END, layout.stride)
+        if rest or self.num_blocks < 1 or not self._begins_as_expected():
+            raise CorruptArtefactError(
+                f"{path}: not a shard of {layout.block_tokens}-token blocks of {layout.dtype}; `fastmix verify` tells which are"
+            )
+        views = [_strided_view(self._map, layout, member, self.num_blocks) for member in layout.members]
+        self.tokens_NT: Tokens = views[0]
+        self.loss_mask_NT: Mask | None = views[1].view(np.uint8) if layout.has_mask else None
+
+    def _begins_as_expected(self) -> bool:
+        return all(
+            self._map[member.offset + _HEADER : member.data_offset] == member.npy_header
+            and self._map[member.offset : member.offset + 100].rstrip(b"\0").endswith(f".{member.name}".encode())
+            for member in self.layout.members
+        )
+
+    @classmethod
+    def detect(cls, path: Path) -> Self:
+        """Open a shard whose layout is not known, reading it from the first sample.
+
+        Raises:
+            CorruptArtefactError: the file is not a strided shard.
+        """
+        try:
+            with tarfile.open(path, "r:") as tar:
+                members = [info for info, _ in zip(tar, range(2), strict=False)]
+                first = tar.extractfile(members[0])
+                assert first is not None
+                layout = _layout_of(first.read(), has_mask=len(members) > 1 and members[1].name.endswith(MASK_MEMBER))
+        except FileNotFoundError:
+            raise
+        except (tarfile.TarError, ValueError, OSError, AssertionError, IndexError) as error:
+            raise CorruptArtefactError(f"{path}: not a strided shard ({error})") from error
+        return cls(path, layout)
+
+    def sequences(self, length: int) -> tuple[Tokens, Mask | None]:
+        """Tokens and loss mask cut into sequences, as views of shape (num_blocks, block_tokens / length, length + 1)."""
+        mask = None if self.loss_mask_NT is None else _cut(self.loss_mask_NT, length)
+        return _cut(self.tokens_NT, length), mask
+
+    def key(self, block: int) -> str:
+        """WebDataset key of a block."""
+        start = block * self.layout.stride
+        return self._map[start : start + 100].rstrip(b"\0").decode(errors="replace").removesuffix(f".{TOKENS_MEMBER}")
+
+
+def cut_shard(shard: StridedShard, *, start: int, stop: int) -> bytes:
+    """Bytes of a shard that holds blocks `start` to `stop` of another, keys unchanged."""
+    stride = shard.layout.stride
+    return shard._map[start * stride : stop * stride] + b"\0" * _END

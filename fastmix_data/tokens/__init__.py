@@ -1,0 +1,1 @@
+"""From text to tokens: the tokenizer, and encoding in flat arrays."""

@@ -1,0 +1,1 @@
+"""A corpus from what every Python installation carries."""

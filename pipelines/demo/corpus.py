@@ -1,0 +1,219 @@
+"""The demo's corpus: eight different sources from what this Python installation carries, in every format that fastmix reads."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from fastmix_data.artefacts import atomic_file
+from fastmix_data.errors import InputError
+from pipelines.demo import origins
+from pipelines.demo.origins import Document
+
+_FEWEST_SOURCES = 5
+_HELD_OUT_EVERY = 6
+_FEWEST_DOCUMENTS = 12
+_TARGETS_BY_PREFERENCE = ("topics", "docstrings", "descriptions", "code", "headers")
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How a source is written: `held_out` ones get validation files of their own, the others leave it to valid_fraction."""
+
+    name: str
+    suffix: str
+    explanation: str
+    held_out: bool = False
+
+
+_SOURCES = (
+    _Source("topics", ".txt", "the language reference as help() prints it; small, and what the target is about", held_out=True),
+    _Source("docstrings", ".jsonl.zst", "docstrings of the standard library", held_out=True),
+    _Source("code", ".parquet", "the standard library's code, without the docstrings"),
+    _Source("headers", ".jsonl.gz", "C headers of Python, numpy and torch"),
+    _Source("descriptions", ".jsonl", "what the installed packages say about themselves"),
+    _Source("licences", ".jsonl", "licences, no paragraph twice"),
+    _Source("tables", ".jsonl.gz", "characters, entities, code pages, file types, locales"),
+    _Source("junk", ".jsonl.zst", "words in random order, base64 and checksums: nothing to learn here"),
+)
+
+
+def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000, seed: int = 0) -> Path:
+    """Write the sources and a commented `recipe.yaml` that learns a mixture of them; download nothing.
+
+    The same installation gives the same bytes, and a file that has them already is left alone.
+
+    Args:
+        directory: made if it does not exist; must not hold other files in the sources' folders.
+        source_characters: upper limit of a source, roughly; several of them are smaller.
+        seed: of the junk.
+
+    Returns:
+        Path of the recipe.
+
+    Raises:
+        InputError: this installation lacks so much that fewer than five sources remain, or a source's folder holds other files.
+    """
+    documents = _collect(source_characters, seed)
+    sources = [source for source in _SOURCES if len(documents[source.name]) >= _FEWEST_DOCUMENTS]
+    absent = [source.name for source in _SOURCES if source not in sources]
+    if len(sources) < _FEWEST_SOURCES:
+        raise InputError(
+            f"{sys.base_prefix}: this Python carries too little text for the sample corpus (nothing for {', '.join(absent)}); run it "
+            "with a complete CPython, or write a recipe for files of your own with `fastmix init DIR`"
+        )
+    if absent:
+        print(f"sample corpus: left out {', '.join(absent)}, which this Python installation does not carry", file=sys.stderr)
+    files = {source.name: _files_of(directory / source.name, source, documents[source.name]) for source in sources}
+    for name, contents in files.items():
+        _refuse_other_files(directory / name, contents)
+    for contents in files.values():
+        for path, content in contents.items():
+            _write_if_changed(path, content)
+    num_characters = sum(len(document.text) for source in sources for document in documents[source.name])
+    recipe = directory / "recipe.yaml"
+    _write_if_changed(recipe, _recipe(sources, num_characters=num_characters, absent=absent).encode())
+    return recipe
+
+
+def _collect(limit: int, seed: int) -> dict[str, list[Document]]:
+    code, docstrings = origins.library_code_and_docstrings(limit)
+    return {
+        "topics": origins.help_topics(limit),
+        "docstrings": docstrings,
+        "code": code,
+        "headers": origins.c_headers(limit),
+        "descriptions": origins.package_descriptions(limit),
+        "licences": origins.licences(limit),
+        "tables": origins.tables(limit),
+        "junk": origins.junk(limit, words_of=docstrings, seed=seed),
+    }
+
+
+def _files_of(folder: Path, source: _Source, documents: Sequence[Document]) -> dict[Path, bytes]:
+    held_out: list[Document] = []
+    train = list(documents)
+    if source.held_out:
+        held_out = train[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+        del train[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+    files: dict[Path, bytes] = {}
+    for split, chosen in (("train", train), ("valid", held_out)):
+        if source.suffix == ".txt":
+            files |= {folder / split / f"{_file_name(document.id)}.txt": document.text.encode() for document in chosen}
+        elif chosen:
+            files[folder / f"{split}{source.suffix}"] = _ENCODERS[source.suffix](chosen)
+    return files
+
+
+def _refuse_other_files(folder: Path, files: dict[Path, bytes]) -> None:
+    others = sorted(path for path in folder.rglob("*") if path.is_file() and path not in files)
+    if others:
+        raise InputError(
+            f"{others[0]}: not a file of this sample corpus, and the recipe would read it ({len(others)} such in {folder}); choose an "
+            "empty folder"
+        )
+
+
+def _file_name(identity: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in identity)
+
+
+def _jsonl(documents: Sequence[Document]) -> bytes:
+    return b"".join(orjson.dumps({"id": document.id, "text": document.text}) + b"\n" for document in documents)
+
+
+def _parquet(documents: Sequence[Document]) -> bytes:
+    buffer = io.BytesIO()
+    columns = {"id": [document.id for document in documents], "text": [document.text for document in documents]}
+    pq.write_table(pa.table(columns), buffer, compression="zstd", row_group_size=64)
+    return buffer.getvalue()
+
+
+_ENCODERS: dict[str, Callable[[Sequence[Document]], bytes]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": lambda documents: gzip.compress(_jsonl(documents), mtime=0),
+    ".jsonl.zst": lambda documents: zstandard.ZstdCompressor(level=3).compress(_jsonl(documents)),
+    ".parquet": _parquet,
+}
+
+
+def _write_if_changed(path: Path, content: bytes) -> None:
+    """Leave equal files alone: preprocessing recognises its inputs by their time of modification too."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def _recipe(sources: Sequence[_Source], *, num_characters: int, absent: Sequence[str]) -> str:
+    names = [source.name for source in sources]
+    targets = [name for name in _TARGETS_BY_PREFERENCE if name in names][:2]
+    missing = f"#   (left out, since this Python installation does not carry them: {', '.join(absent)})\n" if absent else ""
+    millions = max(0.5, round(num_characters / _CHARACTERS_PER_TOKEN / 2 / 1e6, 1))
+    return _RECIPE.format(
+        sources="\n".join(_source_lines(source) for source in sources),
+        missing=missing,
+        target=", ".join(f"{name}: 1" for name in targets),
+        budget=f"{millions:g}M",
+    )
+
+
+def _source_lines(source: _Source) -> str:
+    if source.suffix == ".txt":
+        files, valid = f"{source.name}/train/*.txt", f"{source.name}/valid/*.txt"
+    else:
+        files, valid = f"{source.name}/train{source.suffix}", f"{source.name}/valid{source.suffix}"
+    keys = [f'files: "{files}"']
+    if source.held_out:
+        keys.append(f'valid_files: "{valid}"')
+    if source.suffix != ".txt":
+        keys.append("text: text")
+    return f"  # {source.explanation}\n  {source.name}: {{{', '.join(keys)}}}"
+
+
+_RECIPE = """\
+# fastmix recipe of the sample corpus. Paths are relative to this file; `fastmix recipe --schema` lists every key.
+#
+#   fastmix run recipe.yaml                        all of it: preprocess, search, emit, report
+#   fastmix run recipe.yaml --set search.seed=1    the same with another value
+
+workdir: run                # everything that is made goes here
+
+# One of train, file (a tokenizer.json), hf (org/name) or bytes.
+tokenizer: {{train: {{vocab_size: 4096}}}}
+
+# Corpora by name: .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files.
+# Without valid_files, shards.valid_fraction of the documents is held out.
+{missing}sources:
+{sources}
+
+shards: {{block_tokens: 1024, max_shard_bytes: 16MiB, valid_fraction: 0.02}}
+
+# What the mixture should be good at: held-out data of these sources, in these proportions.
+# Half of it drives the search; the other half stays unseen until the report.
+target: {{sources: {{{target}}}}}
+
+# The small model that trains while the mixture is learned: any `transformers` causal language model.
+proxy: {{config: {{model_type: llama, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 172}}}}
+
+search:
+  token_budget: 2M          # tokens the proxy trains on
+  sequence_length: 128
+  global_batch: 32          # sequences of a step
+  learning_rate: 3.0e-3
+  exploration: 0.25         # share of the sampling that stays uniform, so that every source keeps being measured
+  seed: 0
+
+# The corpus to ship: half as many tokens as there are, no source more than four times over, which the search keeps to.
+emit: {{token_budget: {budget}, max_epochs: 4}}
+"""

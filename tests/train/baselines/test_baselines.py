@@ -1,0 +1,202 @@
+"""The other methods: their fits find a planted optimum, their updates are those of the papers, their runs see what they should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from fastmix_data.recipe.constraints import ConstraintsSection
+from fastmix_data.recipe.file import load_recipe
+from fastmix_data.shards.catalog import catalog_of_workdir
+from train.baselines.cost import SearchCost, flops, matmul_parameters
+from train.baselines.doge import doge_scores, doge_update
+from train.baselines.doremi import doremi_update
+from train.baselines.olmix import fit_law, olmix_weights
+from train.baselines.regmix import regmix_weights, smallest_leaf
+from train.baselines.reweighting_rules import search_doge, search_doremi
+from train.baselines.swarm import swarm_weights
+from train.mixture.constraints import MixtureConstraints, stated_constraints
+from train.proxy.engine import process_group
+from train.proxy.training import train_on_mixture
+
+NAMES = ("a", "b", "c", "d")
+UNIFORM_K = np.full(4, 0.25)
+MakeRecipe = Callable[..., Path]
+
+
+def constraints(**section: Any) -> MixtureConstraints:
+    return stated_constraints(ConstraintsSection.model_validate(section), sources=NAMES)
+
+
+def log_linear_losses(weights_NK: np.ndarray, slope_K: np.ndarray, *, floor: float = 0.7) -> np.ndarray:
+    losses_N: np.ndarray = np.exp(floor) + np.exp(weights_NK @ slope_K)
+    return losses_N
+
+
+def test_a_swarm_is_of_mixtures_all_different_from_sparse_to_even() -> None:
+    weights_NK = swarm_weights(UNIFORM_K, num_mixtures=64, seed=1)
+    assert weights_NK.shape == (64, 4)
+    assert np.allclose(weights_NK.sum(axis=1), 1)
+    assert ((weights_NK == 0) | (weights_NK >= 2e-4)).all()
+    distance_NN = np.abs(weights_NK[:, None] - weights_NK[None]).sum(axis=2)
+    assert (distance_NN[np.triu_indices(64, 1)] > 1e-5).all()
+    assert weights_NK.max(axis=1).min() < 0.5 < 0.99 < weights_NK.max(axis=1).max()
+    assert np.abs(weights_NK.mean(axis=0) - 0.25).max() < 0.15
+
+
+@given(small=st.integers(1, 20), more=st.integers(0, 20), seed=st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_a_smaller_swarm_is_the_beginning_of_a_larger_one(small: int, more: int, seed: int) -> None:
+    large_NK = swarm_weights(UNIFORM_K, num_mixtures=small + more, seed=seed)
+    assert np.array_equal(swarm_weights(UNIFORM_K, num_mixtures=small, seed=seed), large_NK[:small])
+
+
+def test_a_swarm_over_one_source_ends() -> None:
+    assert swarm_weights(np.ones(1), num_mixtures=3, seed=0).tolist() == [[1.0]] * 3
+
+
+def test_regmix_finds_a_planted_optimum() -> None:
+    best_K = np.array([0.6, 0.3, 0.1, 0.0])
+    weights_NK = swarm_weights(UNIFORM_K, num_mixtures=256, seed=0)
+    losses_N = ((weights_NK - best_K) ** 2).sum(axis=1)
+    found_K = regmix_weights(weights_NK, losses_N, prior_K=UNIFORM_K, seed=0, num_candidates=20_000)
+    assert found_K.sum() == pytest.approx(1)
+    assert np.abs(found_K - best_K).sum() < 0.25
+
+
+def test_regmix_splits_on_a_swarm_of_thirty_two() -> None:
+    """With LightGBM's own smallest leaf of 20 the trees would be constants and every candidate the best."""
+    weights_NK = swarm_weights(UNIFORM_K, num_mixtures=32, seed=0)
+    found_K = regmix_weights(weights_NK, -weights_NK[:, 2], prior_K=UNIFORM_K, seed=0, num_candidates=5_000)
+    assert found_K[2] > 0.9
+    assert smallest_leaf(32) == 1
+
+
+def test_olmix_recovers_the_law_that_made_the_losses() -> None:
+    slope_K = np.array([-1.2, 0.4, 0.1, -0.3])
+    weights_NK = swarm_weights(UNIFORM_K, num_mixtures=32, seed=0)
+    law = fit_law(weights_NK, log_linear_losses(weights_NK, slope_K), seed=0)
+    fresh_NK = swarm_weights(UNIFORM_K, num_mixtures=50, seed=9)
+    assert law.predict(fresh_NK) == pytest.approx(log_linear_losses(fresh_NK, slope_K), abs=2e-3)
+
+
+def test_olmix_forgives_a_wild_proxy() -> None:
+    """Huber's loss is linear beyond 0.02, so that one proxy that went wrong does not bend the law."""
+    slope_K = np.array([-1.2, 0.4, 0.1, -0.3])
+    weights_NK = swarm_weights(UNIFORM_K, num_mixtures=32, seed=0)
+    losses_N = log_linear_losses(weights_NK, slope_K)
+    losses_N[5] += 3.0
+    law = fit_law(weights_NK, losses_N, seed=0)
+    others = np.arange(32) != 5
+    assert law.predict(weights_NK)[others] == pytest.approx(losses_N[others], abs=0.01)
+
+
+@given(seed=st.integers(0, 1000), kl_strength=st.sampled_from([0.01, 0.1, 1.0]), ceiling=st.sampled_from([1.0, 0.5]))
+@example(seed=894, kl_strength=0.01, ceiling=0.5)  # a long step took three weights below what the projection tells apart
+@settings(max_examples=25, deadline=None)
+def test_olmix_s_mixture_is_the_constrained_minimum(seed: int, kl_strength: float, ceiling: float) -> None:
+    rng = np.random.default_rng(seed)
+    slopes_GK, importance_G = rng.normal(size=(3, 4)), rng.dirichlet(np.ones(3))
+    prior_K = rng.dirichlet(np.full(4, 5.0))
+
+    def objective(weights_K: np.ndarray) -> float:
+        divergence = weights_K @ np.log(np.maximum(weights_K, 1e-300) / prior_K)
+        return float(importance_G @ np.exp(slopes_GK @ weights_K) + kl_strength * divergence)
+
+    found_K = olmix_weights(
+        slopes_GK,
+        importance_G=importance_G,
+        prior_K=prior_K,
+        constraints=constraints(ceiling=ceiling),
+        kl_strength=kl_strength,
+    )
+    assert found_K.sum() == pytest.approx(1)
+    assert found_K.max() <= ceiling + 1e-9
+    oracle = minimize(
+        objective,
+        UNIFORM_K,
+        bounds=[(1e-12, ceiling)] * 4,
+        constraints={"type": "eq", "fun": lambda weights_K: weights_K.sum() - 1},
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert objective(found_K) <= oracle.fun + 1e-6
+
+
+def test_olmix_without_evidence_answers_the_prior() -> None:
+    prior_K = np.array([0.1, 0.2, 0.3, 0.4])
+    found_K = olmix_weights(np.zeros((1, 4)), importance_G=np.ones(1), prior_K=prior_K, constraints=constraints())
+    assert found_K == pytest.approx(prior_K)
+
+
+def test_doge_moves_weights_by_its_clipped_relative_alignment() -> None:
+    """Worked by hand: mean norm 2, so scores 0.1 * (3/2, 0, 5 of 20/2) and weights 1/3 * exp(score / 0.5)."""
+    scores_K = doge_scores(np.array([3.0, -4.0, 20.0]), np.array([1.0, 2.0, 3.0]), learning_rate=0.1)
+    assert scores_K == pytest.approx([0.15, 0.0, 0.5])
+    raised = np.exp([0.3, 0.0, 1.0])
+    assert doge_update(np.full(3, 1 / 3), scores_K, mu=0.5) == pytest.approx(raised / raised.sum())
+
+
+def test_doge_leaves_the_norms_of_unseen_sources_out_of_the_mean() -> None:
+    scores_K = doge_scores(np.array([3.0, 0.0]), np.array([3.0, np.nan]), learning_rate=0.1)
+    assert scores_K == pytest.approx([0.1, 0.0])
+
+
+def test_doremi_raises_weights_by_excess_and_smooths() -> None:
+    """Worked by hand: 1/2 * (e^0.5, 1) normalised is (0.6225, 0.3775); with smoothing 0.2: 0.8 of it and 0.1."""
+    updated_K = doremi_update(np.array([0.5, 0.5]), np.array([0.5, 0.0]), smoothing=0.2)
+    assert updated_K == pytest.approx([0.8 * 0.62246 + 0.1, 0.8 * 0.37754 + 0.1], abs=1e-4)
+
+
+@given(excess=st.lists(st.floats(0, 50), min_size=2, max_size=6), steps=st.integers(1, 30))
+@settings(max_examples=50, deadline=None)
+def test_doremi_keeps_every_weight_above_its_smoothing(excess: list[float], steps: int) -> None:
+    weights_K = np.full(len(excess), 1 / len(excess))
+    for _ in range(steps):
+        weights_K = doremi_update(weights_K, np.array(excess), smoothing=0.1)
+    assert weights_K.sum() == pytest.approx(1)
+    assert weights_K.min() >= 0.1 / len(excess) - 1e-12
+
+
+def test_doge_prefers_the_source_of_the_target(planted_recipe: MakeRecipe) -> None:
+    recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
+    catalog = catalog_of_workdir(recipe.workdir_path)
+    told: list[int] = []
+    with process_group(rank=0, world_size=1):
+        weights_K, cost = search_doge(recipe, catalog, on_tokens=told.append)
+    found = dict(zip(catalog.sources, weights_K.tolist(), strict=True))
+    assert found["same"] > max(found["noise"], found["other"])
+    assert sum(told) == 40 * 16 * 32
+    assert cost.tokens == 40 * (16 + 8) * 32  # every step takes a target gradient
+
+
+def test_doremi_raises_the_source_that_only_its_reference_knows(planted_recipe: MakeRecipe) -> None:
+    recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
+    catalog = catalog_of_workdir(recipe.workdir_path)
+    with process_group(rank=0, world_size=1):
+        only_other_K = np.array([float(name == "other") for name in catalog.sources])
+        reference = train_on_mixture(recipe, catalog, only_other_K, seed=0)
+        weights_K, cost = search_doremi(recipe, catalog, reference=reference.engine, on_tokens=lambda _: None)
+    found = dict(zip(catalog.sources, weights_K.tolist(), strict=True))
+    assert found["other"] > 0.5
+    assert cost.tokens == 40 * 16 * 32
+
+
+def test_flops_count_the_parameters_of_matrix_products(planted_recipe: MakeRecipe) -> None:
+    recipe = load_recipe(planted_recipe())
+    catalog = catalog_of_workdir(recipe.workdir_path)
+    hidden, inner, vocabulary = 32, 48, 64
+    block = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
+    assert matmul_parameters(recipe, catalog) == block + hidden + vocabulary * hidden
+    assert flops(100, trained=10, forward_only=1) == 6200
+
+
+def test_costs_add_up() -> None:
+    assert SearchCost(1, 2.0, 3.0) + SearchCost(10, 20.0, 30.0) == SearchCost(11, 22.0, 33.0)

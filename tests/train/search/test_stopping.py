@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.search import SearchSection, StopSection
+from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from train.search.search import search
+from train.search.stopping import FEWEST_UPDATES, find_stand_still, movement, standard_error, why_it_ended
+
+SETTINGS = SearchSection(
+    token_budget=32 * 128 * 800,
+    global_batch=32,
+    sequence_length=128,
+    update_interval=8,
+    average_fraction=0.5,
+    stop=StopSection(tolerance=0.01),
+)
+
+
+def trajectory_of(weights_UK: np.ndarray, *, interval: int = 8) -> Trajectory:
+    return Trajectory([TrajectoryRow((u + 1) * interval, 0, row.tolist(), [], 0.0, 0.0) for u, row in enumerate(weights_UK)])
+
+
+def settling(num_updates: int, *, halflife: float, noise: float = 0.002, seed: int = 0) -> np.ndarray:
+    """Weights that go from (0.2, 0.8) to (0.7, 0.3) and then only jitter."""
+    rng = np.random.default_rng(seed)
+    first_U = 0.7 - 0.5 * 0.5 ** (np.arange(num_updates) / halflife) + noise * rng.normal(size=num_updates)
+    return np.stack([first_U, 1 - first_U], axis=1)
+
+
+def first_stop(weights_UK: np.ndarray, settings: SearchSection = SETTINGS) -> int | None:
+    """The step at which a search with this trajectory would have ended."""
+    whole = trajectory_of(weights_UK)
+    for number in range(1, len(weights_UK) + 1):
+        step = whole.rows[number - 1].step
+        if find_stand_still(Trajectory(whole.rows[:number]), step=step, search=settings):
+            return step
+    return None
+
+
+def test_a_settled_mixture_ends_the_search_and_says_so() -> None:
+    step = first_stop(settling(100, halflife=2))
+    assert step is not None and 200 <= step <= 400
+    still = find_stand_still(trajectory_of(settling(100, halflife=2)[: step // 8]), step=step, search=SETTINGS)
+    assert still is not None and still.moved <= 0.01
+    text = why_it_ended(still, search=SETTINGS)
+    assert f"at step {step} of 800" in text and "tolerance 1.0%" in text and "cannot be compared" in text
+
+
+def test_the_slower_it_settles_the_later_it_ends() -> None:
+    steps = [first_stop(settling(100, halflife=halflife)) or 10_000 for halflife in (1, 4, 8, 30)]
+    assert steps == sorted(steps) and steps[0] < steps[2] and steps[-1] == 10_000
+
+
+def answer(weights_UK: np.ndarray) -> np.ndarray:
+    return weights_UK[len(weights_UK) // 2 :].mean(axis=0)
+
+
+def test_a_drift_goes_on_while_it_would_still_move_the_answer() -> None:
+    """Windows differ by less than the tolerance from the start, but not by chance."""
+    drift = np.linspace(0.5, 0.53, 100) + 1e-4 * np.random.default_rng(0).normal(size=100)
+    weights = np.stack([drift, 1 - drift], axis=1)
+    assert movement(weights[25:50]) < 0.01
+    step = first_stop(weights)
+    assert step is not None and step > 400
+    assert np.abs(answer(weights[: step // 8]) - answer(weights))[0] <= 0.01 + 1e-3
+    assert first_stop(np.stack([drift * 1.5, 1 - drift * 1.5], axis=1)) > step
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mixture_that_jumps_about_goes_on_though_its_windows_are_alike_now_and_then(seed: int) -> None:
+    weights = settling(100, halflife=1, noise=0.2, seed=seed)
+    assert min(movement(weights[half : 2 * half]) for half in range(16, 50)) < 0.01
+    assert first_stop(weights) is None
+
+
+def test_a_constant_mixture_ends_as_early_as_is_allowed() -> None:
+    constant = np.full((100, 4), 0.25)
+    assert first_stop(constant) == 31 * 8  # of 31 updates, 16 are in the second half
+    frequent = SETTINGS.model_copy(update={"update_interval": 1})
+    rows = trajectory_of(np.full((800, 4), 0.25), interval=1).rows
+    stops = [row.step for row in rows if find_stand_still(Trajectory(rows[: row.step]), step=row.step, search=frequent)]
+    assert stops[0] == 200  # a quarter of the budget
+    assert FEWEST_UPDATES == 16
+
+
+def test_without_the_key_a_search_uses_up_its_budget() -> None:
+    settings = SETTINGS.model_copy(update={"stop": None})
+    assert first_stop(np.full((100, 4), 0.25), settings) is None
+    assert why_it_ended(None, search=settings) == "used up its budget of 3.28M tokens (800 steps)"
+
+
+@given(st.integers(0, 10_000), st.integers(2, 40))
+def test_movement_is_a_share_and_equals_the_worked_sum(seed: int, num_updates: int) -> None:
+    weights = np.random.default_rng(seed).dirichlet(np.ones(5), size=num_updates)
+    half = num_updates // 2
+    later, earlier = weights[half:].mean(axis=0), weights[:half].mean(axis=0)
+    assert movement(weights) == pytest.approx(np.maximum(later - earlier, 0).sum()) and 0 <= movement(weights) <= 1
+
+
+def test_chance_movement_is_seldom_beyond_the_edges_of_the_intervals() -> None:
+    """Half the sum over sources of the edges of their intervals lies beyond most sums of chance movements."""
+    rng = np.random.default_rng(0)
+    beyond = 0
+    for _ in range(200):
+        weights = 0.1 + 0.01 * rng.normal(size=(64, 10))
+        beyond += movement(weights) > 2 * 1.645 * standard_error(weights)
+    assert beyond <= 10
+
+
+def test_a_search_ends_early_at_the_same_step_on_two_ranks_and_is_finished(planted_recipe: Callable[..., Path]) -> None:
+    options = {"update_interval": 1, "weights_warmup_steps": 2, "weights_learning_rate": 0.3, "token_budget": 16 * 32 * 100}
+    mixtures = []
+    for name, ranks in (("one", 1), ("two", 2)):
+        recipe = load_recipe(planted_recipe(name=name, stop={"tolerance": 0.03}, **options))
+        mixtures.append(search(recipe, num_ranks=ranks, quiet=True).mixture)
+        assert not search(recipe, quiet=True).did_work
+    mixture, rows = mixtures[0], load_trajectory(recipe.search_path / "trajectory.parquet")
+    assert mixture.num_steps == mixtures[1].num_steps == rows.rows[-1].step < 100
+    assert mixture.stopped.startswith("stood still") and f"at step {mixture.num_steps} of 100" in mixture.stopped
+    mean = np.array([row.weights for row in rows.rows if row.step > mixture.num_steps / 2]).mean(axis=0)
+    assert np.allclose(list(mixtures[1].weights.values()), mean, atol=1e-9)
+    before = Trajectory(rows.rows[:-1])
+    assert find_stand_still(rows, step=mixture.num_steps, search=recipe.search) is not None
+    assert find_stand_still(before, step=before.rows[-1].step, search=recipe.search) is None
+
+
+def load_trajectory(path: Path) -> Trajectory:
+    import pyarrow.parquet as pq
+
+    return Trajectory.from_state(pq.read_table(path).to_pylist())

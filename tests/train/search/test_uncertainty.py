@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmix_data.recipe.file import load_recipe
+from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from train.search.search import search
+from train.search.uncertainty import (
+    Evidence,
+    averaged_weights,
+    block_means,
+    evidence_block,
+    groups_of_pairs,
+    interchangeable_pairs,
+    ratio_and_influence,
+    signal_to_noise,
+    student_t_quantile,
+    uncertainty_of,
+)
+
+
+def autoregressive(rng: np.random.Generator, shape: tuple[int, ...], *, memory: float) -> np.ndarray:
+    """A stationary AR(1) series along the first axis with unit innovations."""
+    noise = rng.normal(size=shape)
+    noise[0] /= (1 - memory**2) ** 0.5
+    for t in range(1, shape[0]):
+        noise[t] += memory * noise[t - 1]
+    return noise
+
+
+def planted_evidence(
+    scores_K: list[float], *, num_updates: int = 60, noise: float = 0.2, losses_K: list[float] | None = None, seed: int = 0
+) -> Evidence:
+    """Sources with known scores and losses, seen with 100 tokens at about four updates of five."""
+    rng = np.random.default_rng(seed)
+    num_sources = len(scores_K)
+    divisor_UK = 100.0 * (rng.random((num_updates, num_sources)) < 0.8)
+    seen_UK = np.array(scores_K) + noise * rng.normal(size=(num_updates, num_sources))
+    losses = np.array(losses_K or range(num_sources)) + 0.02 * rng.normal(size=(num_updates, num_sources))
+    return Evidence(seen_UK * divisor_UK, divisor_UK, losses * divisor_UK)
+
+
+@pytest.mark.parametrize(("memory", "length"), [(0.0, 60), (0.5, 60), (0.5, 200), (0.8, 200)])
+def test_interval_covers_the_mean_of_a_correlated_trajectory(memory: float, length: int) -> None:
+    rng = np.random.default_rng(1)
+    covered, trials = 0, 200
+    for trial in range(trials):
+        noise = 0.01 * autoregressive(rng, (length,), memory=memory)
+        mean, low, high = averaged_weights(np.stack([0.5 + noise, 0.5 - noise], axis=1), num_resamples=300, seed=trial)
+        assert mean.sum() == pytest.approx(1) and np.all(low <= mean) and np.all(mean <= high)
+        covered += low[0] <= 0.5 <= high[0]
+    assert 0.75 * trials <= covered <= 0.97 * trials  # nominal 90%; blocks of a correlated series see a little too little
+
+
+def test_one_update_gives_a_point_interval() -> None:
+    mean, low, high = averaged_weights(np.array([[0.3, 0.7]]))
+    assert mean.tolist() == low.tolist() == high.tolist() == [0.3, 0.7]
+
+
+def test_an_interval_stays_a_share_and_does_not_depend_on_how_many_sources_there_are() -> None:
+    weights = np.random.default_rng(0).dirichlet(np.full(200, 0.05), size=40)
+    mean, low, high = averaged_weights(weights)
+    assert (low >= 0).all() and (high <= 1).all() and (low <= mean).all() and (mean <= high).all()
+    part = averaged_weights(np.concatenate([weights[:, 150:152], 1 - weights[:, 150:152].sum(1, keepdims=True)], axis=1))
+    assert np.allclose(part[1][:2], low[150:152]) and np.allclose(part[2][:2], high[150:152])
+
+
+def test_block_variance_of_the_mean_is_that_of_resampling_and_of_repetition() -> None:
+    rng = np.random.default_rng(0)
+    length, block = 120, 11
+    series = autoregressive(rng, (length, 1), memory=0.5)
+    starts = rng.integers(0, length - block + 1, (20_000, length // block))
+    means = np.stack([series[starts + i, 0] for i in range(block)]).mean(axis=(0, 2))
+    closed = float((block_means(series, block=block) ** 2).sum())
+    assert closed * (length - block) / length == pytest.approx(means.var() * (length // block * block) / length, rel=0.05)
+    repeated = [float((block_means(autoregressive(rng, (length, 1), memory=0.5), block=block) ** 2).sum()) for _ in range(300)]
+    true = 1 / (1 - 0.5) ** 2 / length
+    assert np.mean(repeated) == pytest.approx(true, rel=0.2)
+
+
+@given(st.integers(0, 1000))
+def test_products_of_block_means_are_a_covariance(seed: int) -> None:
+    """The variance of a difference of two series is that of the series of differences."""
+    series = np.random.default_rng(seed).normal(size=(30, 2))
+    x = block_means(series, block=3)
+    covariance = x.T @ x
+    difference = float((block_means(series[:, :1] - series[:, 1:], block=3) ** 2).sum())
+    assert covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1] == pytest.approx(difference)
+
+
+def test_a_ratio_weighs_by_tokens_and_an_absent_source_adds_nothing() -> None:
+    sums, divisor = np.array([[6.0], [0.0], [2.0]]), np.array([[2.0], [0.0], [2.0]])
+    ratio, influence = ratio_and_influence(sums, divisor)
+    assert ratio.tolist() == [2.0] and influence[1, 0] == 0 and influence.mean() == pytest.approx(0)
+
+
+def test_signal_to_noise_has_the_sign_of_the_score_and_the_size_of_mean_over_standard_error() -> None:
+    snr = np.mean([signal_to_noise(planted_evidence([0.1, 0.0, -0.1], num_updates=100, seed=s)) for s in range(40)], axis=0)
+    expected = 0.1 / (0.2 / (0.8 * 100) ** 0.5)  # four updates of five, noise 0.2
+    assert snr[0] == pytest.approx(expected, rel=0.2) and snr[2] == pytest.approx(-expected, rel=0.2) and abs(snr[1]) < 0.6
+
+
+def test_a_source_like_the_mixture_is_seldom_beyond_two() -> None:
+    beyond = sum(abs(signal_to_noise(planted_evidence([0.0], seed=s))[0]) > 2 for s in range(300))
+    assert beyond <= 30  # 5% if the error were known
+
+
+def test_too_little_evidence_is_no_signal() -> None:
+    short = planted_evidence([5.0, -5.0], num_updates=6)
+    assert signal_to_noise(short).tolist() == [0.0, 0.0] and not interchangeable_pairs(short).any()
+    seen_twice = planted_evidence([5.0, 0.0, 0.0], num_updates=40)
+    seen_twice.divisor_UK[2:, 0] = seen_twice.centred_UK[2:, 0] = seen_twice.loss_UK[2:, 0] = 0
+    assert signal_to_noise(seen_twice)[0] == 0 and not interchangeable_pairs(seen_twice)[0].any()
+
+
+def test_the_mixtures_own_noise_cancels() -> None:
+    """A target batch that is noisy moves all sources alike."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for update in range(40):
+        tokens = rng.integers(50, 150, 3).astype(float)
+        score = np.array([1.2, 1.0, 0.8]) + 10 * rng.normal() + 0.05 * rng.normal(size=3)
+        weights = [1 / 3] * 3
+        rows.append(
+            TrajectoryRow(
+                update, update, weights, [0.0] * 3, 0.0, 0.0, [1.0], [0.0], list(score * tokens), list(tokens), list(tokens)
+            )
+        )
+    fields = uncertainty_of(Trajectory(rows), sources="abc", weights_K=np.full(3, 1 / 3), averaged_since=19, exploration=0.25)
+    found = fields["signal_to_noise"]
+    assert found["a"] > 5 and found["c"] < -5 and abs(found["b"]) < 5
+
+
+def test_a_copy_is_interchangeable_and_noise_is_not() -> None:
+    found = 0
+    for seed in range(40):
+        pairs = interchangeable_pairs(planted_evidence([1.0, 1.0, 0.0, 0.1], losses_K=[2.0, 2.0, 4.0, 3.0], seed=seed))
+        assert np.array_equal(pairs, pairs.T) and not pairs.diagonal().any()
+        assert not pairs[:, 2:].any()  # the last two score alike, but have different losses
+        found += bool(pairs[0, 1])
+    assert found >= 34  # a 5% test calls some copies different
+
+
+def test_noisy_sources_are_not_called_interchangeable() -> None:
+    """Nothing tells them apart, but nothing shows that they are equal either."""
+    found = [interchangeable_pairs(planted_evidence([0.0] * 12, noise=5.0, losses_K=[3.0] * 12, seed=s)).sum() for s in range(20)]
+    assert np.mean(found) < 1  # of 132
+
+
+def test_an_outlier_does_not_make_the_rest_interchangeable() -> None:
+    pairs = interchangeable_pairs(planted_evidence([0.0, 0.2, -20.0], noise=0.1, losses_K=[3.0, 3.0, 9.0]))
+    assert not pairs.any()
+
+
+def test_sources_that_differ_on_the_way_only_are_not_interchangeable() -> None:
+    """At the best mixture all sources in it score alike; complementary ones differ before."""
+    settled = planted_evidence([0.0, 0.0, -1.0], num_updates=60, losses_K=[3.0, 3.0, 5.0])
+    early = planted_evidence([1.0, -0.5, -1.0], num_updates=30, losses_K=[3.0, 3.0, 5.0])
+    parts = zip(
+        (early.centred_UK, early.divisor_UK, early.loss_UK),
+        (settled.centred_UK, settled.divisor_UK, settled.loss_UK),
+        strict=True,
+    )
+    whole = Evidence(*(np.concatenate(pair) for pair in parts))
+    assert interchangeable_pairs(settled)[0, 1] and not interchangeable_pairs(whole).any()
+
+
+def test_pairs_of_many_sources_equal_those_found_one_by_one() -> None:
+    scores = np.random.default_rng(0).integers(0, 4, 150).astype(float)
+    evidence = planted_evidence(scores.tolist(), losses_K=scores.tolist())
+    pairs = interchangeable_pairs(evidence)
+    assert pairs.any() and not pairs[scores[:, None] != scores].any()
+    block = evidence_block(60)
+    score, influence = ratio_and_influence(evidence.centred_UK, evidence.divisor_UK)
+    for a, b in np.argwhere(pairs)[:20]:
+        error = ((block_means(influence[:, [a]] - influence[:, [b]], block=block) ** 2).sum()) ** 0.5
+        assert abs(score[a] - score[b]) + 1.6 * error <= 0.5 * score.std()
+
+
+@given(st.integers(2, 9), st.integers(0, 10_000))
+def test_groups_are_disjoint_and_every_pair_in_one_is_interchangeable(num_sources: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = np.triu(rng.random((num_sources, num_sources)) < 0.6, 1)
+    pairs |= pairs.T
+    groups = groups_of_pairs(pairs, rng.random(num_sources))
+    members = [k for group in groups for k in group]
+    assert len(members) == len(set(members)) and all(len(group) > 1 for group in groups)
+    assert all(pairs[a, b] for group in groups for a in group for b in group if a != b)
+
+
+def test_a_part_of_the_evidence_is_the_later_updates() -> None:
+    evidence = planted_evidence([1.0, 0.0])
+    assert np.array_equal(evidence.since(50).divisor_UK, evidence.divisor_UK[50:])
+    assert replace(evidence).known_K.all()
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "expected"),
+    [(0.95, 1, 6.314), (0.95, 2, 2.920), (0.95, 4, 2.132), (0.975, 5, 2.571), (0.975, 30, 2.042), (0.95, 1e9, 1.645)],
+)
+def test_t_quantiles_are_those_of_the_tables(probability: float, freedom: float, expected: float) -> None:
+    assert student_t_quantile(probability, freedom) == pytest.approx(expected, rel=0.005)
+
+
+def test_a_search_notes_the_planted_copy_and_only_that(planted_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(planted_recipe(sources=("noise", "same", "copy", "other")))
+    mixture = search(recipe, quiet=True).mixture
+    assert [set(group) for group in mixture.interchangeable] == [{"same", "copy"}]
+    rows = pq.read_table(recipe.search_path / "trajectory.parquet").to_pylist()
+    whole = signal_to_noise(Evidence.of(Trajectory.from_state(rows), exploration=recipe.search.exploration))
+    assert whole[0] < -2 and whole[3] < -2 and set(mixture.signal_to_noise) == set(mixture.weights)
+    assert all(low <= mixture.weights[name] <= high for name, (low, high) in mixture.interval.items())

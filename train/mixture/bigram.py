@@ -1,0 +1,153 @@
+"""The mixture that is best for a bigram model: a first answer from counts alone, before a proxy has seen a token.
+
+With f_k(a, b) the frequency of a pair of neighbouring tokens per token of source k, a bigram model of N tokens of the mixture p predicts
+
+    P(b | a) = (N sum_k p_k f_k(a, b) + C P(b)) / (N sum_k p_k f_k(a) + C),    P(b) = (N sum_k p_k f_k(b) + c / V) / (N sum_k p_k f_k + c)
+
+that is, it backs off to the unigram as if each context had been seen C times more (MacKay and Peto, "A Hierarchical Dirichlet Language
+Model", 1995). The target's loss under it is smooth in p and exact, so that gradient descent on it has no noise. Counting needs pairs
+of the target only, whatever the vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmix_data.arrays import Float64s, Int64s
+from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.sequences import SequenceReader
+
+_CONTEXT_STRENGTH, _TOKEN_STRENGTH = 30.0, 1000.0  # C and c
+_MOST_TARGET_TOKENS, _MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS = 1 << 17, 1 << 20, 1 << 26
+_SAMPLE_STREAM = 41
+_MOST_MOVES, _TOLERANCE = 500, 1e-6  # nats a move must gain
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class BigramCounts:
+    """What the target's loss under a bigram model depends on; M distinct pairs in the target, of A first and B second tokens.
+
+    Attributes:
+        importance_M: share of each pair in the target, summing to 1.
+        first_M, second_M: place of each pair's tokens in the arrays below.
+        pairs_KM, firsts_KA, seconds_KB: occurrences per token of each source, as a pair, a context and a label.
+        labels_K: labels that carry loss per token of each source; 1 without masks.
+        vocab_size: V.
+    """
+
+    importance_M: Float64s
+    first_M: Int64s
+    second_M: Int64s
+    pairs_KM: npt.NDArray[np.float32]
+    firsts_KA: Float64s
+    seconds_KB: Float64s
+    labels_K: Float64s
+    vocab_size: int
+
+
+def bigram_weights(recipe: Recipe, catalog: Catalog) -> Float64s:
+    """The best mixture for a bigram model of as many tokens as the search trains on, shape (K,), on the half of the target it may see."""
+    return best_weights(count_bigrams(recipe, catalog), num_tokens=recipe.search.token_budget)
+
+
+def count_bigrams(recipe: Recipe, catalog: Catalog) -> BigramCounts:
+    """Count in the target's search half and in a sample of each source; the samples are fixed.
+
+    Raises:
+        InputError: a source or target is smaller than one sequence.
+    """
+    vocab_size, length = catalog.info.vocab_size, recipe.search.sequence_length
+    targets = recipe.target.weights()
+    target_reader = SequenceReader(catalog, sources=list(targets), split="valid", sequence_length=length, half="search")
+    keys: list[Int64s] = []
+    shares: list[Float64s] = []
+    for number, weight in enumerate(targets.values()):
+        most = _MOST_TARGET_TOKENS // len(targets)
+        found, _ = _pairs(target_reader, number, most_tokens=most, length=length, vocab_size=vocab_size)
+        distinct, occurrences = np.unique(found, return_counts=True)
+        keys.append(distinct)
+        shares.append(weight * occurrences.astype(np.float64) / max(1, len(found)))
+    pairs_M, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    firsts_A, first_M = np.unique(pairs_M // vocab_size, return_inverse=True)
+    seconds_B, second_M = np.unique(pairs_M % vocab_size, return_inverse=True)
+
+    num_sources = len(catalog.sources)
+    reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=length, share_seen=recipe.share_seen)
+    counts = BigramCounts(
+        importance_M=np.bincount(inverse, weights=np.concatenate(shares), minlength=len(pairs_M)).astype(np.float64),
+        first_M=first_M,
+        second_M=second_M,
+        pairs_KM=np.zeros((num_sources, len(pairs_M)), np.float32),
+        firsts_KA=np.zeros((num_sources, len(firsts_A))),
+        seconds_KB=np.zeros((num_sources, len(seconds_B))),
+        labels_K=np.zeros(num_sources),
+        vocab_size=vocab_size,
+    )
+    most = min(_MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS // num_sources)
+    for source in range(num_sources):
+        found_N, num_tokens = _pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size)
+        found_N.sort()
+        ends = np.searchsorted(found_N, pairs_M, side="right") - np.searchsorted(found_N, pairs_M)
+        counts.pairs_KM[source] = ends / num_tokens
+        counts.firsts_KA[source] = np.bincount(found_N // vocab_size, minlength=vocab_size)[firsts_A] / num_tokens
+        counts.seconds_KB[source] = np.bincount(found_N % vocab_size, minlength=vocab_size)[seconds_B] / num_tokens
+        counts.labels_K[source] = len(found_N) / num_tokens
+    return counts
+
+
+def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int, vocab_size: int) -> tuple[Int64s, int]:
+    """a * V + b for each label b that carries loss and the token a before it, in a fixed sample of a source's sequences; and its tokens."""
+    num_sequences = int(reader.num_sequences_K[source])
+    count = max(1, min(num_sequences, most_tokens // length))
+    chosen_N = permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source))
+    tokens_NS, carries_loss_NT = reader.read(np.full(count, source, np.int64), np.sort(chosen_N))
+    wide_NS = tokens_NS.astype(np.int64)
+    pairs: Int64s = (wide_NS[:, :-1] * vocab_size + wide_NS[:, 1:])[carries_loss_NT]
+    return pairs, count * length
+
+
+def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: float) -> tuple[float, Float64s]:
+    """The target's loss in nats per token under the bigram model of `num_tokens` of a mixture, and its derivative in the weights."""
+    c, big_c, n = _TOKEN_STRENGTH, _CONTEXT_STRENGTH, float(num_tokens)
+    seen = n * (weights_K @ counts.labels_K) + c
+    unigram_B = (n * (weights_K @ counts.seconds_KB) + c / counts.vocab_size) / seen
+    unigram_M = unigram_B[counts.second_M]
+    numerator_M = n * (weights_K.astype(np.float32) @ counts.pairs_KM).astype(np.float64) + big_c * unigram_M
+    context_A = n * (weights_K @ counts.firsts_KA) + big_c
+    loss = -float(counts.importance_M @ (np.log(numerator_M) - np.log(context_A)[counts.first_M]))
+
+    by_numerator_M = counts.importance_M / numerator_M
+    by_second_B = np.bincount(counts.second_M, weights=by_numerator_M, minlength=len(unigram_B))
+    by_first_A = np.bincount(counts.first_M, weights=counts.importance_M, minlength=len(context_A)) / context_A
+    from_pairs_K = n * (counts.pairs_KM @ by_numerator_M.astype(np.float32)).astype(np.float64)
+    from_unigram_K = big_c * n / seen * (counts.seconds_KB @ by_second_B - (by_numerator_M @ unigram_M) * counts.labels_K)
+    gradient_K: Float64s = n * (counts.firsts_KA @ by_first_A) - from_pairs_K - from_unigram_K
+    return loss, gradient_K
+
+
+def best_weights(counts: BigramCounts, *, num_tokens: float) -> Float64s:
+    """Minimise the loss over mixtures: exponentiated gradient from uniform, at a rate that grows while it gains and halves otherwise."""
+    num_sources = len(counts.labels_K)
+    weights_K, rate = np.full(num_sources, 1 / num_sources), 1.0
+    loss, gradient_K = loss_and_gradient(counts, weights_K, num_tokens=num_tokens)
+    for _ in range(_MOST_MOVES):
+        exponent_K = -rate * gradient_K
+        trial_K = weights_K * np.exp(exponent_K - exponent_K.max())
+        trial_K = np.maximum(trial_K / trial_K.sum(), _TINY)
+        trial_loss, trial_gradient_K = loss_and_gradient(counts, trial_K, num_tokens=num_tokens)
+        if trial_loss > loss:
+            rate /= 2
+            if rate < _TOLERANCE:
+                break
+            continue
+        gain = loss - trial_loss
+        weights_K, loss, gradient_K, rate = trial_K, trial_loss, trial_gradient_K, 1.5 * rate
+        if gain < _TOLERANCE:
+            break
+    return weights_K

@@ -1,0 +1,177 @@
+"""The outer loop: logits of the mixture, moved by the scores of its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from fastmix_data.arrays import Float64s
+
+_ADAM_BETAS, _ADAM_EPSILON = (0.9, 0.99), 1e-12
+_TINY = 1e-30
+_SMALLEST_WEIGHT = 1e-12  # buys no token; in smaller ones gradients weighted by them would be denormal numbers, slow and inexact
+
+
+def softmax(logits_K: Float64s) -> Float64s:
+    """Weights on the simplex for logits, shape (K,)."""
+    shifted_K = np.exp(logits_K - logits_K.max())
+    weights_K: Float64s = shifted_K / shifted_K.sum()
+    return weights_K
+
+
+class SourceScores:
+    """What is known of each source's alignment <v, g_k> per loss token, as sums and counts.
+
+    New evidence of a source fades its old evidence; a source without new evidence keeps its estimate.
+    """
+
+    def __init__(self, num_sources: int, *, smoothing: float) -> None:
+        """Start without evidence.
+
+        Args:
+            smoothing: share of the old evidence kept when new evidence of the same source comes, in [0, 1).
+        """
+        self._smoothing = smoothing
+        self._alignment_K = np.zeros(num_sources)
+        self._num_tokens_K = np.zeros(num_sources)
+
+    def add(self, alignment_K: Float64s, num_tokens_K: Float64s) -> None:
+        """Add summed alignments and the loss tokens they were summed over, both of shape (K,), reduced over ranks."""
+        kept_K = np.where(num_tokens_K > 0, self._smoothing, 1.0)
+        self._alignment_K = kept_K * self._alignment_K + alignment_K
+        self._num_tokens_K = kept_K * self._num_tokens_K + num_tokens_K
+
+    @property
+    def seen_K(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Sources with any evidence."""
+        return self._num_tokens_K > 0
+
+    def estimates(self, weights_K: Float64s) -> Float64s:
+        """Alignment per loss token of each source, shape (K,); one not seen yet has the others' mean, which moves it nowhere."""
+        seen_K = self.seen_K
+        scores_K = self._alignment_K / np.maximum(self._num_tokens_K, _TINY)
+        if seen_K.all() or not seen_K.any():
+            return scores_K
+        mean = float(weights_K[seen_K] @ scores_K[seen_K] / weights_K[seen_K].sum())
+        return np.where(seen_K, scores_K, mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {"alignment": self._alignment_K.tolist(), "num_tokens": self._num_tokens_K.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._alignment_K, self._num_tokens_K = np.array(state["alignment"]), np.array(state["num_tokens"])
+
+
+def logit_gradient(
+    weights_K: Float64s,
+    scores_K: Float64s,
+    *,
+    loss_density_K: Float64s,
+    prior_K: Float64s,
+    prior_strength: float,
+    reliability: float = 1.0,
+) -> Float64s:
+    """Derivative of the target loss (and the pull to the prior) in the logits, up to the positive factor lr, shape (K,).
+
+    The loss trained on is a mean over loss tokens, of which source k has the share s_k = p_k r_k / sum_i p_i r_i, r_k being its loss
+    tokens per sequence. Its derivative gives dL/dz_j = -s_j (a_j - sum_i s_i a_i); without masks s = p. The
+    prior adds strength * spread * dKL(p || prior)/dz: a positive strength always draws to the prior. `reliability`, the share of the
+    spread of scores that is signal, shrinks their part and leaves the prior's.
+    """
+    shares_K = weights_K * loss_density_K
+    shares_K = shares_K / shares_K.sum()
+    centred_K = scores_K - shares_K @ scores_K
+    gradient_K: Float64s = -reliability * shares_K * centred_K
+    if prior_strength:
+        spread = float(np.std(scores_K))  # over sources, not by weight: it must not vanish as the mixture narrows
+        ratio_K = np.log(np.maximum(weights_K, _TINY) / np.maximum(prior_K, _TINY))
+        gradient_K = gradient_K + prior_strength * spread * weights_K * (ratio_K - weights_K @ ratio_K)
+    return gradient_K
+
+
+def _root_mean_square(values_K: Float64s) -> float:
+    return float(np.sqrt(np.mean(values_K**2)))
+
+
+class MixtureOptimizer:
+    """Moves the logits.
+
+    `adam` is the paper's rule on the logits. `exponentiated_gradient` multiplies each weight by exp(rate * score), scores centred and
+    divided by their spread.
+    """
+
+    def __init__(
+        self,
+        initial_K: Float64s,
+        *,
+        rule: Literal["adam", "exponentiated_gradient"],
+        learning_rate: float,
+        project: Callable[[Float64s], Float64s] | None = None,
+    ) -> None:
+        """Start from weights of shape (K,) on the simplex.
+
+        Args:
+            project: what brings weights within their constraints, at the start and after every move, None for no constraints. The
+                memory of `adam` is left as it is.
+        """
+        self._rule, self._learning_rate, self._project = rule, learning_rate, project
+        self._logits_K = self._projected_logits(initial_K)
+        self._mean_K = np.zeros_like(self._logits_K)
+        self._square_K = np.zeros_like(self._logits_K)
+        self.num_updates = 0
+
+    @property
+    def weights_K(self) -> Float64s:
+        """The mixture now, shape (K,)."""
+        return softmax(self._logits_K)
+
+    def step(self, gradient_K: Float64s, *, full_K: Float64s | None = None) -> None:
+        """Descend along a gradient in the logits, shape (K,).
+
+        Args:
+            full_K: a gradient of the size that makes a whole move of `exponentiated_gradient`; a smaller one makes as much smaller a move.
+                When not given every move is a whole one.
+        """
+        self.num_updates += 1
+        if self._rule == "adam":
+            move_K = self._adam_direction(gradient_K)
+        else:
+            divisor_K = np.maximum(self.weights_K, _TINY)
+            per_weight_K = gradient_K / divisor_K
+            whole_K = per_weight_K if full_K is None else full_K / divisor_K
+            move_K = per_weight_K / (max(_root_mean_square(per_weight_K), _root_mean_square(whole_K)) + _TINY)
+        self._logits_K = self._projected_logits(softmax(self._logits_K - self._learning_rate * move_K))
+
+    def _projected_logits(self, weights_K: Float64s) -> Float64s:
+        projected_K = self._project(weights_K) if self._project is not None else weights_K
+        logits_K = np.log(np.maximum(projected_K, _SMALLEST_WEIGHT))
+        shifted_K: Float64s = logits_K - logits_K.max()
+        return shifted_K
+
+    def _adam_direction(self, gradient_K: Float64s) -> Float64s:
+        """Bias-corrected Adam (Kingma and Ba, 2015); epsilon is relative, since scores have no scale of their own."""
+        first, second = _ADAM_BETAS
+        self._mean_K = first * self._mean_K + (1 - first) * gradient_K
+        self._square_K = second * self._square_K + (1 - second) * gradient_K**2
+        mean_K = self._mean_K / (1 - first**self.num_updates)
+        root_K = np.sqrt(self._square_K / (1 - second**self.num_updates))
+        direction_K: Float64s = mean_K / (root_K + _ADAM_EPSILON * root_K.max() + _TINY)
+        return direction_K
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {
+            "logits": self._logits_K.tolist(),
+            "mean": self._mean_K.tolist(),
+            "square": self._square_K.tolist(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._logits_K, self._mean_K = np.array(state["logits"]), np.array(state["mean"])
+        self._square_K, self.num_updates = np.array(state["square"]), int(state["num_updates"])

@@ -1,0 +1,1 @@
+"""The model that trains: its configuration, engine, losses, checkpoints and the training loop."""

@@ -1,0 +1,211 @@
+"""The only file that knows DeepSpeed: ranks, ZeRO, optimiser steps and engine checkpoints."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from fastmix_data.recipe.proxy import DeepspeedSection
+from fastmix_data.recipe.search import SearchSection
+from train.proxy.losses import has_learned_positions, model_inputs
+
+
+def prepare_environment() -> None:
+    """Choose DeepSpeed's accelerator before it is imported, and keep it from building and printing."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and on CPU without the shared-memory extension that it would compile for half a minute: gloo is enough."""
+    prepare_environment()
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+@contextmanager
+def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) -> Iterator[None]:
+    """Join the ranks of this run: NCCL with GPUs, gloo without.
+
+    DeepSpeed holds on to the first group of a process, so a group lasts as long as the process and serves every run in it.
+
+    Args:
+        rendezvous: an address such as file:///tmp/x; None takes the launcher's environment, or nothing for a single rank.
+    """
+    if not dist.is_initialized():
+        _join(rank=rank, world_size=world_size, rendezvous=rendezvous)
+        atexit.register(dist.destroy_process_group)
+    assert dist.get_world_size() == world_size
+    yield
+    dist.barrier()  # gloo aborts a rank whose peers have left
+
+
+def _join(*, rank: int, world_size: int, rendezvous: str | None) -> None:
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world_size)):
+        os.environ.setdefault(name, str(value))  # DeepSpeed looks for them; a launcher has set them already
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if rendezvous is not None:
+        dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size)
+    elif world_size > 1:
+        dist.init_process_group(backend, rank=rank, world_size=world_size)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory instead of giving it back to the kernel and paging it in again at the next step.
+
+    A step frees hundreds of megabytes of activations. Measured on 2 cores with a 2-layer proxy: 0.50 s a step without, 0.39 s with.
+    """
+    libc = ctypes.CDLL(None)
+    if not torch.cuda.is_available() and hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+class ProxyEngine:
+    """A proxy model under ZeRO with AdamW.
+
+    Attributes:
+        module: the bare model, for passes that must not feed the optimiser.
+        num_micro_batches: forward and backward passes of one optimiser step on this rank.
+    """
+
+    def __init__(self, model: nn.Module, *, search: SearchSection, deepspeed: DeepspeedSection, micro_batch: int) -> None:
+        """Spread the model over the ranks of the process group."""
+        _keep_freed_memory()
+        ds = _import_deepspeed()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.num_micro_batches = search.global_batch // (self.world_size * micro_batch)
+        self._zero_stage, self._moments_linked = deepspeed.zero_stage, False
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        use_bf16 = deepspeed.precision == "bf16" or (
+            deepspeed.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        )
+        config = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": self.num_micro_batches,
+            "gradient_clipping": search.gradient_clipping,
+            "zero_optimization": {"stage": deepspeed.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": use_bf16},
+            "steps_per_print": 10**12,
+        }
+        optimizer = torch.optim.AdamW(
+            _decay_groups(model, search.weight_decay),
+            lr=search.learning_rate,
+            betas=search.adam_betas,
+            fused=torch.cuda.is_available(),
+        )
+        self._basic_optimizer = optimizer
+        self._engine, self._optimizer, _, _ = ds.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self.module: Any = self._engine.module
+        self._with_positions = has_learned_positions(self.module)
+        self.device = torch.device(self._engine.device)
+
+    def forward(self, inputs_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of a pass that trains."""
+        logits: Tensor = self._engine(**model_inputs(inputs_BT, with_positions=self._with_positions)).logits
+        return logits
+
+    def bare_forward(self, inputs_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of a pass that the optimiser does not hear of."""
+        logits: Tensor = self.module(**model_inputs(inputs_BT, with_positions=self._with_positions)).logits
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of this rank's part of the global batch's loss; over ranks and micro-batches parts add up.
+
+        DeepSpeed averages over both, hence the factor.
+        """
+        self._engine.backward(loss * (self.world_size * self.num_micro_batches))
+
+    @property
+    def loss_scale(self) -> float:
+        """What activations' gradients are multiplied by during `backward`, relative to the loss that was given."""
+        return float(self.world_size)
+
+    def step(self, learning_rate: float, *, last_micro_batch: bool) -> None:
+        """Count a micro-batch; after the last one clip, move the parameters and zero the gradients."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        assert self._engine.is_gradient_accumulation_boundary() == last_micro_batch
+        self._engine.step()
+
+    def second_moments(self, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+        """Adam's bias-corrected mean square of each parameter's gradient, in the parameter's whole shape; None before the first step.
+
+        All ranks ask together: under ZeRO each holds a part.
+        """
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self._engine.global_steps == 0:
+            return None
+        if self._zero_stage in (1, 2) and not self._moments_linked:
+            # DeepSpeed links states after the first group's step, when the second group has none yet
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._moments_linked = True
+        correction = 1 - self._optimizer.param_groups[0]["betas"][1] ** self._engine.global_steps
+        found = []
+        for parameter in parameters:
+            own = self._basic_optimizer.state.get(parameter, {}).get("exp_avg_sq")
+            square = own if own is not None else safe_get_full_optimizer_state(parameter, "exp_avg_sq")
+            assert square is not None, "the optimiser has no second moment of this parameter"
+            found.append(square.float() / correction)
+        return found
+
+    def any_rank(self, asked: bool) -> bool:
+        """Whether any rank asks; all ranks call it together."""
+        return bool(self.sum_over_ranks(torch.tensor([float(asked)], device=self.device)) > 0)
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def save(self, directory: Path) -> None:
+        """Write model and optimiser of every rank into a folder."""
+        self._engine.save_checkpoint(str(directory.parent), tag=directory.name, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote, under the same number of ranks and ZeRO stage."""
+        self._engine.load_checkpoint(str(directory.parent), tag=directory.name)
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms and biases) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,1 @@
+"""How much a step on each source helps the target, and how sure that is."""
