@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planted_languages import BLEND, NUM_LANGUAGES, OPTIMUM, write_blend, write_language
+from planted_languages import recipe as planted_recipe
 from planted_shards import BLOCK, write_split
-from test_planted_truths import BLEND, NUM_LANGUAGES, OPTIMUM, write_blend, write_language
-from test_planted_truths import recipe as planted_recipe
 
 from fastmix_data.recipe.file import parse_recipe
 from fastmix_data.recipe.recipe import Recipe

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planted_languages import ALPHABET, BLEND, NUM_LANGUAGES, write_blend, write_language
+from planted_languages import recipe as language_recipe
 from planted_shards import BLOCK, write_split
-from test_planted_truths import ALPHABET, BLEND, NUM_LANGUAGES, write_blend, write_language
-from test_planted_truths import recipe as language_recipe
 
 from fastmix_data.artefacts import read_json
 from fastmix_data.errors import Interrupted, RecipeError
