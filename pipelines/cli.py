@@ -186,7 +186,7 @@ def preprocess(
     result = work(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=console.as_json)
     for text in (*result.warnings, result.message):
         console.say(text)
-    contents = inspect(recipe.workdir_path / "catalog.parquet")
+    contents = inspect(recipe.paths.root / "catalog.parquet")
     console.result({"did_work": result.did_work, "warnings": list(result.warnings), **contents}, format_inspection(contents))
 
 

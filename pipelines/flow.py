@@ -9,7 +9,7 @@ from pathlib import Path
 from fastmix_data.manifest.manifest import Manifest, check_emit, emit_manifest
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture, load_mixture
-from fastmix_data.shards.catalog import Catalog, catalog_of_workdir
+from fastmix_data.shards.catalog import Catalog, load_catalog
 
 Say = Callable[[str], None]
 
@@ -39,13 +39,13 @@ def check_recipe(recipe: Recipe, *, num_ranks: int) -> None:
 
 def emit(recipe: Recipe, *, mixture_path: Path | None = None, replace: bool = False) -> Manifest:
     """Write the manifest of a recipe from a mixture file, the search's own when not given."""
-    path = mixture_path or recipe.workdir_path / "search" / "mixture.json"
+    path = mixture_path or recipe.paths.root / "search" / "mixture.json"
     mixture = load_mixture(path)
     return emit_manifest(
-        catalog_of_workdir(recipe.workdir_path),
+        load_catalog(recipe.paths.catalog),
         mixture,
         emit=recipe.emit,
-        directory=recipe.workdir_path / "manifest",
+        directory=recipe.paths.root / "manifest",
         replace=replace,
     )
 
@@ -77,6 +77,6 @@ def run(
         say(text)
     manifest = emit(recipe, replace=replace)
     say(manifest.message)
-    report = write_report(recipe.workdir_path)
+    report = write_report(recipe.paths.root)
     say(f"wrote {report}")
     return RunResult(catalog, searched.mixture, manifest, report)

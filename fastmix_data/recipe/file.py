@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from fastmix_data.errors import RecipeError
+from fastmix_data.messages import nearest
 from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.training import TrainingSection
+
+
+class _KeyGivenTwice(Exception):
+    """A mapping has a key twice; says where."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -26,7 +31,7 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in mapping:
-            raise RecipeError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice; rename or remove one")
+            raise _KeyGivenTwice(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
@@ -43,19 +48,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        nearest = difflib.get_close_matches(path.name, [entry.name for entry in _siblings(path)], n=1, cutoff=0.5)
-        hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else "; `fastmix init DIR` writes one"
-        raise RecipeError(f"{path}: there is no such recipe{hint}") from error
+        name = nearest(path.name, (entry.name for entry in _siblings(path)))
+        remedy = f"did you mean {path.parent / name}?" if name else "`fastmix init DIR` writes one"
+        raise RecipeError(path, "there is no such recipe", remedy) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from error
+        raise RecipeError(
+            path, f"cannot be read as a recipe ({error})", "give the YAML file that `fastmix init DIR` writes"
+        ) from error
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise RecipeError(path, f"not valid YAML: {' '.join(str(error).split())}", "put that line right") from error
+    except _KeyGivenTwice as error:
+        raise RecipeError(path, str(error), "rename or remove one") from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections; `fastmix init DIR` writes one to start from")
+        raise RecipeError(path, "a recipe is a mapping of sections", "`fastmix init DIR` writes one to start from")
     for override in overrides:
         _apply_override(content, override)
     return parse_recipe(content, name=str(path)).located(path.parent)
@@ -65,11 +72,12 @@ def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     """Validate a recipe given as nested mappings; `name` starts the error message."""
     unknown = _find_unknown_key(content, Recipe, ())
     if unknown is not None:
-        raise RecipeError(f"{name}: {unknown}")
+        raise RecipeError(f"{name}: {unknown.key}", unknown.problem, unknown.remedy)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{name}: {_explain(error)}") from error
+        where, what, remedy = _explain(error)
+        raise RecipeError(f"{name}: {where}" if where else name, what, remedy) from error
 
 
 def _siblings(path: Path) -> list[Path]:
@@ -79,42 +87,49 @@ def _siblings(path: Path) -> list[Path]:
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"--set {override}: write it as --set section.key=value, for example --set search.seed=1")
+        raise RecipeError(
+            f"--set {override}", "has no value", "write it as --set section.key=value, for example --set training.seed=1"
+        )
     *parents, last = key.split(".")
     section: Any = content
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise RecipeError(f"--set {override}: {parent!r} is a value, not a section")
+            raise RecipeError(f"--set {override}", f"{parent!r} is a value, not a section", "name a key of a section")
     try:
         section[last] = yaml.load(value, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+        raise RecipeError(f"--set {override}", "the value is not valid YAML", "put it in quotes") from error
 
 
-def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> str | None:
+class _UnknownKey(NamedTuple):
+    key: str
+    problem: str
+    remedy: str
+
+
+def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> _UnknownKey | None:
     """Walk mapping and model side by side; describe the first key the model does not have."""
     model, values = _model_and_mapping_value(annotation)
     if not isinstance(content, Mapping):
         return None
-    if model is not None:
-        for key, value in content.items():
-            if key not in model.model_fields:
-                return _describe_unknown(".".join((*path, str(key))), str(key), list(model.model_fields))
-            found = _find_unknown_key(value, model.model_fields[key].annotation, (*path, str(key)))
-            if found:
-                return found
-    elif values is not None:
-        for key, value in content.items():
-            found = _find_unknown_key(value, values, (*path, str(key)))
-            if found:
-                return found
+    for key, value in content.items():
+        place = (*path, str(key))
+        if model is not None and key not in model.model_fields:
+            return _describe_unknown(place, list(model.model_fields))
+        inner = values if model is None else model.model_fields[key].annotation
+        if inner is not None and (found := _find_unknown_key(value, inner, place)):
+            return found
     return None
 
 
-def _describe_unknown(where: str, key: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    return f"{where}: unknown key; did you mean {nearest!r}? `fastmix recipe --schema` lists all keys"
+def _describe_unknown(place: tuple[str, ...], known: list[str]) -> _UnknownKey:
+    key = place[-1]
+    if len(place) == 2 and place[0] in ("search", "deepspeed") and key in TrainingSection.model_fields:
+        # They lay there up to version 0.1; a section of their own says which keys decide how any proxy is trained.
+        return _UnknownKey(".".join(place), "has moved", f"write it as training.{key}")
+    likely = nearest(key, known, cutoff=0.0)
+    return _UnknownKey(".".join(place), "unknown key", f"did you mean {likely!r}? `fastmix recipe --schema` lists all keys")
 
 
 def _model_and_mapping_value(annotation: Any) -> tuple[type[BaseModel] | None, Any]:
@@ -128,16 +143,17 @@ def _model_and_mapping_value(annotation: Any) -> tuple[type[BaseModel] | None, A
     return None, None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> tuple[str, str, str]:
+    """Key, problem and remedy of the first mistake. Our own validators write `problem; remedy`; pydantic's name only the problem."""
     details = error.errors(include_url=False)
     first = details[0]
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    message = first["msg"].removeprefix("Value error, ")
+    message, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
     if first["type"] == "missing":
         message = "this key is required"
     elif first["type"] == "string_type" and isinstance(first["input"], bool):
-        message = f"YAML reads this name as {first['input']}; put it in quotes"
+        message, remedy = f"YAML reads this name as {first['input']}", "put it in quotes"
     elif "input" in first and not isinstance(first["input"], Mapping | BaseModel) and first["type"] != "value_error":
         message += f"; got {first['input']!r}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {message}{more}" if where else f"{message}{more}"
+    return (where, message, remedy + more) if remedy else (where, message + more, remedy)

@@ -45,4 +45,3 @@ class DeepspeedSection(Section):
     """How the proxy is spread over devices."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage: 0 none, 1 optimiser, 2 and gradients, 3 and parameters.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32.")

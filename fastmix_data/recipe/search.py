@@ -1,20 +1,22 @@
-"""The recipe's search: the proxy run that learns the mixture."""
+"""The recipe's search: how the mixture is learned while a proxy trains."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.section import Section
-from fastmix_data.units import TokenCount
+from fastmix_data.recipe.training import TrainingSection
 
+# How far a logit may travel in a whole search, in nats, with and without a pull; and bounds of a single move.
 _PULLED_TRAVEL, _FREE_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 20.0, 0.05, 0.3
 _PULL = 3.0
+NUM_TRIALS, _FEWEST_TRIAL_STEPS = 6, 30
 
 
-def _require_some(shares: Any) -> Any:
+def _require_a_share(shares: Any) -> Any:
     if isinstance(shares, dict) and not any(shares.values()):
         raise ValueError("give at least one source a share above 0")
     return shares
@@ -22,7 +24,7 @@ def _require_some(shares: Any) -> Any:
 
 # A mixture by name. Ratios count, not their sum; a source that is not named gets a thousandth of the uniform share.
 NamedMixture = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
-StartingMixture = Annotated[Literal["bigram", "uniform", "proportional"] | NamedMixture, AfterValidator(_require_some)]
+StartingMixture = Annotated[Literal["bigram", "uniform", "proportional"] | NamedMixture, AfterValidator(_require_a_share)]
 
 
 class StopSection(Section):
@@ -34,23 +36,8 @@ class StopSection(Section):
 
 
 class SearchSection(Section):
-    """The proxy run that learns the mixture."""
+    """How the mixture is learned while a proxy trains; `training` says how the proxy does."""
 
-    token_budget: TokenCount = Field(description="Tokens the proxy trains on; with the batch it sets the number of steps.")
-    sequence_length: int = Field(128, ge=8, description="Tokens of a training sequence; divides shards.block_tokens.")
-    global_batch: int = Field(32, ge=1, description="Sequences of one optimiser step over all ranks.")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="Sequences of one forward pass on one rank; all of the rank's share when not given.",
-    )
-    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate; warm-up, then cosine.")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, relative to the peak.")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of matrices.")
-    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW averaging coefficients.")
-    gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 for none.")
-    seed: int = Field(0, ge=0, description="Fixes the proxy's initial weights and the order of the data.")
     exploration: float = Field(
         0.25,
         ge=0,
@@ -112,9 +99,9 @@ class SearchSection(Section):
         0.5,
         ge=0,
         lt=1,
-        description="Share of token_budget for trials of the start: six short runs, in pairs, decide between the bigram mixture and its "
-        "cube, which is more concentrated; 0 for none. There are none either where one would be shorter than 30 steps, where the "
-        "targets' weights move, or from another start.",
+        description="Share of training.token_budget for trials of the start: six short runs, in pairs, decide between the bigram "
+        "mixture and its cube, which is more concentrated; 0 for none. There are none either where one would be shorter than 30 steps, "
+        "where the targets' weights move, or from another start.",
     )
     prior: StartingMixture | None = Field(
         None,
@@ -139,47 +126,40 @@ class SearchSection(Section):
     average_fraction: float = Field(1.0, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
-    locality_window: int = Field(
-        0,
-        ge=0,
-        description="Shuffle sequences within windows of this many, for storage with slow seeks; 0 shuffles all.",
-    )
 
-    @model_validator(mode="after")
-    def _enough_steps(self) -> Self:
-        if self.num_steps < 2:
+    def check_steps(self, training: TrainingSection, *, targets_move: bool) -> None:
+        """Refuse a budget that ends before the mixture is first moved.
+
+        Raises:
+            ValueError: says what to raise or lower.
+        """
+        first_update, left = self.weights_warmup_steps + self.update_interval, training.num_steps
+        if left < first_update:
             raise ValueError(
-                f"token_budget {self.token_budget} is less than two steps of {self.global_batch} x {self.sequence_length} "
-                "tokens; raise it or lower global_batch"
+                f"training.token_budget {training.token_budget} is {left} steps, which end before the first update of the mixture (step "
+                f"{first_update}); raise it, or lower training.global_batch, search.weights_warmup_steps or search.update_interval"
             )
-        if self.num_steps < self.weights_warmup_steps + self.update_interval:
+        left -= NUM_TRIALS * self.trial_steps(training, targets_move=targets_move)
+        if left < first_update:
             raise ValueError(
-                f"token_budget {self.token_budget} is {self.num_steps} steps, which end before the first update of the mixture (step "
-                f"{self.weights_warmup_steps + self.update_interval}); raise it, or lower global_batch, weights_warmup_steps or "
-                "update_interval"
+                f"search.trial_fraction {self.trial_fraction:g} leaves {left} steps to the search, which end before the first update of "
+                f"the mixture (step {first_update}); lower it, or raise training.token_budget"
             )
-        return self
 
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps the budget pays for."""
-        return self.token_budget // self.tokens_per_step
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Training tokens of one optimiser step over all ranks."""
-        return self.global_batch * self.sequence_length
+    def trial_steps(self, training: TrainingSection, *, targets_move: bool) -> int:
+        """Optimiser steps of each of the NUM_TRIALS trials of the start; 0 where there are none."""
+        steps = int(self.trial_fraction * training.num_steps) // NUM_TRIALS
+        return steps if self.initial_weights == "bigram" and not targets_move and steps >= _FEWEST_TRIAL_STEPS else 0
 
     @property
     def pull(self) -> float:
         """`prior_strength`, or what it is when not given."""
         return _PULL if self.prior_strength is None else self.prior_strength
 
-    @property
-    def logit_rate(self) -> float:
-        """`weights_learning_rate`, or what it is when not given."""
+    def logit_rate(self, num_steps: int) -> float:
+        """`weights_learning_rate`, or what it is in a run of this many steps when not given."""
         if self.weights_learning_rate is not None:
             return self.weights_learning_rate
-        num_updates = max(1, self.num_steps // self.update_interval - self.weights_warmup_steps // self.update_interval)
+        num_updates = max(1, num_steps // self.update_interval - self.weights_warmup_steps // self.update_interval)
         travel = _PULLED_TRAVEL if self.pull else _FREE_TRAVEL
         return min(max(travel / num_updates, _SLOWEST_LOGITS), _FASTEST_LOGITS)

@@ -1,4 +1,4 @@
-"""The mixture: weights of sources by name, with intervals and where they come from."""
+"""The mixture: weights of sources by name, how sure they are, and where they come from."""
 
 from __future__ import annotations
 
@@ -8,65 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fastmix_data.arrays import Float64s
 from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.errors import RecipeError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SUM_TOLERANCE = 1e-6
+Shares = dict[str, float]
+Intervals = dict[str, tuple[float, float]]
 
 
-class Limit(BaseModel):
-    """How a target ended beside the reference run, in nats per loss token on the half that the search saw."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    reference: float
-    loss: float
-    kept: bool
 
+class Certainty(_Record):
+    """How far to trust the weights; empty where they were not searched."""
 
-class WorstTarget(BaseModel):
-    """The target with the largest regret: its loss less that of the reference run, in nats per loss token."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: str
-    regret: float
-
-
-class Mixture(BaseModel):
-    """Shares of tokens by source.
-
-    `fastmix emit --mixture FILE` takes any JSON file with a `weights` object; the other fields say how a search found them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    weights: dict[str, float] = Field(min_length=1, description="Share of tokens of each source; sums to 1.")
-    interval: dict[str, tuple[float, float]] = Field(
+    interval: Intervals = Field(
         default_factory=dict,
         description="90% block-bootstrap interval of each weight over the averaged part of the trajectory: the noise of one search, which "
         "is less than what another seed changes. Of several searches, the mean of their lower and of their upper ends.",
-    )
-    initial_weights: dict[str, float] = Field(
-        default_factory=dict,
-        description="Where the search started, within the constraints; of several searches, the mean.",
-    )
-    start_trials: dict[str, list[float]] = Field(
-        default_factory=dict,
-        description="Target loss (nats, search half) of each short trial of the start, by the power that the bigram mixture was raised to; "
-        "the search started from the one with the lower mean. Of several searches, those of each seed after another.",
-    )
-    seed_interval: dict[str, tuple[float, float]] = Field(
-        default_factory=dict,
-        description="Of several searches: 90% prediction interval of each weight, where the answer of one more search would lie.",
-    )
-    seed_weights: dict[str, dict[str, float]] = Field(
-        default_factory=dict, description="Of several searches: the weights that each seed found; `weights` is their mean."
     )
     signal_to_noise: dict[str, float] = Field(
         default_factory=dict,
@@ -78,39 +42,109 @@ class Mixture(BaseModel):
         default_factory=list,
         description="Groups of sources whose scores and losses cannot be told apart: only the sum of their shares is meaningful.",
     )
-    method: str = "given"
+    seed_interval: Intervals = Field(
+        default_factory=dict,
+        description="Of several searches: 90% prediction interval of each weight, where the answer of one more search would lie.",
+    )
+    seed_weights: dict[str, Shares] = Field(
+        default_factory=dict, description="Of several searches: the weights that each seed found; `weights` is their mean."
+    )
+
+    @property
+    def num_searches(self) -> int:
+        """Searches whose mean the weights are."""
+        return max(1, len(self.seed_weights))
+
+
+class StartRecord(_Record):
+    """Where the search started."""
+
+    weights: Shares = Field(default_factory=dict, description="Within the constraints; of several searches, the mean.")
+    trials: dict[str, list[float]] = Field(
+        default_factory=dict,
+        description="Target loss (nats, search half) of each short trial, by the power that the bigram mixture was raised to; the search "
+        "started from the one with the lower mean. Of several searches, those of each seed after another.",
+    )
+
+
+class SearchRecord(_Record):
+    """The run that found the weights, and what it cost; of several searches, the sums."""
+
     seed: int | None = None
-    search_tokens: int = Field(0, description="Tokens the proxy trained on, and target tokens read for its hypergradients.")
-    search_seconds: float = 0.0
+    num_tokens: int = Field(
+        0, description="Tokens the proxies trained on, and target tokens read for hypergradients and measurements."
+    )
+    seconds: float = 0.0
     num_steps: int = 0
     num_updates: int = 0
     stopped: str = Field(
         "", description="Why the search ended: its budget was used up, or the mixture stood still (search.stop)."
     )
-    target_loss: dict[str, float] = Field(
+    num_parameters: int = 0
+    world_size: int = 1
+
+
+class Limit(_Record):
+    """How a target ended beside the reference run, in nats per loss token on the half that the search saw."""
+
+    reference: float
+    loss: float
+    kept: bool
+
+
+class WorstTarget(_Record):
+    """The target with the largest regret: its loss less that of the reference run, in nats per loss token."""
+
+    target: str
+    regret: float
+
+
+class TargetRecord(_Record):
+    """What the proxy came to on the target."""
+
+    loss: dict[str, float] = Field(
         default_factory=dict,
         description="Mean token loss (nats) of the proxy on the target: search_start, search_end, unseen_start, unseen_end.",
     )
-    target_losses: dict[str, dict[str, float]] = Field(
+    losses: dict[str, dict[str, float]] = Field(
         default_factory=dict,
         description="The same by target, and reference_end (search half) where the recipe asks for a reference run.",
     )
-    target_weights: dict[str, float] = Field(
+    weights: Shares = Field(
         default_factory=dict, description="Weight of each target's loss, averaged over the averaged part of the trajectory."
     )
     limits: dict[str, Limit] = Field(default_factory=dict, description="not_worse_than: whether each target ended within it.")
     worst: WorstTarget | None = Field(None, description="worst_case: the target that ended with the largest regret.")
+
+
+class Origin(_Record):
+    """Hashes of what the mixture was made from; empty for one that was given."""
+
+    catalog: str = ""
+    recipe: str = ""
+    trajectory: str = Field("", description="SHA-256 of the trajectory beside it.")
+
+
+class Mixture(_Record):
+    """Shares of tokens by source.
+
+    `fastmix emit --mixture FILE` takes any JSON file with a `weights` object; the other fields say how a search found them.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    weights: Shares = Field(min_length=1, description="Share of tokens of each source; sums to 1.")
+    method: str = "given"
     binding: dict[str, str] = Field(
         default_factory=dict,
         description="Constraints that the answer lies at, by source or group: pinned, floor, ceiling, epoch cap, group min, group max.",
     )
-    num_parameters: int = 0
-    world_size: int = 1
-    catalog_hash: str = ""
-    recipe_hash: str = ""
-    trajectory_sha256: str = ""
+    certainty: Certainty = Certainty()
+    start: StartRecord = StartRecord()
+    search: SearchRecord = SearchRecord()
+    target: TargetRecord = TargetRecord()
+    made_from: Origin = Origin()
 
-    def weights_K(self, sources: Sequence[str]) -> npt.NDArray[np.float64]:
+    def weights_K(self, sources: Sequence[str]) -> Float64s:
         """Weights in the order of `sources`, shape (K,).
 
         Raises:
@@ -121,7 +155,7 @@ class Mixture(BaseModel):
         if missing or unknown:
             problem = f"has no weight for {', '.join(missing)}" if missing else f"has a weight for {', '.join(unknown)}"
             raise RecipeError(
-                f"the mixture {problem}, but the catalog's sources are {', '.join(sources)}; name each of them once"
+                "", f"the mixture {problem}, but the catalog's sources are {', '.join(sources)}", "name each of them once"
             )
         return np.array([self.weights[name] for name in sources])
 
@@ -133,20 +167,24 @@ def load_mixture(path: Path) -> Mixture:
         RecipeError: no such file, wrong shape, a negative weight, or weights that do not sum to 1.
     """
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no mixture; run `fastmix search` first, or give one with --mixture FILE")
+        raise RecipeError(path, "there is no mixture", "run `fastmix search` first, or give one with --mixture FILE")
     content: Any = read_json(path)
+    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        remedy = "run `fastmix search --replace`, or keep nothing but its weights"
+        raise RecipeError(path, f"mixture of schema version {version}, this is {SCHEMA_VERSION}", remedy)
     try:
         mixture = Mixture.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f'{path}: {where}: {first["msg"]}; a mixture is {{"weights": {{NAME: SHARE}}}}') from error
+        raise RecipeError(f"{path}: {where}", first["msg"], 'a mixture is {"weights": {NAME: SHARE}}') from error
     for name, weight in mixture.weights.items():
         if not math.isfinite(weight) or weight < 0:
-            raise RecipeError(f"{path}: weights.{name}: {weight} is not a share; use a number from 0 to 1")
+            raise RecipeError(f"{path}: weights.{name}", f"{weight} is not a share", "use a number from 0 to 1")
     total = math.fsum(mixture.weights.values())
     if abs(total - 1) > _SUM_TOLERANCE:
-        raise RecipeError(f"{path}: the weights sum to {total:.6g}, not 1; divide each of them by {total:.6g}")
+        raise RecipeError(path, f"the weights sum to {total:.6g}, not 1", f"divide each of them by {total:.6g}")
     return mixture
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fastmix_data.arrays import Float64s
 from fastmix_data.artefacts import write_parquet
+from fastmix_data.errors import CorruptArtefactError
 
 SCHEMA_VERSION = 1
 
@@ -38,27 +40,16 @@ class TrajectoryRow:
     scores: list[float]
     train_loss: float
     target_loss: float
-    target_weights: list[float] = field(default_factory=list)
-    target_losses: list[float | None] = field(default_factory=list)
-    alignment: list[float] = field(default_factory=list)
-    divisor: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
+    target_weights: list[float]
+    target_losses: list[float | None]
+    alignment: list[float]
+    divisor: list[float]
+    loss: list[float]
 
 
+_COLUMN_TYPES = {"int": pa.int64(), "float": pa.float64()}
 _SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("tokens", pa.int64()),
-        ("weights", pa.list_(pa.float64())),
-        ("scores", pa.list_(pa.float64())),
-        ("train_loss", pa.float64()),
-        ("target_loss", pa.float64()),
-        ("target_weights", pa.list_(pa.float64())),
-        ("target_losses", pa.list_(pa.float64())),
-        ("alignment", pa.list_(pa.float64())),
-        ("divisor", pa.list_(pa.float64())),
-        ("loss", pa.list_(pa.float64())),
-    ]
+    [(name, _COLUMN_TYPES.get(str(kind), pa.list_(pa.float64()))) for name, kind in TrajectoryRow.__annotations__.items()]
 )
 
 
@@ -79,7 +70,7 @@ class Trajectory:
         chosen = [row.target_weights for row in self.rows if row.step > step] or [self.rows[-1].target_weights]
         return np.array(chosen)
 
-    def save(self, path: Path, *, sources: Sequence[str], targets: Sequence[str] = ()) -> None:
+    def save(self, path: Path, *, sources: Sequence[str], targets: Sequence[str]) -> None:
         """Write `trajectory.parquet` atomically; the names of sources and targets travel in its metadata."""
         names = {"schema_version": SCHEMA_VERSION, "sources": list(sources), "targets": list(targets)}
         metadata = {b"fastmix": orjson.dumps(names)}
@@ -93,3 +84,52 @@ class Trajectory:
     def from_state(cls, state: Sequence[dict[str, Any]]) -> Trajectory:
         """Restore `state`."""
         return cls([TrajectoryRow(**row) for row in state])
+
+
+@dataclass(frozen=True)
+class TrajectoryTable:
+    """A trajectory as arrays: U updates of K sources and G targets, in the order of `sources` and `targets`.
+
+    `target_losses_UG` is not a number where a target was in no batch yet.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    tokens_U: Float64s
+    weights_UK: Float64s
+    scores_UK: Float64s
+    train_loss_U: Float64s
+    target_loss_U: Float64s
+    target_weights_UG: Float64s
+    target_losses_UG: Float64s
+
+
+def read_trajectory(path: Path) -> TrajectoryTable | None:
+    """Read a trajectory; None if it has no row yet.
+
+    Raises:
+        CorruptArtefactError: it is not one.
+    """
+    try:
+        table = pq.read_table(path)
+        names = orjson.loads(table.schema.metadata[b"fastmix"])
+        sources, targets = tuple(names["sources"]), tuple(names["targets"])
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in ("tokens", "train_loss", "target_loss")}
+        by_source = {name: _matrix(table, name, len(sources)) for name in ("weights", "scores")}
+        by_target = {name: _matrix(table, name, len(targets)) for name in ("target_weights", "target_losses")}
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise CorruptArtefactError(path, "not a trajectory of fastmix", "run `fastmix search --replace`") from error
+    if not table.num_rows:
+        return None
+    return TrajectoryTable(
+        sources,
+        targets,
+        **{f"{name}_U": values for name, values in columns.items()},
+        **{f"{name}_UK": values for name, values in by_source.items()},
+        **{f"{name}_UG": values for name, values in by_target.items()},
+    )
+
+
+def _matrix(table: pa.Table, name: str, width: int) -> Float64s:
+    """A column of lists as an array of `width` columns."""
+    return np.array(table[name].to_pylist(), np.float64).reshape(table.num_rows, width)

@@ -90,9 +90,17 @@ class Catalog:
         shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
         return hash_of([shared, [(row.source, row.split, row.path, row.sha256) for row in self.rows]])
 
+    @cached_property
+    def by_split(self) -> dict[tuple[str, str], list[ShardRow]]:
+        """Rows by (source, split), both in catalog order; made once, since K look-ups over all rows would be K x shards."""
+        found: dict[tuple[str, str], list[ShardRow]] = {}
+        for row in self.rows:
+            found.setdefault((row.source, row.split), []).append(row)
+        return found
+
     def shards(self, source: str, split: Split) -> list[ShardRow]:
         """Rows of one source and split, in catalog order."""
-        return [row for row in self.rows if row.source == source and row.split == split]
+        return self.by_split.get((source, split), [])
 
     def num_tokens(self, source: str, split: Split = "train") -> int:
         """Unique tokens of a source's split."""
@@ -121,32 +129,18 @@ def load_catalog(path: Path) -> Catalog:
     """Read `catalog.parquet`; shard paths start from its folder.
 
     Raises:
-        FileNotFoundError: there is none.
+        MismatchError: there is none yet.
         CorruptArtefactError: not a catalog, or one of another schema version.
     """
     if not path.exists():
-        raise FileNotFoundError(path)
+        raise MismatchError(path, "there are no shards yet", "run `fastmix preprocess` first")
     try:
         table = pq.read_table(path)
         info: Mapping[str, Any] = orjson.loads(table.schema.metadata[_METADATA_KEY])
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
-        raise CorruptArtefactError(f"{path}: not a fastmix catalog; delete it and run `fastmix preprocess` again") from error
+        raise CorruptArtefactError(path, "not a fastmix catalog", "delete it and run `fastmix preprocess` again") from error
     if info["schema_version"] != SCHEMA_VERSION:
-        raise CorruptArtefactError(
-            f"{path}: catalog of schema version {info['schema_version']}, this is {SCHEMA_VERSION}; run `fastmix preprocess --replace`"
-        )
+        problem = f"catalog of schema version {info['schema_version']}, this is {SCHEMA_VERSION}"
+        raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
     content = {**info, "sources": tuple(info["sources"]), "target_files": tuple(info["target_files"])}
     return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
-
-
-def catalog_of_workdir(workdir: Path) -> Catalog:
-    """The catalog that preprocessing left in a workdir.
-
-    Raises:
-        MismatchError: there is none yet.
-    """
-    path = workdir / "catalog.parquet"
-    try:
-        return load_catalog(path)
-    except FileNotFoundError as error:
-        raise MismatchError(f"{path}: there are no shards yet; run `fastmix preprocess` first") from error

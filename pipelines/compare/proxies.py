@@ -17,7 +17,7 @@ from fastmix_data.artefacts import PARTIAL_SUFFIX, fsync_directory, hash_of, rea
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog, catalog_of_workdir
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.shards.sequences import Half
 
 _FORMAT_VERSION = 1
@@ -116,7 +116,7 @@ class ProxyJob:
         """
         from train.proxy.training import load_proxy, target_losses, train_on_mixture
 
-        recipe, catalog = on_one_rank(self.recipe), catalog_of_workdir(self.recipe.workdir_path)
+        recipe, catalog = on_one_rank(self.recipe), load_catalog(self.recipe.paths.catalog)
         done = self.finished(catalog)
         if done is not None:
             on_tokens(self.num_tokens)

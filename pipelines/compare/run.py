@@ -17,7 +17,7 @@ import numpy as np
 from fastmix_data.artefacts import exclusive_lock, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog, catalog_of_workdir
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from pipelines.compare.methods import Method, parse_methods
 from pipelines.compare.pool import Job, Result, run_jobs
 from pipelines.compare.proxies import ProxyJob, RunResult, unfinished
@@ -88,7 +88,7 @@ def compare(
     from train.search.search import check_search
 
     wanted, workers = parse_methods(methods), workers or Workers()
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     check_search(recipe, catalog, num_ranks=1)
     path = (directory or catalog.root / "compare") / "compare.json"
     seeds = [recipe.search.seed + _FIRST_SEED + number for number in range(num_seeds)]

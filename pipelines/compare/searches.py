@@ -14,7 +14,7 @@ from fastmix_data.artefacts import hash_of, read_json, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture
-from fastmix_data.shards.catalog import Catalog, catalog_of_workdir
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from pipelines.compare.methods import Method
 from pipelines.compare.proxies import OnTokens, ProxyJob, on_one_rank, training_identity
 from train.baselines.cost import SearchCost, flops, matmul_parameters
@@ -47,7 +47,7 @@ class ReweightingJob:
     @property
     def num_tokens(self) -> int:
         """Training tokens of its proxies."""
-        reference = self._reference(catalog_of_workdir(self.recipe.workdir_path))
+        reference = self._reference(load_catalog(self.recipe.paths.catalog))
         return reference.num_tokens * (2 if self.kind == "doremi" else 1)
 
     def path(self, catalog: Catalog) -> Path:
@@ -73,7 +73,7 @@ class ReweightingJob:
         from train.baselines.reweighting_rules import search_doge, search_doremi
         from train.proxy.training import load_proxy
 
-        recipe, catalog = on_one_rank(self.recipe), catalog_of_workdir(self.recipe.workdir_path)
+        recipe, catalog = on_one_rank(self.recipe), load_catalog(self.recipe.paths.catalog)
         if self.kind == "doge":
             weights_K, cost = search_doge(recipe, catalog, on_tokens=on_tokens)
         else:

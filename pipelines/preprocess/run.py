@@ -208,7 +208,7 @@ def preprocess(
     """
     started = time.monotonic()
     inputs = check_inputs(recipe)
-    root = recipe.workdir_path
+    root = recipe.paths.root
     with hold_workdir(root):
         run = _prepare(recipe, inputs, root, replace=replace, quiet=quiet)
         before = _complete_catalog(run, recipe)

@@ -25,7 +25,7 @@ from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe
 from fastmix_data.artefacts import hash_of
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture
-from fastmix_data.shards.catalog import catalog_of_workdir
+from fastmix_data.shards.catalog import load_catalog
 
 UNIFORM, BIGRAM, DEFAULT = "uniform", "bigram alone", "default"
 # The scores without a prior, where differences between them show; with it the same call measures what is left of those.
@@ -93,7 +93,7 @@ def measure(recipe: Recipe, variant: str, target: str, seed: int) -> dict[str, A
     from train.proxy.engine import process_group
     from train.proxy.training import target_losses, train_on_mixture
 
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     seconds = 0.0
     if variant == UNIFORM:
         weights = [1 / len(catalog.sources)] * len(catalog.sources)

@@ -37,7 +37,7 @@ def run_all(recipe: Recipe, options: argparse.Namespace) -> Comparisons:
         for target in options.targets:
             one = with_target(recipe.model_copy(update={"search": search}), target)
             print(f"target {target}, search seed {seed}", flush=True)
-            folder = one.workdir_path / "compare" / "targets" / f"{target}-{seed}"
+            folder = one.paths.root / "compare" / "targets" / f"{target}-{seed}"
             done = compare(one, methods=options.methods, num_seeds=options.seeds, workers=workers, replace=True, directory=folder)
             results[target].append(done.content["methods"])
     return results

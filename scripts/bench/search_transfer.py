@@ -21,7 +21,7 @@ from search_ablation import learned, varied
 
 from fastmix_data.recipe.proxy import ProxySection
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import catalog_of_workdir
+from fastmix_data.shards.catalog import load_catalog
 
 MIXTURES = ("uniform", "proportional", "fastmix")
 LARGE: dict[str, Any] = {
@@ -36,7 +36,7 @@ LARGE: dict[str, Any] = {
 def search(recipe: Recipe) -> tuple[list[float], int]:
     """Weights that the small proxy finds, and its number of parameters."""
     found = learned(recipe)
-    return found.weights_K(catalog_of_workdir(recipe.workdir_path).sources).tolist(), found.num_parameters
+    return found.weights_K(load_catalog(recipe.paths.catalog).sources).tolist(), found.num_parameters
 
 
 def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int]:
@@ -44,7 +44,7 @@ def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int
     from train.proxy.engine import process_group
     from train.proxy.training import target_losses, train_on_mixture
 
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     narrower = (
         PROXY["hidden_size"] / LARGE["hidden_size"]
     )  # the learning rate goes with the width's inverse (muP, arXiv 2203.03466)
@@ -58,7 +58,7 @@ def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int
 
 def measure(recipe: Recipe, options: argparse.Namespace) -> tuple[dict[tuple[str, str], list[float]], float]:
     """Losses by target and mixture, one per seed, and how many times as large the large model is."""
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     sizes_K = catalog.num_tokens_K() / catalog.num_tokens_K().sum()
     plain = {"uniform": [1 / len(sizes_K)] * len(sizes_K), "proportional": sizes_K.tolist()}
     losses: dict[tuple[str, str], list[float]] = {(t, m): [] for t in options.targets for m in MIXTURES}

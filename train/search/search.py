@@ -24,7 +24,7 @@ from fastmix_data.progress import progress
 from fastmix_data.recipe.file import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture, load_mixture
-from fastmix_data.shards.catalog import Catalog, catalog_of_workdir
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.shards.sequences import SequenceReader
 from train.mixture.constraints import constraints_of
 from train.proxy.checkpoint import load_checkpoint, save_checkpoint
@@ -74,7 +74,7 @@ def search(
         MismatchError: another search lies in the workdir.
         Interrupted: stopped by a signal; the same command goes on.
     """
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     check_search(recipe, catalog, num_ranks=num_ranks)
     directory = search_directory(recipe)
     done = finished_mixture(recipe, catalog, num_seeds=num_seeds, replace=replace)
@@ -203,7 +203,7 @@ def _run_launched(recipe: Recipe, replace: bool, quiet: bool, rank: int, world_s
 
 def _run_rank(recipe: Recipe, *, rank: int, world_size: int, replace: bool, quiet: bool) -> None:
     """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
-    catalog, directory = catalog_of_workdir(recipe.workdir_path), search_directory(recipe)
+    catalog, directory = load_catalog(recipe.paths.catalog), search_directory(recipe)
     identity = run_identity(recipe, catalog, world_size)
     with hold_search(directory) if rank == 0 else nullcontext():
         if rank == 0:  # the others wait for it when they build the engine
@@ -329,7 +329,7 @@ def main() -> None:
         if options.seeds is not None and options.seeds < 1:
             raise RecipeError(f"--seeds {options.seeds} is no number of searches; use 1 or more")
         recipe = load_recipe(options.recipe, options.overrides)
-        catalog = catalog_of_workdir(recipe.workdir_path)
+        catalog = load_catalog(recipe.paths.catalog)
         check_search(recipe, catalog, num_ranks=world_size)
         if finished_mixture(recipe, catalog, num_seeds=options.seeds, replace=options.replace) is None:
             _search_seeds(

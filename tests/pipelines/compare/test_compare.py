@@ -17,7 +17,7 @@ from fastmix_data.errors import FastmixError, RecipeError
 from fastmix_data.recipe.file import load_recipe
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
-from fastmix_data.shards.catalog import catalog_of_workdir
+from fastmix_data.shards.catalog import load_catalog
 from pipelines.cli import main
 from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
@@ -252,7 +252,7 @@ def test_a_failing_job_s_error_comes_home(compared: Path) -> None:
     job = ProxyJob(recipe, (0.2, 0.3, 0.5), 7, ("low",), "unseen")
     with pytest.raises(FastmixError, match=r"lower search\.learning_rate"):
         run_jobs([job], description="here", num_workers=1, scheduler=None, quiet=True)
-    assert job.finished(catalog_of_workdir(recipe.workdir_path)) is None
+    assert job.finished(load_catalog(recipe.paths.catalog)) is None
 
 
 def test_every_key_of_the_search_either_decides_a_fixed_run_or_does_not() -> None:

@@ -155,9 +155,9 @@ def _text_at(folder, row):
 
 def test_every_document_can_be_joined_again_and_is_what_the_reference_encodes(done):
     folder, recipe, result = done
-    reference = Tokenizer.from_file(str(recipe.workdir_path / "tokenizer" / "tokenizer.json"))
+    reference = Tokenizer.from_file(str(recipe.paths.root / "tokenizer" / "tokenizer.json"))
     streams, eos = _streams(result.catalog), result.catalog.info.eos_id
-    rows = _documents(recipe.workdir_path)
+    rows = _documents(recipe.paths.root)
     assert len(rows) == 300 + 200 + 40 + 250 + 80 + 60
     covered = dict.fromkeys(streams, 0)
     for row in rows:
@@ -223,7 +223,7 @@ def test_catalog_is_in_the_order_of_the_recipe_and_counts(done):
 
 def test_held_out_documents_are_in_the_order_of_their_hash_and_training_ones_in_that_of_the_input(done):
     _, recipe, _ = done
-    for path in (recipe.workdir_path / "documents").glob("*.parquet"):
+    for path in (recipe.paths.root / "documents").glob("*.parquet"):
         rows = pq.read_table(path).to_pylist()
         valid = [row["text_hash"] for row in rows if row["split"] == "valid"]
         assert valid == sorted(valid)
@@ -235,16 +235,16 @@ def test_one_and_two_workers_give_the_same_bytes(done, tmp_path):
     folder, recipe, _ = done
     other = load_recipe(folder / "recipe.yaml", [f"workdir={tmp_path / 'two'}"])
     preprocess(other, num_workers=2, quiet=True)
-    assert _bytes_of(other.workdir_path) == _bytes_of(recipe.workdir_path)
+    assert _bytes_of(other.paths.root) == _bytes_of(recipe.paths.root)
 
 
 def test_a_second_run_does_nothing_and_says_so(done):
     _, recipe, result = done
-    before = {path: path.stat().st_mtime_ns for path in recipe.workdir_path.rglob("*") if path.name != ".preprocess.lock"}
+    before = {path: path.stat().st_mtime_ns for path in recipe.paths.root.rglob("*") if path.name != ".preprocess.lock"}
     again = preprocess(recipe, quiet=True)
     assert not again.did_work and "nothing to do" in again.message
     assert again.catalog.fingerprint == result.catalog.fingerprint
-    after = {path: path.stat().st_mtime_ns for path in recipe.workdir_path.rglob("*") if path.name != ".preprocess.lock"}
+    after = {path: path.stat().st_mtime_ns for path in recipe.paths.root.rglob("*") if path.name != ".preprocess.lock"}
     assert before == after
 
 
@@ -320,7 +320,7 @@ def test_after_kill_9_only_what_is_missing_is_done_and_the_bytes_are_the_same(do
     result = preprocess(load_recipe(folder / "recipe.yaml", [f"workdir={workdir}"]), quiet=True)
     assert result.did_work and len(kept) >= num_receipts
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert _bytes_of(workdir) == _bytes_of(recipe.workdir_path)
+    assert _bytes_of(workdir) == _bytes_of(recipe.paths.root)
 
 
 def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_workdir(done, tmp_path):
@@ -331,7 +331,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_workdir(done, tmp_path)
     _, said = process.communicate(timeout=30)
     assert process.returncode != 0 and "run the same command again to go on" in said
     preprocess(load_recipe(folder / "recipe.yaml", [f"workdir={workdir}"]), quiet=True)
-    assert _bytes_of(workdir) == _bytes_of(recipe.workdir_path)
+    assert _bytes_of(workdir) == _bytes_of(recipe.paths.root)
 
 
 def test_two_runs_cannot_share_a_workdir(done, tmp_path):
@@ -346,27 +346,27 @@ def test_two_runs_cannot_share_a_workdir(done, tmp_path):
 def test_a_missing_shard_is_made_again(small):
     recipe = small()
     first = preprocess(recipe, quiet=True)
-    before = _bytes_of(recipe.workdir_path)
-    (recipe.workdir_path / first.catalog.rows[0].path).unlink()
+    before = _bytes_of(recipe.paths.root)
+    (recipe.paths.root / first.catalog.rows[0].path).unlink()
     assert preprocess(recipe, quiet=True).did_work
-    assert _bytes_of(recipe.workdir_path) == before
+    assert _bytes_of(recipe.paths.root) == before
 
 
 def test_changed_files_are_refused_by_name_and_replaced_when_asked(small, tmp_path):
     recipe = small()
     preprocess(recipe, quiet=True)
-    untouched = (recipe.workdir_path / "receipts" / "b-both-000000.json").stat().st_mtime_ns
+    untouched = (recipe.paths.root / "receipts" / "b-both-000000.json").stat().st_mtime_ns
     os.utime(tmp_path / "a.jsonl", (1, 1))
     assert not preprocess(recipe, quiet=True).did_work, "another time of modification alone is no change"
     size = (tmp_path / "a.jsonl").stat().st_size
     (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes().replace(b"a-3 ", b"a-x "))
     assert (tmp_path / "a.jsonl").stat().st_size == size
-    before = _bytes_of(recipe.workdir_path)
+    before = _bytes_of(recipe.paths.root)
     with pytest.raises(MismatchError, match=r"a\.jsonl: changed since .*fastmix preprocess --replace"):
         preprocess(recipe, quiet=True)
-    assert _bytes_of(recipe.workdir_path) == before
+    assert _bytes_of(recipe.paths.root) == before
     assert preprocess(recipe, replace=True, quiet=True).did_work
-    assert (recipe.workdir_path / "receipts" / "b-both-000000.json").stat().st_mtime_ns == untouched
+    assert (recipe.paths.root / "receipts" / "b-both-000000.json").stat().st_mtime_ns == untouched
     assert not preprocess(recipe, quiet=True).did_work
 
 
@@ -381,9 +381,9 @@ def test_added_and_removed_files_are_refused_by_name(small, tmp_path):
     with pytest.raises(MismatchError, match=r"c\.jsonl: was removed since .*--replace"):
         preprocess(recipe, quiet=True)
     preprocess(recipe, replace=True, quiet=True)
-    assert len(list((recipe.workdir_path / "receipts").iterdir())) == 2
-    assert {row.path for row in load_catalog(recipe.workdir_path / "catalog.parquet").rows} == {
-        str(path.relative_to(recipe.workdir_path)) for path in recipe.workdir_path.rglob("*.tar")
+    assert len(list((recipe.paths.root / "receipts").iterdir())) == 2
+    assert {row.path for row in load_catalog(recipe.paths.root / "catalog.parquet").rows} == {
+        str(path.relative_to(recipe.paths.root)) for path in recipe.paths.root.rglob("*.tar")
     }
 
 
@@ -417,7 +417,7 @@ def test_a_tokenizer_fastokens_cannot_read_falls_back_loudly_to_the_reference(sm
     result = preprocess(recipe, quiet=True)
     assert sum("encoded with the slower `tokenizers`" in warning for warning in result.warnings) == 2
     tokens, _, _ = _streams(result.catalog)["shards/b/train-000000"]
-    first = next(row for row in _documents(recipe.workdir_path) if row["source"] == "b" and row["split"] == "train")
+    first = next(row for row in _documents(recipe.paths.root) if row["source"] == "b" and row["split"] == "train")
     text = json.loads((tmp_path / "b.jsonl").read_bytes().split(b"\n")[int(first["locator"].split()[1]) - 1])["text"]
     assert tokens[: first["num_tokens"]].tolist() == [*tokenizer.encode(text).ids, result.catalog.info.eos_id]
 
@@ -491,7 +491,7 @@ def test_bad_input_is_refused_before_any_work(small, tmp_path, changes, error, m
     assert "\n" not in str(caught.value)
     with pytest.raises(error):
         preprocess(recipe, quiet=True)
-    assert not recipe.workdir_path.exists()
+    assert not recipe.paths.root.exists()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -501,7 +501,7 @@ def test_an_error_in_a_worker_reaches_the_user_as_one_line_and_leaves_no_catalog
     recipe = small()
     with pytest.raises(InputError, match=r"^a\.jsonl: line 2001: not valid JSON .*; fix or remove the line$"):
         preprocess(recipe, num_workers=num_workers, quiet=True)
-    workdir = recipe.workdir_path
+    workdir = recipe.paths.root
     assert not (workdir / "catalog.parquet").exists()
     assert not list(workdir.rglob("*.partial")) or num_workers == 2
     (tmp_path / "a.jsonl").write_bytes(_lines(good))
@@ -523,7 +523,7 @@ def test_a_source_smaller_than_a_sequence_is_an_error_right_after_preprocessing(
     recipe = small()
     with pytest.raises(InputError, match=r"source b: its training split has 5 tokens, less than one sequence of 16"):
         preprocess(recipe, quiet=True)
-    assert not (recipe.workdir_path / "catalog.parquet").exists()
+    assert not (recipe.paths.root / "catalog.parquet").exists()
 
 
 def test_replaced_and_left_out_documents_are_counted_and_said_once(small, tmp_path):
@@ -549,7 +549,7 @@ def test_a_running_cluster_does_the_same_work(done, tmp_path):
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         other = load_recipe(folder / "recipe.yaml", [f"workdir={tmp_path / 'remote'}"])
         preprocess(other, scheduler=cluster.scheduler_address, quiet=True)
-    assert _bytes_of(other.workdir_path) == _bytes_of(recipe.workdir_path)
+    assert _bytes_of(other.paths.root) == _bytes_of(recipe.paths.root)
 
 
 def test_importing_preprocess_does_not_load_torch():

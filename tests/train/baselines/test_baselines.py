@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.file import load_recipe
-from fastmix_data.shards.catalog import catalog_of_workdir
+from fastmix_data.shards.catalog import load_catalog
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
@@ -167,7 +167,7 @@ def test_doremi_keeps_every_weight_above_its_smoothing(excess: list[float], step
 
 def test_doge_prefers_the_source_of_the_target(planted_recipe: MakeRecipe) -> None:
     recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     told: list[int] = []
     with process_group(rank=0, world_size=1):
         weights_K, cost = search_doge(recipe, catalog, on_tokens=told.append)
@@ -179,7 +179,7 @@ def test_doge_prefers_the_source_of_the_target(planted_recipe: MakeRecipe) -> No
 
 def test_doremi_raises_the_source_that_only_its_reference_knows(planted_recipe: MakeRecipe) -> None:
     recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     with process_group(rank=0, world_size=1):
         only_other_K = np.array([float(name == "other") for name in catalog.sources])
         reference = train_on_mixture(recipe, catalog, only_other_K, seed=0)
@@ -191,7 +191,7 @@ def test_doremi_raises_the_source_that_only_its_reference_knows(planted_recipe: 
 
 def test_flops_count_the_parameters_of_matrix_products(planted_recipe: MakeRecipe) -> None:
     recipe = load_recipe(planted_recipe())
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     hidden, inner, vocabulary = 32, 48, 64
     block = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
     assert matmul_parameters(recipe, catalog) == block + hidden + vocabulary * hidden

@@ -38,7 +38,7 @@ def with_budget(recipe: Path, token_budget: int) -> Path:
 
 def open_part(recipe: Recipe) -> tuple[Catalog, SequenceReader, SequenceReader]:
     """The catalog, a reader of the part that is seen and one of everything."""
-    catalog = load_catalog(recipe.workdir_path / "catalog.parquet")
+    catalog = load_catalog(recipe.paths.root / "catalog.parquet")
     options: dict[str, Any] = {"sources": catalog.sources, "split": "train", "sequence_length": recipe.search.sequence_length}
     return catalog, SequenceReader(catalog, **options, share_seen=recipe.share_seen), SequenceReader(catalog, **options)
 

@@ -17,7 +17,7 @@ from fastmix_data.errors import MismatchError
 from fastmix_data.recipe.file import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Limit, Mixture, WorstTarget, load_mixture
-from fastmix_data.shards.catalog import catalog_of_workdir
+from fastmix_data.shards.catalog import load_catalog
 from train.search.search import search
 from train.search.seeds import mean_of_searches, recipes_of_seeds
 
@@ -168,7 +168,7 @@ def stop_after_a_checkpoint(recipe: Recipe) -> None:
     from train.search.start import stated_start
     from train.target.outcome import losses_by_target
 
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     with process_group(rank=0, world_size=1):
         start = replace(stated_start(recipe, catalog), seconds=_SECONDS_OF_START)
         write_json(recipe.search_path / "start.json", {"identity": run_identity(recipe, catalog, 1), **asdict(start)})

@@ -16,7 +16,7 @@ from fastmix_data.artefacts import read_json
 from fastmix_data.errors import Interrupted, RecipeError
 from fastmix_data.recipe.file import load_recipe, parse_recipe
 from fastmix_data.recipe.recipe import NUM_TRIALS, Recipe
-from fastmix_data.shards.catalog import Catalog, CatalogInfo, catalog_of_workdir
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, load_catalog
 from train.proxy.engine import process_group
 from train.search.search import search
 from train.search.start import Start, find_start, stated_start, to_the_power
@@ -31,7 +31,7 @@ IDENTITY = {"recipe": "one"}
 def found_start(
     recipe: Recipe, path: Path, *, stop_asked: Callable[[], bool] = lambda: False, identity: dict[str, str] | None = None
 ) -> Start:
-    catalog = catalog_of_workdir(recipe.workdir_path)
+    catalog = load_catalog(recipe.paths.catalog)
     with process_group(rank=0, world_size=1):
         target = Target.of_recipe(recipe, catalog, micro_batch=16)
         return find_start(
@@ -138,7 +138,7 @@ def test_trials_are_made_where_they_can_tell_something(planted_recipe: MakeRecip
 def test_without_trials_a_search_starts_where_the_recipe_says(planted_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(planted_recipe(**COUNTED, trial_fraction=0))
     start = found_start(recipe, tmp_path / "start.json")
-    stated = stated_start(recipe, catalog_of_workdir(recipe.workdir_path))
+    stated = stated_start(recipe, load_catalog(recipe.paths.catalog))
     assert (start.initial, start.prior, start.trial_losses, start.num_tokens) == (stated.initial, stated.prior, {}, 0)
 
 

@@ -19,7 +19,7 @@ from fastmix_data.recipe.file import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.results.mixture import Limit, Mixture
-from fastmix_data.shards.catalog import catalog_of_workdir
+from fastmix_data.shards.catalog import load_catalog
 from train.proxy.engine import process_group
 from train.search.search import search
 from train.target.balance import ReferenceLosses
@@ -41,7 +41,7 @@ def competing(planted_recipe: MakeRecipe, *options: str, name: str = "run", num_
 
 
 def trajectory(recipe: Recipe) -> dict[str, np.ndarray]:
-    table = pq.read_table(recipe.workdir_path / "search" / "trajectory.parquet")
+    table = pq.read_table(recipe.paths.root / "search" / "trajectory.parquet")
     assert b'"targets":["same","other"]' in table.schema.metadata[b"fastmix"]
     return {name: np.array(table[name].to_pylist()) for name in ("weights", "target_weights", "target_losses", "target_loss")}
 
@@ -93,7 +93,7 @@ def test_a_resumed_search_goes_on_with_its_target_weights_and_its_reference(plan
         competing(planted_recipe, LIMIT, name=name, num_steps=60, checkpoint_interval=8) for name in ("whole", "stopped")
     )
     search(whole, quiet=True)
-    directory = stopped.workdir_path / "search"
+    directory = stopped.paths.root / "search"
 
     def stop_after_a_checkpoint() -> None:
         while not (directory / "checkpoints" / "latest.json").exists():
@@ -116,7 +116,7 @@ def test_a_resumed_search_goes_on_with_its_target_weights_and_its_reference(plan
 
 def test_a_reference_run_is_made_once_and_a_stopped_one_leaves_nothing(planted_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = competing(planted_recipe, LIMIT, num_steps=16)
-    catalog, path = catalog_of_workdir(recipe.workdir_path), tmp_path / "reference.json"
+    catalog, path = load_catalog(recipe.paths.catalog), tmp_path / "reference.json"
     target = Target.of_recipe(recipe, catalog, micro_batch=16)
 
     def make(*, recipe_hash: str, stop: bool) -> object:
@@ -138,7 +138,7 @@ def test_a_search_that_ends_early_is_held_against_the_reference_after_as_many_st
     recipe = competing(planted_recipe, LIMIT, "search.stop={tolerance: 0.9}", "search.weights_learning_rate=0.001", **settings)
     mixture = search(recipe, quiet=True).mixture
     assert 16 <= mixture.num_steps < 60
-    saved = read_json(recipe.workdir_path / "search" / "reference.json")
+    saved = read_json(recipe.paths.root / "search" / "reference.json")
     expected = ReferenceLosses(**saved["losses"]).at(mixture.num_steps)
     assert [limit.reference for limit in mixture.limits.values()] == pytest.approx(expected.tolist())
 

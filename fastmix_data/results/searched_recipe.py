@@ -1,0 +1,75 @@
+"""The sections of a recipe that a search went by: saved beside its result, and hashed as its identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fastmix_data.artefacts import hash_of, read_json, write_json
+from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.recipe.emit import Epochs
+from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.target import TargetSection
+from fastmix_data.recipe.training import TrainingSection
+
+
+class SearchedEmit(BaseModel):
+    """What of production bounds the mixture, or the data that the proxy sees."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token_budget: int
+    max_epochs: Epochs | dict[str, Epochs] | None = None
+
+
+class SearchedRecipe(BaseModel):
+    """What decides a search, beside the catalog."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: TargetSection
+    proxy: ProxySection
+    deepspeed: DeepspeedSection
+    training: TrainingSection
+    search: SearchSection
+    emit: SearchedEmit | None = None
+
+    @property
+    def hash(self) -> str:
+        """Identity of all of it."""
+        return hash_of(self.model_dump(mode="json"))
+
+    def changed_keys(self, before: SearchedRecipe) -> list[str]:
+        """Keys whose values differ, as `section.key`."""
+        then, now = before.model_dump(mode="json"), self.model_dump(mode="json")
+        return [
+            f"{section}.{key}"
+            for section in now
+            for key in dict.fromkeys([*_keys(now[section]), *_keys(then[section])])
+            if _keys(then[section]).get(key) != _keys(now[section]).get(key)
+        ]
+
+
+def _keys(section: dict[str, Any] | None) -> dict[str, Any]:
+    return section or {}
+
+
+def save_searched_recipe(path: Path, recipe: SearchedRecipe) -> None:
+    """Write `recipe.json` atomically."""
+    write_json(path, recipe.model_dump(mode="json"))
+
+
+def load_searched_recipe(path: Path) -> SearchedRecipe:
+    """Read `recipe.json`.
+
+    Raises:
+        CorruptArtefactError: it is not one, or one of another version.
+    """
+    try:
+        return SearchedRecipe.model_validate(read_json(path))
+    except ValidationError as error:
+        problem = "not the recipe of a search of this version"
+        raise CorruptArtefactError(path, problem, "delete it and run `fastmix search --replace`") from error

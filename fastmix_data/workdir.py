@@ -1,0 +1,144 @@
+"""Every path of a workdir, said once; nobody else spells one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CATALOG_FILE, MANIFEST_FILE = "catalog.parquet", "manifest.json"
+
+
+class SearchFolder:
+    """What one search leaves, or several of them and their mean.
+
+    Attributes:
+        mixture: the answer; written last.
+        trajectory: the mixture after every update.
+        recipe: the sections that the search went by.
+        start: where it starts, and the trials that decided that.
+        reference: losses of the reference run.
+        checkpoints: folder that a stopped search goes on from.
+        lock: held while a search works here.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        self.root = root
+        self.mixture = root / "mixture.json"
+        self.trajectory = root / "trajectory.parquet"
+        self.recipe = root / "recipe.json"
+        self.start = root / "start.json"
+        self.reference = root / "reference.json"
+        self.checkpoints = root / "checkpoints"
+        self.lock = root / ".lock"
+
+    def of_seed(self, seed: int) -> SearchFolder:
+        """Folder of one of several searches."""
+        return SearchFolder(self.root / f"seed-{seed}")
+
+
+class RunFolder:
+    """A proxy that a comparison trained on a fixed mixture.
+
+    Attributes:
+        proxy: its parameters.
+        record: mixture, seed and cost; written after the parameters, so a run with it is complete.
+        losses: by half, sample size and target, as far as they were asked for.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        self.root = root
+        self.proxy = root / "proxy.pt"
+        self.record = root / "run.json"
+        self.losses = root / "losses.json"
+
+
+class CompareFolder:
+    """What comparisons leave: the result, and proxies and searches by what decides them.
+
+    Attributes:
+        comparison: the result.
+        picture: of the result.
+        lock: held while a comparison works here.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        self.root = root
+        self.comparison = root / "compare.json"
+        self.picture = root / "compare.svg"
+        self.lock = root / ".lock"
+
+    def run(self, identity: str) -> RunFolder:
+        """A proxy."""
+        return RunFolder(self.root / "runs" / identity)
+
+    def found(self, kind: str, identity: str) -> Path:
+        """The mixture that a method found."""
+        return self.root / "found" / f"{kind}-{identity}.json"
+
+    def search(self, identity: str) -> SearchFolder:
+        """A search that is not the workdir's own."""
+        return SearchFolder(self.root / "searches" / identity)
+
+
+class ManifestFolder:
+    """A corpus to ship.
+
+    Attributes:
+        manifest: what was asked for and what came out; written last.
+        parts: a row per range of blocks.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        self.root = root
+        self.manifest = root / MANIFEST_FILE
+        self.parts = root / "parts.parquet"
+
+
+class Workdir:
+    """Everything that a run makes.
+
+    Attributes:
+        catalog: a row per shard; written last by preprocess.
+        tokenizer: the tokenizer of all shards.
+        tokenizer_origin: what the tokenizer was made from.
+        preprocess_recipe: the sections that the shards were made from.
+        preprocess_lock: held while a preprocess run works here.
+        shards, documents, receipts: folders; of the last two, each partition has a file in either.
+        search, compare, manifest: folders of these commands.
+        report: the page about all of it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        self.root = root
+        self.catalog = root / CATALOG_FILE
+        self.tokenizer = root / "tokenizer" / "tokenizer.json"
+        self.tokenizer_origin = root / "tokenizer" / "origin.json"
+        self.preprocess_recipe = root / "preprocess.recipe.json"
+        self.preprocess_lock = root / ".preprocess.lock"
+        self.shards, self.documents, self.receipts = root / "shards", root / "documents", root / "receipts"
+        self.search = SearchFolder(root / "search")
+        self.compare = CompareFolder(root / "compare")
+        self.manifest = ManifestFolder(root / "manifest")
+        self.report = root / "report.html"
+
+    def shard(self, source: str, split: str, partition: int, number: int) -> Path:
+        """A shard; the catalog has this path relative to the workdir."""
+        return self.shards / source / f"{split}-{partition:06d}-{number:05d}.tar"
+
+    def documents_of(self, partition: str) -> Path:
+        """Table of a partition's documents, by the partition's label."""
+        return self.documents / f"{partition}.parquet"
+
+    def receipt_of(self, partition: str) -> Path:
+        """Proof that a partition is done, by its label."""
+        return self.receipts / f"{partition}.json"
+
+
+def workdir_above(path: Path) -> Workdir | None:
+    """The nearest workdir at or above a path: the folder that has a catalog."""
+    start = path.resolve()
+    return next((Workdir(folder) for folder in (start, *start.parents) if (folder / CATALOG_FILE).is_file()), None)
