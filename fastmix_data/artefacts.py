@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FastmixError(f"{path}: no space left on the disk; free some and run the same command again") from error
+            raise FastmixError(path, "no space left on the disk", "free some and run the same command again") from error
         raise
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -50,17 +50,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, busy: str) -> Iterator[None]:
-    """Hold a lock file in an existing folder; the system drops it when the process ends, however it ends.
+def exclusive_lock(path: Path, *, command: str) -> Iterator[None]:
+    """Keep other runs of a command out of a folder, which is made if missing.
 
     Raises:
-        FastmixError: another process holds it; the message is `busy`.
+        FastmixError: another process holds the lock file.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
+        # flock and not the file's existence: the system drops it when the process ends, however it ends.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FastmixError(busy) from error
+            raise FastmixError(
+                path.parent, f"another fastmix {command} works in this workdir", "wait for it, or name another"
+            ) from error
         yield
 
 
@@ -89,7 +93,7 @@ def read_json(path: Path) -> Any:
     try:
         return orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
-        raise CorruptArtefactError(f"{path}: not valid JSON ({error}); delete it and run its command again") from error
+        raise CorruptArtefactError(path, f"not valid JSON ({error})", "delete it and run its command again") from error
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

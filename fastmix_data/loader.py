@@ -156,10 +156,9 @@ class ManifestDataset(IterableDataset[Item]):
         part = self.manifest.parts[number]
         shard = StridedShard(self._root / part.path, self.manifest.layout(part))
         if shard.num_blocks != part.shard_blocks:
-            raise CorruptArtefactError(
-                f"{shard.path}: has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}; restore the shard, or run "
-                "`fastmix preprocess` and `fastmix emit` again"
-            )
+            problem = f"has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}"
+            remedy = "restore the shard, or run `fastmix preprocess` and `fastmix emit` again"
+            raise CorruptArtefactError(shard.path, problem, remedy)
         self._views[number] = shard.sequences(self._length)
         return self._views[number]
 
@@ -188,10 +187,9 @@ class ManifestDataset(IterableDataset[Item]):
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
-                raise MismatchError(
-                    f"{self.manifest.path}: the loader state's {name} is {state.get(name)!r}, here it is {value!r}; resume with what "
-                    "the state was saved with, or start from the beginning"
-                )
+                problem = f"the loader state's {name} is {state.get(name)!r}, here it is {value!r}"
+                remedy = "resume with what the state was saved with, or start from the beginning"
+                raise MismatchError(self.manifest.path, problem, remedy)
         items = int(state.get("worker_items", 0))
         if "worker_items" in state:
             info = get_worker_info()
@@ -203,8 +201,7 @@ class ManifestDataset(IterableDataset[Item]):
             }
             changed = [f"{name} {state.get(name)}, here {value}" for name, value in here.items() if state.get(name) != value]
             if changed:
-                raise MismatchError(
-                    f"{self.manifest.path}: the loader state is that of a DataLoader worker with {'; '.join(changed)}; keep these, or "
-                    "save `state_after(items consumed)`, which resumes anywhere"
-                )
+                problem = f"the loader state is that of a DataLoader worker with {'; '.join(changed)}"
+                remedy = "keep these, or save `state_after(items consumed)`, which resumes anywhere"
+                raise MismatchError(self.manifest.path, problem, remedy)
         self._start, self._worker_items, self._yielded = int(state["position"]), items, items

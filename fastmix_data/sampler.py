@@ -161,10 +161,8 @@ class MixtureSampler:
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
-                raise MismatchError(
-                    f"sampler state: {name} was {state.get(name)!r} and is {value!r} now; resume with the same data and recipe, "
-                    "or start a new search"
-                )
+                problem = f"{name} was {state.get(name)!r} and is {value!r} now"
+                raise MismatchError("sampler state", problem, "resume with the same data and recipe, or start a new search")
         self.step = int(state["step"])
         self.positions_K = np.array(state["positions"], np.int64)
         self._credits_K = np.array(state["credits"], np.float64)

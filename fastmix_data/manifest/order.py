@@ -70,10 +70,9 @@ class ManifestOrder:
             RecipeError: sequence_length does not divide block_tokens.
         """
         if sequence_length < 1 or manifest.block_tokens % sequence_length:
-            raise RecipeError(
-                f"{manifest.path}: sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}; "
-                f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
-            )
+            problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
+            remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
+            raise RecipeError(manifest.path, problem, remedy)
         self._length = sequence_length
         self._per_block = manifest.block_tokens // sequence_length
         self._seed = manifest.seed if seed is None else seed

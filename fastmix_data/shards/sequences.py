@@ -92,8 +92,9 @@ class SequenceReader:
             if len(self._rows) == shard_of_source[-1]:
                 which = f"{half} half of the {split} split" if half else f"{split} split"
                 raise InputError(
-                    f"source {source}: its {which} is smaller than one sequence of {sequence_length} tokens; give it more text"
-                    + (", or raise shards.valid_fraction" if split == "valid" else ", or remove it")
+                    f"source {source}",
+                    f"its {which} is smaller than one sequence of {sequence_length} tokens",
+                    f"give it more text, or {'raise shards.valid_fraction' if split == 'valid' else 'remove it'}",
                 )
         self._first_S = np.array(firsts, np.int64)
         self._end_S = np.cumsum(counts)  # shards of all sources on one line of sequence numbers

@@ -218,12 +218,11 @@ class StridedShard:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (FileNotFoundError, ValueError) as error:
-            raise CorruptArtefactError(f"{path}: the shard is missing or empty; run `fastmix preprocess` again") from error
+            raise CorruptArtefactError(path, "the shard is missing or empty", "run `fastmix preprocess` again") from error
         self.num_blocks, rest = divmod(len(self._map) - _END, layout.stride)
         if rest or self.num_blocks < 1 or not self._begins_as_expected():
-            raise CorruptArtefactError(
-                f"{path}: not a shard of {layout.block_tokens}-token blocks of {layout.dtype}; `fastmix verify` tells which are"
-            )
+            problem = f"not a shard of {layout.block_tokens}-token blocks of {layout.dtype}"
+            raise CorruptArtefactError(path, problem, "`fastmix verify` tells which are")
         views = [_strided_view(self._map, layout, member, self.num_blocks) for member in layout.members]
         self.tokens_NT: Tokens = views[0]
         self.loss_mask_NT: Mask | None = views[1].view(np.uint8) if layout.has_mask else None
@@ -251,7 +250,7 @@ class StridedShard:
         except FileNotFoundError:
             raise
         except (tarfile.TarError, ValueError, OSError, AssertionError, IndexError) as error:
-            raise CorruptArtefactError(f"{path}: not a strided shard ({error})") from error
+            raise CorruptArtefactError(path, f"not a strided shard ({error})", "give one that fastmix wrote") from error
         return cls(path, layout)
 
     def sequences(self, length: int) -> tuple[Tokens, Mask | None]:

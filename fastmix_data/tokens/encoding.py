@@ -41,7 +41,7 @@ class Encoder:
         try:
             self._fast = fastokens.Tokenizer.from_file(str(path))
         except (ValueError, RuntimeError, OSError, TypeError) as error:
-            raise FastmixError(f"{path}: fastokens cannot read this tokenizer ({error})") from error
+            raise FastmixError(path, f"fastokens cannot read this tokenizer ({error})") from error
         self._fast.no_truncation()
         self._fast.no_padding()
 
