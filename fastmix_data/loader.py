@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fastmix_data.arrays import Int64s, Tokens
-from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.arrays import Int64s, Mask, Tokens
+from fastmix_data.errors import MismatchError
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.order import Located, ManifestOrder
-from fastmix_data.shards.strided import StridedShard
 
 IGNORED_LABEL = -100
 _PLANNED_SEQUENCES = 4096
 _PLANNED_NUMBERS = 1 << 26
 Item = dict[str, torch.Tensor]
-_View = tuple[Tokens, npt.NDArray[np.uint8] | None]
+_View = tuple[Tokens, Mask | None]
 
 
 class ManifestDataset(IterableDataset[Item]):
@@ -153,12 +151,7 @@ class ManifestDataset(IterableDataset[Item]):
 
     def _open(self, number: int) -> _View:
         """Views of the shard of a part, shape (num_blocks, sequences per block, L + 1)."""
-        part = self.manifest.parts[number]
-        shard = StridedShard(self._root / part.path, self.manifest.layout(part))
-        if shard.num_blocks != part.shard_blocks:
-            problem = f"has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}"
-            remedy = "restore the shard, or run `fastmix preprocess` and `fastmix emit` again"
-            raise CorruptArtefactError(shard.path, problem, remedy)
+        shard = self.manifest.open(self.manifest.parts[number], root=self._root)
         self._views[number] = shard.sequences(self._length)
         return self._views[number]
 

@@ -39,9 +39,7 @@ def check_emit(catalog: Catalog, emit: EmitSection) -> Int64s:
     return supply.caps_K
 
 
-def emit_manifest(
-    catalog: Catalog, mixture: Mixture, *, emit: EmitSection, directory: Path, replace: bool = False
-) -> Manifest:
+def emit_manifest(catalog: Catalog, mixture: Mixture, *, emit: EmitSection, directory: Path, replace: bool = False) -> Manifest:
     """Write `manifest.json` and `parts.parquet`, or find them complete.
 
     Args:
@@ -131,7 +129,10 @@ def _plan(request: _Request) -> Manifest:
         eos_id=info.eos_id,
         tokenizer_sha256=info.tokenizer_sha256,
         seed=emit.seed,
-        **request.identity,
+        catalog_hash=request.identity["catalog_hash"],
+        mixture_hash=request.identity["mixture_hash"],
+        recipe_hash=request.identity["recipe_hash"],
+        root=request.identity["root"],
         sources=tuple(
             ManifestSource(
                 name=name,

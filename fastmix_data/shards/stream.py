@@ -10,6 +10,7 @@ import numpy as np
 from fastmix_data.arrays import Int64s, Mask, Tokens
 from fastmix_data.shards.catalog import ShardRow
 from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ShardNames:
 
     def path(self, shard: int) -> str:
         """Path of a shard, as the catalog has it."""
-        return f"shards/{self.source}/{self.split}-{self.partition:06d}-{shard:05d}.tar"
+        return Workdir(self.root).shard(self.source, self.split, self.partition, shard).relative_to(self.root).as_posix()
 
     def key_prefix(self, shard: int) -> str:
         """What the keys of a shard's samples start with."""

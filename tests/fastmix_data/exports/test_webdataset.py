@@ -10,7 +10,8 @@ import webdataset as wds
 from fastmix_data.artefacts import read_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.exports.webdataset import Files, export_webdataset
-from fastmix_data.manifest.manifest import Manifest, emit_manifest
+from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
