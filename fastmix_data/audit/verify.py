@@ -87,7 +87,7 @@ def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
     except CorruptArtefactError as error:
         return VerifyReport(str(path), "file", problems=[error])
     report = VerifyReport(str(path), kind)
-    shards: dict[Path, _Expected] = {}
+    shards: dict[str, _Expected] = {}
     if kind == "shard":
         _verify_shard(path, report, shards)
     elif kind == "catalog":
@@ -135,13 +135,13 @@ def _check_file(advance: Advance) -> Callable[[_Expected], str]:
     return check
 
 
-def _verify_shard(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> None:
+def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:
     """Walk through the tar; its hash too if a catalog above knows the shard."""
     try:
         known = catalog_row_of(path)
         if known is not None:
             catalog, row = known
-            shards[path.resolve()] = _Expected(path, row.bytes, row.sha256)
+            shards[str(path.resolve())] = _Expected(path, row.bytes, row.sha256)
             _verify_row(row, catalog.layout(row), report)
             report.checked.append(f"the row in {Workdir(catalog.root).catalog}")
         shard = StridedShard.detect(path)
@@ -163,7 +163,7 @@ def _verify_shard(path: Path, report: VerifyReport, shards: dict[Path, _Expected
         report.add(path, f"{repeated[0]} occurs more than once", _RESTORE)
 
 
-def _verify_catalog(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> Catalog | None:
+def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> Catalog | None:
     try:
         catalog = load_catalog(path)
     except CorruptArtefactError as error:
@@ -176,7 +176,7 @@ def _verify_catalog(path: Path, report: VerifyReport, shards: dict[Path, _Expect
     root = catalog.root.resolve()
     for row in catalog.rows:
         _verify_row(row, catalog.layout(row), report)
-        shards[root / row.path] = _Expected(catalog.root / row.path, row.bytes, row.sha256)
+        shards[f"{root}/{row.path}"] = _Expected(catalog.root / row.path, row.bytes, row.sha256)
     known = {*catalog.sources, *catalog.targets_from_files}
     for name in sorted({row.source for row in catalog.rows} - known):
         report.add(path, f"has shards of {name}, which is neither a source nor a target", _PREPROCESS)
@@ -250,7 +250,7 @@ def _verify_mixture(path: Path, report: VerifyReport, catalog: Catalog | None) -
         report.add(trajectory, "is not the trajectory that the mixture was averaged from", _SEARCH)
 
 
-def _verify_manifest(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> None:
+def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:
     report.checked.append("manifest")
     try:
         manifest = load_manifest(path)
@@ -260,8 +260,10 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[Path, _Expec
     root = manifest.root_path.resolve()
     totals: Counter[str] = Counter()
     for part in manifest.parts:
-        known = shards.setdefault(root / part.path, _Expected(manifest.root_path / part.path, part.bytes, part.sha256))
-        if known.sha256 != part.sha256:
+        identity = f"{root}/{part.path}"
+        if identity not in shards:
+            shards[identity] = _Expected(manifest.root_path / part.path, part.bytes, part.sha256)
+        elif shards[identity].sha256 != part.sha256:
             report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", _EMIT)
         _verify_part(part, manifest, report)
         totals[part.source] += part.num_tokens * part.repeats

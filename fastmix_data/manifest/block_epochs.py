@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import ShardRow
 
@@ -94,13 +96,15 @@ class SourceBlocks:
         """Regular blocks in proportion to the shards' sizes, by systematic sampling: within one block of the exact share."""
         if not num_blocks:
             return
+        # One phase for all shards: the count of a shard is a difference of two floors, so the counts of any run of shards sum to its
+        # exact share to within one block, and all of them to `num_blocks`. Rounding each shard alone would let the errors add up.
         phase = int(derive_keys(seed, _PHASE_STREAM, self._index)[0]) % self._num_regular
+        offset_keys = derive_keys(seed, _OFFSET_STREAM, self._index, np.arange(len(self._rows))).tolist()
         before = taken_before = 0
-        for shard, row in enumerate(self._rows):
-            before += self._regular[shard]
+        for row, regular, offset_key in zip(self._rows, self._regular, offset_keys, strict=True):
+            before += regular
             taken = (num_blocks * before + phase) // self._num_regular
             count, taken_before = taken - taken_before, taken
             if count:
-                slack = self._regular[shard] - count
-                start = int(derive_keys(seed, _OFFSET_STREAM, self._index, shard)[0]) % (slack + 1)
+                start = offset_key % (regular - count + 1)  # a random run of neighbours: always the first would never ship the others
                 yield BlockRange(row, start, start + count, 1, True)

@@ -14,13 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
-from fastmix_data.shards.strided import ShardLayout, StridedShard
+from fastmix_data.shards.strided import ShardLayout, StridedShard, shard_layout
 from fastmix_data.workdir import ManifestFolder
 
 SCHEMA_VERSION = 1
@@ -122,7 +121,7 @@ class Manifest:
 
     def layout(self, part: Part) -> ShardLayout:
         """How the samples of a part's shard lie in its file."""
-        return ShardLayout(self.block_tokens, np.dtype(part.dtype), part.has_mask)
+        return shard_layout(self.block_tokens, part.dtype, part.has_mask)
 
     def open(self, part: Part, *, root: Path) -> StridedShard:
         """Map the shard that a part is a range of.

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fastmix_data.artefacts import hash_of, write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.shards.strided import ShardLayout, StridedShard
+from fastmix_data.shards.strided import ShardLayout, StridedShard, shard_layout
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "valid"]
@@ -112,7 +112,7 @@ class Catalog:
 
     def layout(self, row: ShardRow) -> ShardLayout:
         """How a shard's samples lie in its file."""
-        return ShardLayout(self.info.block_tokens, np.dtype(row.dtype), row.has_mask)
+        return shard_layout(self.info.block_tokens, row.dtype, row.has_mask)
 
     def open(self, row: ShardRow) -> StridedShard:
         """Map a shard; see `StridedShard` for what it raises."""

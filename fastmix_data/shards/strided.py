@@ -13,7 +13,7 @@ import io
 import mmap
 import tarfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,6 +95,12 @@ class ShardLayout:
     def max_blocks(self, max_shard_bytes: int) -> int:
         """Blocks of the largest shard within `max_shard_bytes`; at least one."""
         return max(1, (max_shard_bytes - _END) // self.stride)
+
+
+@cache
+def shard_layout(block_tokens: int, dtype: str, has_mask: bool) -> ShardLayout:
+    """The layout that a row of a catalog or manifest speaks of. Kept: rows are 100,000, layouts two or three, and making one is slow."""
+    return ShardLayout(block_tokens, np.dtype(dtype), has_mask)
 
 
 @dataclass(frozen=True)
