@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 
-def text_table(rows: Sequence[Sequence[str]], *, align: str = "<>") -> str:
+def aligned(rows: Sequence[Sequence[str]], *, flush_left: Container[int] = (0,)) -> str:
     """Rows of cells as lines, columns two blanks apart; headings are a row like any other.
 
     Args:
-        align: "<" or ">" for each column, to the left or to the right; the last one goes for the columns after it too.
+        flush_left: numbers of the columns that are aligned to the left, the others are to the right.
 
-    >>> print(text_table([["source", "tokens"], ["a", "12"]]))
+    >>> print(aligned([("source", "tokens"), ("web", "1.2M"), ("code", "900")]))
     source  tokens
-    a           12
+    web       1.2M
+    code       900
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = align + align[-1] * len(widths)
-    lines = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=False)) for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in flush_left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
     return "\n".join(line.rstrip() for line in lines)

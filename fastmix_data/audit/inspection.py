@@ -12,7 +12,7 @@ from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.documents import documents_of_block
 from fastmix_data.shards.strided import StridedShard
-from fastmix_data.text_table import text_table
+from fastmix_data.text_table import aligned
 from fastmix_data.tokens.tokenizer import load_tokenizer
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir, workdir_above
@@ -206,7 +206,7 @@ def _format_catalog(content: dict[str, Any]) -> str:
         [
             f"{content['path']}: {format_count(content['num_train_tokens'])} training tokens of {len(content['sources'])} sources, "
             f"blocks of {content['block_tokens']}, vocabulary of {content['vocab_size']}",
-            text_table([["source", "split", "tokens", "share", "documents", "shards", "bytes"], *rows]),
+            aligned([["source", "split", "tokens", "share", "documents", "shards", "bytes"], *rows]),
         ]
     )
 
@@ -224,7 +224,7 @@ def _format_mixture(content: dict[str, Any]) -> str:
         head += (
             f", {format_count(searched['num_tokens'])} tokens in {searched['seconds']:.0f} s, {searched['num_updates']} updates"
         )
-    return f"{head}\n{text_table([['source', 'weight', '90% interval', ''], *rows])}"
+    return f"{head}\n{aligned([['source', 'weight', '90% interval', ''], *rows])}"
 
 
 def _bar(low: float, weight: float, high: float, *, scale: float) -> str:
@@ -251,6 +251,6 @@ def _format_manifest(content: dict[str, Any]) -> str:
         [
             f"{content['path']}: {content['num_tokens']} tokens for a budget of {content['token_budget']}, {content['num_parts']} parts of "
             f"{content['num_shards']} shards under {content['root']}",
-            text_table([["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], *rows]),
+            aligned([["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], *rows]),
         ]
     )
