@@ -106,5 +106,7 @@ class SourceBlocks:
             taken = (num_blocks * before + phase) // self._num_regular
             count, taken_before = taken - taken_before, taken
             if count:
-                start = offset_key % (regular - count + 1)  # a random run of neighbours: always the first would never ship the others
+                start = offset_key % (
+                    regular - count + 1
+                )  # a random run of neighbours: always the first would never ship the others
                 yield BlockRange(row, start, start + count, 1, True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmix_data.artefacts import write_json
-from fastmix_data.manifest.manifest import emit_manifest
+from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.results.mixture import Mixture, save_mixture
