@@ -31,12 +31,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         FastmixError: the disk is full; names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the process in its name: two that write the same file each finish their own, and the later one stays.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        # Renamed after its bytes are on disk, else a crash could leave the final name on an empty file; then the name itself is synced.
         partial.replace(path)
         fsync_directory(path.parent)
     except OSError as error:

@@ -108,6 +108,7 @@ class ManifestDataset(IterableDataset[Item]):
         worker, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
         first = self._worker_items
         self._yielded = first
+        # Item i is made by worker i mod n, and a DataLoader asks its workers in turn: that gives back the order of no workers.
         items = range(worker + first * num_workers, self.num_items(), num_workers)
         # Planning takes K numbers for each window up to the last position, and of many ranks each needs few positions of a window.
         planned = min(_PLANNED_SEQUENCES, _PLANNED_NUMBERS // (self._world * num_workers * len(self.manifest.sources)))
@@ -123,6 +124,7 @@ class ManifestDataset(IterableDataset[Item]):
 
     def _positions(self, item: int) -> Int64s:
         """Positions in the global order of one of this rank's items, shape (B,)."""
+        # Interleaved, not in runs: a step of all ranks is one run of the global order, so it does not depend on their number.
         first = self._start + item * self._batch * self._world + self._rank
         stop = min(first + self._batch * self._world, self.num_sequences)
         return np.arange(first, stop, self._world)
@@ -140,13 +142,14 @@ class ManifestDataset(IterableDataset[Item]):
                 hidden.append((row, np.arange(self._length) >= num_labels))
             if mask is not None:
                 hidden.append((row, mask[block, within, 1:] == 0))
+        # Tokens are unsigned on disk: -100 fits in only after they are widened.
         labels_BT = tokens_BS[:, 1:].astype(np.int64)
         for row, without_loss_T in hidden:
             labels_BT[row][without_loss_T] = IGNORED_LABEL
         return {
             "tokens": torch.from_numpy(tokens_BS[:, :-1].astype(np.int64)),
             "labels": torch.from_numpy(labels_BT),
-            "source": torch.from_numpy(located.source_N[start:stop].copy()),
+            "source": torch.from_numpy(located.source_N[start:stop].copy()),  # a view would keep the whole plan alive
         }
 
     def _open(self, number: int) -> _View:

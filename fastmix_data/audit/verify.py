@@ -26,7 +26,7 @@ from fastmix_data.shards.strided import ShardLayout, StridedShard
 from fastmix_data.units import format_count
 from fastmix_data.workdir import SearchFolder, Workdir
 
-_THREADS = 4
+_THREADS = 4  # hashing lets go of the interpreter's lock; a disk is busy with that many
 _RESTORE = "restore it from a copy, or delete it and run `fastmix preprocess` again"
 _PREPROCESS = "run `fastmix preprocess --replace`"
 _SEARCH = "run `fastmix search --replace`"
@@ -159,6 +159,7 @@ def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, _Expected]
     if names != expected:
         wrong = next((n for n, (a, b) in enumerate(zip(names, expected, strict=False)) if a != b), min(len(names), len(expected)))
         report.add(path, f"member {wrong} of {len(expected)} is not where its stride puts it", _RESTORE)
+    # Of a tar alone nothing is recorded but what follows from its layout: names in order, none twice.
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         report.add(path, f"{repeated[0]} occurs more than once", _RESTORE)
 
@@ -195,6 +196,7 @@ def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, _Expecte
 
 
 def _verify_row(row: ShardRow, layout: ShardLayout, report: VerifyReport) -> None:
+    # Blocks are full but for the last, which holds at least one token.
     most = row.num_blocks * layout.block_tokens
     counts_fit = (
         most - layout.block_tokens < row.num_tokens <= most and 0 <= row.num_loss_tokens <= row.num_labels <= row.num_tokens
@@ -261,6 +263,7 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expect
     totals: Counter[str] = Counter()
     for part in manifest.parts:
         identity = f"{root}/{part.path}"
+        # A shard of several parts, or of the catalog too, is hashed once.
         if identity not in shards:
             shards[identity] = _Expected(manifest.root_path / part.path, part.bytes, part.sha256)
         elif shards[identity].sha256 != part.sha256:

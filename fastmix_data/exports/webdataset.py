@@ -84,7 +84,7 @@ def export_webdataset(
     index_path = directory / INDEX
     if index_path.exists() and not replace:
         return _check_same(read_json(index_path), made_from, directory)
-    index_path.unlink(missing_ok=True)
+    index_path.unlink(missing_ok=True)  # written last: without it, what is here is not taken for an export
     paths: list[Path] = []
     with progress("export", total=sum(part.num_tokens for part in manifest.parts), quiet=quiet) as advance:
         for part in manifest.parts:
@@ -141,6 +141,8 @@ def _bring(source: Path, target: Path, *, files: Files) -> Path:
 
 def _spread(manifest: Manifest) -> list[int]:
     """Numbers of parts, each `repeats` times, at evenly spaced moments of the run with a random phase."""
+    # A reader without a shuffle buffer over the whole list sees it in this order. Occurrence i of r lies at a random moment within the
+    # i-th of r equal stretches of the run: repeats stay apart, and every stretch has each part's share.
     repeats_P = np.array([part.repeats for part in manifest.parts])
     part_N = np.repeat(np.arange(len(repeats_P)), repeats_P)
     occurrence_N = np.concatenate([np.arange(count) for count in repeats_P])

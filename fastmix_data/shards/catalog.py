@@ -92,6 +92,7 @@ class Catalog:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every shard's identity and of what they share; bound into sampler state, mixture and manifest."""
+        # Recipe and inputs are left out: shards of the same bytes are the same data, whatever way they came about.
         shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
         return hash_of([shared, [(row.source, row.split, row.path, row.sha256) for row in self.rows]])
 

@@ -35,6 +35,7 @@ def documents_of_block(catalog: Catalog, row: ShardRow, *, block: int) -> list[d
     start_S = np.concatenate([[0], np.cumsum([other.num_tokens for other in shards])])
     number = shards.index(row)
     begin = int(start_S[number]) + block * catalog.info.block_tokens
+    # A short block ends before its stride does; what follows is the next shard's.
     end = min(begin + catalog.info.block_tokens, int(start_S[number + 1]))
     found: list[dict[str, Any]] = []
     # The first document of the block may have begun any number of shards before.

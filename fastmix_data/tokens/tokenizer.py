@@ -78,6 +78,7 @@ def describe_tokenizer(path: Path, *, eos_token: str | None = None) -> Tokenizer
     name = find_eos_token(tokenizer, eos_token, path=path)
     eos_id = tokenizer.token_to_id(name)
     assert eos_id is not None
+    # Not the number of tokens: ids of a vocabulary may have holes, and a model's embedding is indexed by id.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return TokenizerInfo(path, vocab_size, name, eos_id, hashlib.sha256(content).hexdigest())
 
@@ -104,6 +105,7 @@ def find_eos_token(tokenizer: Tokenizer, asked: str | None, *, path: Path) -> st
 
 def byte_tokenizer() -> str:
     """JSON of a tokenizer with one token per byte, and the end-of-text token: 257 in all."""
+    # The library gives it in another order in every process.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: number for number, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
