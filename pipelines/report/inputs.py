@@ -185,10 +185,10 @@ def _read_recipe(path: Path) -> tuple[SearchedRecipe | None, tuple[str, ...]]:
     """The recipe of the search, or a remark that it is left out."""
     try:
         return _if_there(path, load_searched_recipe), ()
-    except CorruptArtefactError as error:
+    except CorruptArtefactError:
         # The answer is in the mixture; the recipe only explains it, so a page without it is better than none.
         remark = (
-            f"The search's {path.name} is left out, with its settings, groups and bounds ({error.what}); "
-            "`fastmix search --replace` writes both anew."
+            f"The settings of the search and its groups with their bounds are left out: {path.name} is not the recipe of a search of this "
+            "version; run `fastmix search --replace`."
         )
         return None, (remark,)

@@ -23,7 +23,7 @@ def comparison_plot(methods: Sequence[MethodFigures]) -> Canvas:
     plot = Frame(canvas, left=name_room(method.name for method in methods), right=190, top=46, bottom=44)
     # Differences, for seeds move all methods' losses together by more than the methods differ.
     paired = any(method.difference is not None for method in methods)
-    values = [value for method in methods for value in _extent(method, paired)] + ([0.0] if paired else [])
+    values = [value for method in methods for value in _drawn_values(method, paired)] + ([0.0] if paired else [])
     margin = 0.06 * ((max(values) - min(values)) or 0.1)
     x = Scale(min(values) - margin, max(values) + margin, plot.left, plot.right)
     label = "target loss less that of uniform, nats per token; left is better" if paired else "target loss, nats per token"
@@ -37,7 +37,7 @@ def comparison_plot(methods: Sequence[MethodFigures]) -> Canvas:
     return canvas
 
 
-def _extent(method: MethodFigures, paired: bool) -> list[float]:
+def _drawn_values(method: MethodFigures, paired: bool) -> list[float]:
     if not paired:
         return [method.mean_loss]
     return [*method.differences, *(method.interval or ())]
