@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from fastmix_data.errors import FastmixError, Interrupted
+from fastmix_data.errors import FastmixError, Interrupted, RecipeError
 from pipelines.console import Console, mixture_notes, mixture_table
 
 RecipePath = click.argument("recipe_path", metavar="RECIPE", type=click.Path(path_type=Path))
@@ -24,10 +25,10 @@ NumSearches = click.option(
     "--seeds",
     "num_seeds",
     type=click.IntRange(1),
-    help="Searches to average, with search.seed and the numbers after it; 1 unless more are finished.",
+    help="Searches to average, with training.seed and the numbers after it; 1 unless more are finished.",
 )
 Overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as search.seed=1."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as training.seed=1."
 )
 
 
@@ -51,10 +52,11 @@ def _command(work: Callable[..., None]) -> Callable[..., None]:
 
 def _fail(console: Console, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
-        error = Interrupted("interrupted; what is finished is kept, and the same command goes on from there")
+        error = Interrupted("", "interrupted", "what is finished is kept, and the same command goes on from there")
     kind = "stopped" if isinstance(error, Interrupted) else "error"
     text = " ".join(str(error).split()) or type(error).__name__
-    print(f"{kind}: {text}", file=sys.stderr)
+    if not console.is_muted:
+        print(f"{kind}: {text}", file=sys.stderr)
     if console.as_json:
         console.result({kind: text})
     sys.exit(2)
@@ -124,8 +126,9 @@ def demo(
 
     recipe_path = write_sample_corpus(directory)
     console.say(f"wrote a corpus and {recipe_path}")
+    recipe = load_recipe(recipe_path, overrides)
     result = flow.run(
-        load_recipe(recipe_path, overrides),
+        recipe,
         num_workers=num_workers,
         scheduler=None,
         num_ranks=num_ranks,
@@ -133,17 +136,17 @@ def demo(
         quiet=console.as_json,
         say=console.say,
     )
-    report_pictures(result.catalog.root, directory / "pictures")
+    report_pictures(recipe.paths, directory / "pictures")
     _show_run(result, console)
 
 
 def _show_run(result: Any, console: Console) -> None:
     mixture, manifest = result.mixture, result.manifest
     epochs = {source.name: source.epochs for source in manifest.sources}
-    loss = mixture.target_loss
+    loss = mixture.target.loss
     text = "\n".join(
         [
-            f"\nmixture, learned in {mixture.search_seconds:.0f} s from {mixture.search_tokens:,} proxy tokens "
+            f"\nmixture, learned in {mixture.search.seconds:.0f} s from {mixture.search.num_tokens:,} proxy tokens "
             "(times each source is read at the end):",
             mixture_table(mixture, epochs),
             *mixture_notes(mixture),
@@ -180,13 +183,14 @@ def preprocess(
     """Tokenize the sources into shards and a catalog."""
     from fastmix_data.audit.inspection import format_inspection, inspect
     from fastmix_data.recipe.file import load_recipe
+    from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess as work
 
     recipe = load_recipe(recipe_path, overrides)
-    result = work(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=console.as_json)
+    result = work(plan_preprocess(recipe), num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=console.as_json)
     for text in (*result.warnings, result.message):
         console.say(text)
-    contents = inspect(recipe.paths.root / "catalog.parquet")
+    contents = inspect(recipe.paths.catalog)
     console.result({"did_work": result.did_work, "warnings": list(result.warnings), **contents}, format_inspection(contents))
 
 
@@ -196,23 +200,52 @@ def preprocess(
 @NumRanks
 @NumSearches
 @Replace
+@click.option(
+    "--local_rank", type=int, hidden=True, help="Given by the deepspeed launcher, which says it in the environment too."
+)
 @_command
 def search(
-    recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, num_seeds: int | None, replace: bool, console: Console
+    recipe_path: Path,
+    overrides: tuple[str, ...],
+    num_ranks: int,
+    num_seeds: int | None,
+    replace: bool,
+    local_rank: int | None,
+    console: Console,
 ) -> None:
     """Learn the mixture while one proxy trains.
 
-    On several nodes, start `python -m train.search.search RECIPE` with torchrun or the deepspeed launcher instead.
+    On several nodes, start it on each with a launcher: `torchrun --nnodes ... -m train.search RECIPE`, or
+    `deepspeed --module train.search RECIPE`. Either takes the options of this command.
     """
     from fastmix_data.recipe.file import load_recipe
+    from train.proxy.engine import prepare_environment
+    from train.proxy.launch import launched_rank
+    from train.search.plan import plan_search
     from train.search.search import search as work
 
-    recipe = load_recipe(recipe_path, overrides)
-    result = work(recipe, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=console.as_json)
+    del local_rank
+    launched = launched_rank()
+    if launched is not None:
+        prepare_environment()
+        console.mute(launched.rank > 0)  # what all ranks have to say, the first one says
+        if num_ranks > 1:
+            raise RecipeError(
+                f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"
+            )
+    plan = plan_search(load_recipe(recipe_path, overrides))
+    quiet = console.as_json or console.is_muted
+    result = work(plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=quiet)
     for text in (*result.warnings, result.message):
         console.say(text)
     mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
     console.result({**contents, **mixture.model_dump()}, "\n".join([mixture_table(mixture), *mixture_notes(mixture)]))
+    if launched is not None and launched.world_size > 1:
+        # The result is on disk and all ranks have met. Taking gloo's connections down while peers leave too has aborted a rank
+        # on a busy machine, which a launcher reports as a failed run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @main.command()
@@ -250,11 +283,12 @@ def compare(
     from pipelines.compare.run import Workers
     from pipelines.compare.run import compare as work
     from pipelines.compare.table import comparison_table
+    from train.search.plan import plan_search
 
-    workers = Workers(num_workers, scheduler, quiet=console.as_json)
-    result = work(load_recipe(recipe_path, overrides), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
+    workers, plan = Workers(num_workers, scheduler, quiet=console.as_json), plan_search(load_recipe(recipe_path, overrides))
+    result = work(plan, methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
     console.say(result.message)
-    console.result({"did_work": result.did_work, **result.content}, comparison_table(result.path))
+    console.result({"did_work": result.did_work, **result.comparison.model_dump()}, comparison_table(result.comparison))
 
 
 @main.command()
@@ -343,7 +377,7 @@ def report(recipe_path: Path, overrides: tuple[str, ...], output: Path | None, c
     from fastmix_data.recipe.file import load_recipe
     from pipelines.report.page import write_report
 
-    written = write_report(load_recipe(recipe_path, overrides).workdir_path, output)
+    written = write_report(load_recipe(recipe_path, overrides).paths, output)
     console.result({"report": str(written)}, f"wrote {written}")
 
 
@@ -379,3 +413,7 @@ def init(directory: Path, output: Path | None, force: bool, console: Console) ->
 
     written = write_recipe(directory, output=output, force=force)
     console.result({"recipe": str(written)}, f"wrote {written}; look it over, then: fastmix run {written}")
+
+
+if __name__ == "__main__":  # `python -m train.search` becomes this
+    main(prog_name="fastmix")

@@ -23,7 +23,7 @@ from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_jso
 from fastmix_data.errors import CorruptArtefactError, InfeasibleBudgetError, InputError, MismatchError
 from fastmix_data.manifest.allocation import allocate_tokens, check_budget, token_caps
 from fastmix_data.manifest.block_epochs import BlockRange, SourceBlocks
-from fastmix_data.recipe.recipe import EmitSection
+from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.strided import ShardLayout
