@@ -23,15 +23,21 @@ class Console:
 
     def __init__(self, *, as_json: bool) -> None:
         """Choose JSON or text."""
-        self.as_json = as_json
+        self.as_json, self.is_muted = as_json, False
+
+    def mute(self, muted: bool) -> None:
+        """Print nothing from now on, as the ranks do whose first one speaks for all."""
+        self.is_muted = muted
 
     def say(self, message: str) -> None:
         """Show a line about the work."""
-        if not self.as_json:
+        if not self.as_json and not self.is_muted:
             print(message, file=sys.stderr, flush=True)
 
     def result(self, content: Mapping[str, Any], text: str = "") -> None:
         """Show the outcome: `content` as JSON, or `text`."""
+        if self.is_muted:
+            return
         if self.as_json:
             import orjson
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
 
-from fastmix_data.results.comparison import REFERENCE, Comparison
+from fastmix_data.results.comparison import REFERENCE, Comparison, load_comparison
 from fastmix_data.units import format_count
+from fastmix_data.workdir import CompareFolder
 from pipelines.console import aligned
 from pipelines.report.format import duration, power_of_ten
 from pipelines.report.method_figures import MethodFigures, method_figures
@@ -39,9 +39,13 @@ def comparison_table(comparison: Comparison) -> str:
     return f"{aligned(rows)}\n{_NOTE}"
 
 
-def draw_comparison(comparison: Comparison, picture: Path) -> None:
-    """Write a comparison as an SVG file."""
-    comparison_plot(method_figures(comparison)).save(picture)
+def draw_comparison(folder: CompareFolder) -> None:
+    """Write the picture of a folder's comparison beside it.
+
+    Raises:
+        CorruptArtefactError: it is not one.
+    """
+    comparison_plot(method_figures(load_comparison(folder.comparison))).save(folder.picture)
 
 
 def _cells(method: MethodFigures, rank: float) -> tuple[str, ...]:

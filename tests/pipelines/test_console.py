@@ -1,9 +1,24 @@
+"""What the terminal shows: columns under their titles, notes, and nothing from a console that is muted."""
+
 from __future__ import annotations
 
+import pytest
+
 from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord
-from pipelines.console import mixture_notes, mixture_table
+from pipelines.console import Console, mixture_notes, mixture_table
 
 WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_muted_console_prints_nothing(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(as_json=as_json)
+    console.result({"answer": 1}, "answer: 1")
+    assert capsys.readouterr().out == ('{\n  "answer": 1\n}\n' if as_json else "answer: 1\n")
+    console.mute(True)
+    console.say("working")
+    console.result({"answer": 1}, "answer: 1")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_given_weights_make_a_table_from_large_to_small() -> None:

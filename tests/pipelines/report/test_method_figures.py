@@ -14,7 +14,7 @@ from fastmix_data.artefacts import write_json
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
 from fastmix_data.results.mixture import load_mixture
-from pipelines.compare.table import comparison_table
+from pipelines.compare.table import comparison_table, draw_comparison
 from pipelines.report.method_figures import mean_interval, method_figures
 from pipelines.report.page import report_pictures, write_report
 
@@ -63,7 +63,9 @@ def test_the_page_has_a_table_and_a_plot_of_them(tmp_path: Path, losses: dict[st
     page = html.unescape(write_report(workdir).read_text())
     assert "Compared with other methods" in page and "1.20 M" in page and "2.5 × 10¹⁵" in page and "1 min 15 s" in page
     assert all(f"<td>{name}</td>" in page for name in losses)
-    assert "compare.svg" in {path.name for path in report_pictures(workdir, tmp_path / "pictures")}
+    draw_comparison(workdir.compare)
+    (picture,) = (path for path in report_pictures(workdir, tmp_path / "pictures") if path.name == "compare.svg")
+    assert workdir.compare.picture.read_bytes() == picture.read_bytes()
 
 
 def test_a_comparison_of_other_data_or_another_recipe_is_called_out(tmp_path: Path) -> None:
