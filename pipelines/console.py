@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fastmix_data.messages import joined
 
 if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
+    from pathlib import Path
+
+    from fastmix_data.manifest.manifest import Manifest
     from fastmix_data.results.mixture import Mixture
 
 _BAR_WIDTH = 24
@@ -21,22 +24,31 @@ class Console:
     Messages go to stderr and the result to stdout, so that `--json` output can be piped.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
-        """Choose JSON or text."""
-        self.as_json, self.is_muted = as_json, False
+    def __init__(self, *, as_json: bool, is_muted: bool = False) -> None:
+        """Choose JSON or text; a muted one prints nothing."""
+        self.as_json, self._is_muted = as_json, is_muted
 
-    def mute(self, muted: bool) -> None:
-        """Print nothing from now on, as the ranks do whose first one speaks for all."""
-        self.is_muted = muted
+    @property
+    def is_quiet(self) -> bool:
+        """Whether progress is to be shown to nobody."""
+        return self.as_json or self._is_muted
 
-    def say(self, message: str) -> None:
-        """Show a line about the work."""
-        if not self.as_json and not self.is_muted:
-            print(message, file=sys.stderr, flush=True)
+    def say(self, *messages: str) -> None:
+        """Show lines about the work."""
+        for message in messages:
+            if not self.is_quiet:
+                print(message, file=sys.stderr, flush=True)
+
+    def fail(self, kind: str, text: str) -> None:
+        """Show why a command ends: a line on stderr, and with --json an object too."""
+        if not self._is_muted:
+            print(f"{kind}: {text}", file=sys.stderr)
+        if self.as_json:
+            self.result({kind: text})
 
     def result(self, content: Mapping[str, Any], text: str = "") -> None:
         """Show the outcome: `content` as JSON, or `text`."""
-        if self.is_muted:
+        if self._is_muted:
             return
         if self.as_json:
             import orjson
@@ -100,3 +112,25 @@ def mixture_notes(mixture: Mixture) -> list[str]:
         for group in mixture.certainty.interchangeable
     ]
     return [*notes, f"end of search: {mixture.search.stopped}"] if mixture.search.stopped else notes
+
+
+def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dict[str, Any], str]:
+    """What a whole run came to, as a JSON-able dictionary and as text."""
+    epochs = {source.name: source.epochs for source in manifest.sources}
+    loss, cost = mixture.target.loss, mixture.search
+    lines = [
+        f"\nmixture, learned in {cost.seconds:.0f} s from {cost.num_tokens:,} proxy tokens (times each source is read at the end):",
+        mixture_table(mixture, epochs),
+        *mixture_notes(mixture),
+        f"target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
+        f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
+        f"report:   {report}",
+    ]
+    content = {
+        "mixture": mixture.model_dump(),
+        "manifest": str(manifest.path),
+        "num_tokens": manifest.num_tokens,
+        "epochs": epochs,
+        "report": str(report),
+    }
+    return content, "\n".join(lines)
