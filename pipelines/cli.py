@@ -178,11 +178,11 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
 
     launched = launched_rank()
     if launched is not None and num_ranks > 1:
-        raise RecipeError(f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher")
+        raise RecipeError(
+            f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"
+        )
     plan = plan_search(recipe)
-    result = work(
-        plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=console.is_quiet
-    )
+    result = work(plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=console.is_quiet)
     console.say(*result.warnings, result.message)
     mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
     console.result({**contents, **mixture.model_dump()}, "\n".join([mixture_table(mixture), *mixture_notes(mixture)]))

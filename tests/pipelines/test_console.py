@@ -12,13 +12,13 @@ WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_muted_console_prints_nothing(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(as_json=as_json)
-    console.result({"answer": 1}, "answer: 1")
+    Console(as_json=as_json).result({"answer": 1}, "answer: 1")
     assert capsys.readouterr().out == ('{\n  "answer": 1\n}\n' if as_json else "answer: 1\n")
-    console.mute(True)
-    console.say("working")
+    console = Console(as_json=as_json, is_muted=True)
+    console.say("working", "still")
     console.result({"answer": 1}, "answer: 1")
-    assert capsys.readouterr() == ("", "")
+    console.fail("error", "what; remedy")
+    assert console.is_quiet and capsys.readouterr() == ("", "")
 
 
 def test_given_weights_make_a_table_from_large_to_small() -> None:
