@@ -1,4 +1,4 @@
-"""Text that is broken, empty or not there: what readers replace and leave out is counted and said once, the rest is refused."""
+"""Text that is broken, empty or not there: what can be replaced or left out is counted and said once, the rest is refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from fastmix_data.recipe.sources import TextSection
 
 
 @dataclass
-class ReadCounts:
-    """Documents whose broken UTF-8 was replaced, and documents without text, which are left out."""
+class DocumentCounts:
+    """Of documents that were read.
 
+    Attributes:
+        num_documents, num_text_bytes: written, in either split.
+        num_bad_text: their broken UTF-8 was replaced.
+        num_empty: without text, and left out.
+        num_leaked_documents: held out elsewhere, and left out of the training split.
+    """
+
+    num_documents: int = 0
+    num_text_bytes: int = 0
     num_bad_text: int = 0
     num_empty: int = 0
+    num_leaked_documents: int = 0
 
 
 def decode(content: bytes, section: TextSection, where: Callable[[int], str]) -> tuple[str, bool]:

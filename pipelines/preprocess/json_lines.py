@@ -14,7 +14,7 @@ import orjson
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
-from pipelines.preprocess.bad_text import ReadCounts, decode, missing_key
+from pipelines.preprocess.bad_text import DocumentCounts, decode, missing_key
 from pipelines.preprocess.inputs import InputFile
 from pipelines.preprocess.streams import count_lines, first_line_start, read_pieces
 
@@ -23,7 +23,7 @@ Columns = list[list[str]]
 
 
 def read_json_lines(
-    file: InputFile, *, section: TextSection, counts: ReadCounts, piece_bytes: int, start: int = 0, stop: int | None = None
+    file: InputFile, *, section: TextSection, counts: DocumentCounts, piece_bytes: int, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[Columns, list[str]]]:
     """Yield (columns of text, locators) of about `piece_bytes` of lines.
 
@@ -107,7 +107,9 @@ def _parse_fast(lines: list[bytes], section: TextSection) -> Columns | None:
     return columns
 
 
-def _parse_carefully(lines: list[bytes], section: TextSection, counts: ReadCounts, places: _Places) -> tuple[Columns, list[str]]:
+def _parse_carefully(
+    lines: list[bytes], section: TextSection, counts: DocumentCounts, places: _Places
+) -> tuple[Columns, list[str]]:
     columns: Columns = [[] for _ in section.text_keys]
     locators: list[str] = []
     for index, (line, locator) in enumerate(zip(lines, places.locators(lines), strict=True)):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from fastmix_data.tokens.encoding import Backend, EncodedDocuments, Encoder, enc
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.preprocess.arrow_arrays import booleans, constant, labels, numbers
-from pipelines.preprocess.bad_text import ReadCounts
+from pipelines.preprocess.bad_text import DocumentCounts
 from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.readers import column_names, read_partition
 from pipelines.preprocess.receipts import Receipt, encode_hashes, fingerprint_files, hash_of_held_out, save_receipt
@@ -121,7 +120,7 @@ class _Output:
     streams: dict[str, ShardStream] = field(default_factory=dict)
     rows_to_write: list[pa.RecordBatch] = field(default_factory=list)
     held_out: list[_HeldOutBatch] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: DocumentCounts = field(default_factory=DocumentCounts)
     num_tokens: int = 0
 
     def names(self, split: str) -> ShardNames:
@@ -172,8 +171,6 @@ class _Output:
         if not self.held_out:
             return np.empty(0, np.uint64)
         hashes_D = np.concatenate([batch.hashes for batch in self.held_out])
-        batch_D = np.concatenate([np.full(len(batch.hashes), number) for number, batch in enumerate(self.held_out)])
-        row_D = np.concatenate([np.arange(len(batch.hashes)) for batch in self.held_out])
         order_D = np.argsort(hashes_D, kind="stable")  # copies of a document stay in the order of the input
         places = (
             pa.Table.from_batches([batch.places for batch in self.held_out])
@@ -182,25 +179,25 @@ class _Output:
             .combine_chunks()
             .to_batches()[0]
         )
-        encoded = _reordered(self.held_out, batch_D[order_D], row_D[order_D])
-        self.write("valid", encoded, hashes_D[order_D], places)
+        encoded = _reordered([batch.encoded for batch in self.held_out], order_D)
         self.held_out = []
+        self.write("valid", encoded, hashes_D[order_D], places)
         return hashes_D[order_D]
 
 
-def _reordered(batches: list[_HeldOutBatch], batch_D: Int64s, row_D: Int64s) -> EncodedDocuments:
-    """Documents of some batches, each given by its batch and its row there."""
-    spans = []
-    for number, row in zip(batch_D.tolist(), row_D.tolist(), strict=True):
-        encoded = batches[number].encoded
-        start = int(encoded.ends_D[row - 1]) if row else 0
-        spans.append((encoded, start, int(encoded.ends_D[row]), int(encoded.num_prompt_tokens_D[row])))
-    masks = [encoded.loss_mask[start:stop] for encoded, start, stop, _ in spans if encoded.loss_mask is not None]
+def _reordered(batches: list[EncodedDocuments], order_D: Int64s) -> EncodedDocuments:
+    """All documents of some batches as one batch, in another order."""
+    num_tokens_D = np.concatenate([np.diff(batch.ends_D, prepend=0) for batch in batches])
+    ends_D = np.cumsum(num_tokens_D)
+    spans = list(map(slice, (ends_D - num_tokens_D)[order_D].tolist(), ends_D[order_D].tolist()))
+    tokens = np.concatenate([batch.tokens for batch in batches])
+    masks = [batch.loss_mask for batch in batches if batch.loss_mask is not None]
+    mask = np.concatenate(masks) if masks else None
     return EncodedDocuments(
-        np.concatenate([encoded.tokens[start:stop] for encoded, start, stop, _ in spans]),
-        np.cumsum([stop - start for _, start, stop, _ in spans]),
-        np.array([num_prompt for *_, num_prompt in spans], np.int64),
-        np.concatenate(masks) if masks else None,
+        np.concatenate([tokens[span] for span in spans]),
+        np.cumsum(num_tokens_D[order_D]),
+        np.concatenate([batch.num_prompt_tokens_D for batch in batches])[order_D],
+        None if mask is None else np.concatenate([mask[span] for span in spans]),
     )
 
 
@@ -216,12 +213,12 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
     # Hashed before it is read: a change in between leaves a receipt that does not match the file, and the partition is done again.
     # The other way round the receipt would vouch for content that was never read.
     files = fingerprint_files(job.partition)
-    workdir, read_counts = Workdir(job.root), ReadCounts()
+    workdir = Workdir(job.root)
     documents = workdir.documents_of(job.partition.label)
     with atomic_file(documents) as file, pq.ParquetWriter(file, _DOCUMENTS_SCHEMA, compression="zstd") as writer:
         output = _Output(job, writer)
         num_told = 0
-        for batch in read_partition(job.partition, job.section, read_counts):
+        for batch in read_partition(job.partition, job.section, output.counts):
             _add_batch(batch, output, held_out)
             tell(output.num_tokens - num_told)
             num_told = output.num_tokens
@@ -237,14 +234,8 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
         files=files,
         shards=tuple(rows),
         documents=str(documents.relative_to(workdir.root)),
-        counts={
-            "num_documents": output.counts["num_documents"],
-            "num_text_bytes": output.counts["num_text_bytes"],
-            "num_bad_text": read_counts.num_bad_text,
-            "num_empty": read_counts.num_empty,
-            "num_leaked_documents": output.counts["num_leaked_documents"],
-        },
-        valid_hashes=encode_hashes(valid_hashes.tolist()),
+        counts=asdict(output.counts),
+        valid_hashes=encode_hashes(valid_hashes),
     )
     save_receipt(workdir, receipt)
     return receipt
@@ -259,7 +250,7 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s) -> Non
     else:
         is_valid_D = np.full(len(hashes_D), job.partition.origin == "valid")
     is_leaked_D = ~is_valid_D & np.isin(hashes_D, held_out) if len(held_out) else np.zeros(len(hashes_D), np.bool_)
-    output.counts["num_leaked_documents"] += int(is_leaked_D.sum())
+    output.counts.num_leaked_documents += int(is_leaked_D.sum())
     names = column_names(job.section)
     columns = [batch.column(name).to_pylist() for name in names]
     num_bytes_D = np.sum([np.diff(_offsets(batch.column(name))) for name in names], axis=0)
@@ -273,8 +264,8 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s) -> Non
             eos_id=job.tokenizer.eos_id,
             dtype=job.layout.dtype,
         )
-        output.counts["num_documents"] += len(encoded.ends_D)
-        output.counts["num_text_bytes"] += int(num_bytes_D[chosen_D].sum())
+        output.counts.num_documents += len(encoded.ends_D)
+        output.counts.num_text_bytes += int(num_bytes_D[chosen_D].sum())
         places = batch.select(["file", "locator"]).filter(booleans(chosen_D))
         if split == "train":
             output.write("train", encoded, hashes_D[chosen_D], places)

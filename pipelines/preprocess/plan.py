@@ -13,7 +13,7 @@ from fastmix_data.recipe.sources import ShardsSection, TokenizerSection
 from fastmix_data.recipe.target import TargetFiles, TargetSection
 from fastmix_data.tokens.tokenizer import find_eos_token, load_tokenizer
 from fastmix_data.workdir import Workdir
-from pipelines.preprocess.bad_text import ReadCounts
+from pipelines.preprocess.bad_text import DocumentCounts
 from pipelines.preprocess.inputs import SourceInputs, resolve_inputs
 from pipelines.preprocess.partitions import Partition, plan_partitions
 from pipelines.preprocess.readers import read_partition
@@ -113,7 +113,7 @@ def _open_first_documents(source: SourceInputs, partitions: Sequence[Partition])
     """Read the beginning of a source's JSON files; planning has looked into Parquet files and datasets, and text has no keys."""
     begins = [p for p in partitions if p.start == 0 and p.files and p.files[0].format.startswith("jsonl")]
     for partition in begins[:_FILES_OPENED_BEFOREHAND]:
-        counts = ReadCounts()
+        counts = DocumentCounts()
         first = next(read_partition(partition, source.section, counts, batch_bytes=FIRST_READ_BYTES), None)
         # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
         if first is None and not counts.num_empty and partition.is_whole_file:

@@ -19,7 +19,7 @@ from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.preprocess.arrow_arrays import constant, labels, strings
-from pipelines.preprocess.bad_text import ReadCounts, decode, holds_text, not_text
+from pipelines.preprocess.bad_text import DocumentCounts, decode, holds_text, not_text
 from pipelines.preprocess.hub_datasets import read_dataset_shard
 from pipelines.preprocess.inputs import InputFile
 from pipelines.preprocess.json_lines import read_json_lines
@@ -58,7 +58,7 @@ def column_names(section: TextSection) -> tuple[str, ...]:
 
 
 def read_partition(
-    partition: Partition, section: TextSection, counts: ReadCounts, *, batch_bytes: int = BATCH_BYTES
+    partition: Partition, section: TextSection, counts: DocumentCounts, *, batch_bytes: int = BATCH_BYTES
 ) -> Iterator[pa.RecordBatch]:
     """Yield a partition's documents; those without text are left out and counted.
 
@@ -89,7 +89,7 @@ def read_partition(
 
 
 def _read_texts(
-    files: Sequence[InputFile], section: TextSection, counts: ReadCounts, batch_bytes: int
+    files: Sequence[InputFile], section: TextSection, counts: DocumentCounts, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
     batch, size = _Batch([[]], [], []), 0
     for file in files:
@@ -116,7 +116,9 @@ def _line_of(content: bytes, name: str, position: int) -> str:
     return f"{name}: line {num_before + 1}"
 
 
-def _read_parquet(partition: Partition, section: TextSection, counts: ReadCounts, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+def _read_parquet(
+    partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
     file = partition.files[0]
     groups = range(partition.start, partition.stop)
     keys = list(section.text_keys)
@@ -134,7 +136,9 @@ def _read_parquet(partition: Partition, section: TextSection, counts: ReadCounts
         raise InputError(file.name, f"damaged Parquet data ({first_line(error)})", "write or download it again") from error
 
 
-def _read_dataset(partition: Partition, section: TextSection, counts: ReadCounts, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+def _read_dataset(
+    partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
     dataset = partition.dataset
     assert dataset is not None
     where = f"sources.{partition.source}"
@@ -146,7 +150,7 @@ def _read_dataset(partition: Partition, section: TextSection, counts: ReadCounts
 
 
 def _from_table(
-    table: pa.Table, section: TextSection, counts: ReadCounts, *, name: str, first_row: int, batch_bytes: int
+    table: pa.Table, section: TextSection, counts: DocumentCounts, *, name: str, first_row: int, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
     """Columns of text, cleaned: no null, no empty text, valid UTF-8; cut so that a batch is not much over `batch_bytes`."""
     num_parts = max(1, min(table.num_rows, -(-table.nbytes // (2 * batch_bytes))))

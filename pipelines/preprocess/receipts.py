@@ -74,9 +74,9 @@ class Receipt:
         return (root / self.documents).is_file() and all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
-def encode_hashes(hashes: Iterable[int]) -> str:
-    """The form of `Receipt.valid_hashes`."""
-    return base64.b64encode(np.sort(np.fromiter(hashes, "<u8")).tobytes()).decode()
+def encode_hashes(hashes: UInt64s) -> str:
+    """Sorted hashes in the form of `Receipt.valid_hashes`: text, of the same bytes on every machine."""
+    return base64.b64encode(hashes.astype("<u8").tobytes()).decode()
 
 
 def save_receipt(workdir: Workdir, receipt: Receipt) -> None:
@@ -111,19 +111,16 @@ def fingerprint_files(partition: Partition) -> tuple[FileFingerprint, ...]:
     if partition.dataset is not None:
         dataset = partition.dataset
         return (FileFingerprint(dataset.name, dataset.num_bytes, dataset.version, ""),)
+    # Partitions that no range is given of are of whole files.
     return tuple(
         FileFingerprint(
             file.name,
             file.num_bytes,
             file.version,
-            "" if file.is_remote else hash_of_range(file.path, *_hashed_range(partition, file.num_bytes)),
+            "" if file.is_remote else hash_of_range(file.path, partition.hash_start, partition.hash_stop or file.num_bytes),
         )
         for file in partition.files
     )
-
-
-def _hashed_range(partition: Partition, num_bytes: int) -> tuple[int, int]:
-    return (0, num_bytes) if len(partition.files) > 1 or partition.hash_stop == 0 else (partition.hash_start, partition.hash_stop)
 
 
 def changed_file(partition: Partition, receipt: Receipt) -> str | None:
@@ -240,4 +237,4 @@ def hash_of_inputs(receipts: Iterable[Receipt]) -> str:
 
 def hash_of_held_out(hashes: UInt64s) -> str:
     """Hash of a set of held-out documents, given sorted."""
-    return hash_of([f"{len(hashes)}", base64.b64encode(hashes.astype("<u8").tobytes()).decode()])
+    return hash_of([f"{len(hashes)}", encode_hashes(hashes)])

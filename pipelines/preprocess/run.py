@@ -121,15 +121,6 @@ class _Run:
             if partition.label not in self.receipts or self.receipts[partition.label].held_out_hash != wanted
         ]
 
-    def without_receipt(self) -> list[Partition]:
-        """Partitions of all waves that have to be done, whatever is held out."""
-        return [partition for partition in self.plan.all_partitions() if partition.label not in self.receipts]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every partition has a receipt."""
-        return not self.without_receipt() and not any(self.missing(wave, self.held_out_before(wave)) for wave in range(NUM_WAVES))
-
 
 class _TokenEstimate:
     """Tokens of the whole corpus, judged by what finished partitions made of their bytes: of the same source, else of any."""
@@ -219,10 +210,9 @@ def _locked(workdir: Workdir) -> Iterator[None]:
 def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -> _Run:
     """Have the tokenizer ready, and keep what the workdir holds of this plan."""
     receipts = load_receipts(plan.workdir)
-    if not replace:
-        require_same_recipe(plan)
     changed = changed_files(plan, receipts)
     if not replace:
+        require_same_recipe(plan)
         require_same_files(plan, receipts, changed)
     tokenizer, warnings = prepare_tokenizer(plan, may_change=replace or not receipts, quiet=quiet)
     run = _Run(plan, tokenizer, receipts, [*warnings])
@@ -242,14 +232,15 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -
 def _finished_catalog(run: _Run) -> Catalog | None:
     """The catalog on disk, if it is that of this plan and every shard of it is there."""
     path = run.plan.workdir.catalog
-    if not path.exists() or not run.is_done:
+    # The waves in turn: what a wave lacks decides whether the next one's held-out documents are known.
+    if not path.exists() or any(run.missing(wave, run.held_out_before(wave)) for wave in range(NUM_WAVES)):
         return None
     catalog, wanted = load_catalog(path), assemble_catalog(run.plan, run.tokenizer, run.receipts)
     return catalog if (catalog.info.recipe_hash, catalog.rows) == (wanted.info.recipe_hash, wanted.rows) else None
 
 
 def _do_missing(run: _Run, *, num_workers: int | None, scheduler: str | None, quiet: bool) -> None:
-    todo = run.without_receipt()
+    todo = [partition for partition in run.plan.all_partitions() if partition.label not in run.receipts]
     workers = min(num_workers or num_cores(), max(1, len(todo)))
     is_small = sum(partition.num_bytes for partition in todo) < _BYTES_WORTH_PROCESSES
     num_tokens = sum(receipt.num_tokens for receipt in run.receipts.values())

@@ -15,7 +15,7 @@ from fastmix_data.recipe.sources import TrainTokenizer
 from fastmix_data.tokens.encoding import Backend, Encoder, first_difference
 from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer, describe_tokenizer, download_tokenizer, train_tokenizer
 from pipelines.preprocess.arrow_arrays import numbers
-from pipelines.preprocess.bad_text import ReadCounts
+from pipelines.preprocess.bad_text import DocumentCounts
 from pipelines.preprocess.inputs import SourceInputs
 from pipelines.preprocess.partition_job import hash_documents, is_held_out
 from pipelines.preprocess.partitions import Partition
@@ -85,7 +85,7 @@ def _make(plan: PreprocessPlan, *, quiet: bool) -> str:
     section = plan.tokenizer
     if section.train is not None:
         with progress("tokenizer", total=section.train.sample_bytes, unit="B", quiet=quiet) as advance:
-            return train_tokenizer(_counted(_sample(plan, section.train), advance), vocab_size=section.train.vocab_size)
+            return train_tokenizer(_sample(plan, section.train, advance), vocab_size=section.train.vocab_size)
     if plan.tokenizer_file is not None:
         return plan.tokenizer_file.read_text(encoding="utf-8")
     if section.hf is not None:
@@ -93,13 +93,7 @@ def _make(plan: PreprocessPlan, *, quiet: bool) -> str:
     return byte_tokenizer()
 
 
-def _counted(texts: Iterator[str], advance: Advance) -> Iterator[str]:
-    for text in texts:
-        advance(len(text))
-        yield text
-
-
-def _sample(plan: PreprocessPlan, section: TrainTokenizer) -> Iterator[str]:
+def _sample(plan: PreprocessPlan, section: TrainTokenizer, advance: Advance) -> Iterator[str]:
     """Training documents for the tokenizer, an equal number of bytes from each source.
 
     Equal, not proportional: which sources will count is what the search is for, and a small one should not be spelt in bytes.
@@ -115,6 +109,7 @@ def _sample(plan: PreprocessPlan, section: TrainTokenizer) -> Iterator[str]:
             valid_fraction = plan.shards.valid_fraction if partitions[index].origin == "both" else 0.0
             for text in _sample_of(partitions[index], source, min(part, wanted), section.seed, valid_fraction):
                 wanted -= len(text)
+                advance(len(text))
                 yield text
 
 
@@ -123,7 +118,7 @@ def _sample_of(partition: Partition, source: SourceInputs, wanted: int, seed: in
     texts: list[str] = []
     keys: list[int] = []
     num_bytes_seen = 0
-    for batch in read_partition(partition, source.section, ReadCounts(), batch_bytes=max(wanted, FIRST_READ_BYTES)):
+    for batch in read_partition(partition, source.section, DocumentCounts(), batch_bytes=max(wanted, FIRST_READ_BYTES)):
         hashes = hash_documents(batch)
         # The tokenizer too must not have seen what losses are measured on.
         usable = np.flatnonzero(~is_held_out(hashes, valid_fraction))
@@ -156,7 +151,7 @@ def choose_backend(
     """
     texts: list[str] = []
     places: list[str] = []
-    batch = next(read_partition(partition, source.section, ReadCounts(), batch_bytes=FIRST_READ_BYTES), None)
+    batch = next(read_partition(partition, source.section, DocumentCounts(), batch_bytes=FIRST_READ_BYTES), None)
     if batch is not None:
         first = batch.slice(0, _CHECKED_DOCUMENTS)
         locators = [f"{row['file']}, {row['locator']}" for row in first.select(["file", "locator"]).to_pylist()]
