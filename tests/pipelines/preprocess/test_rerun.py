@@ -15,6 +15,8 @@ from fastmix_data.recipe.file import load_recipe
 from fastmix_data.shards.catalog import load_catalog
 from fastmix_data.tokens.tokenizer import train_tokenizer
 from pipelines import cluster
+from pipelines.preprocess.plan import plan_preprocess
+from pipelines.preprocess.run import preprocess
 
 _SLOW_RUN = """
 import sys, time
@@ -95,11 +97,12 @@ def test_no_scheduler_at_an_address_is_one_line(small, monkeypatch):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_an_error_in_a_worker_reaches_the_user_as_one_line_and_leaves_no_catalog(small, tmp_path, num_workers):
-    good = texts("a", 500, 200)
+    good = texts("a", 2000, 200)
     (tmp_path / "a.jsonl").write_bytes(json_lines(good) + b"{oops\n")
     recipe = small()
-    with pytest.raises(InputError, match=r"^a\.jsonl: line 501: not valid JSON .*; fix or remove the line$"):
-        run(recipe, num_workers=num_workers)
+    plan = plan_preprocess(recipe)  # the bad line is further down than the plan looks
+    with pytest.raises(InputError, match=r"^a\.jsonl: line 2001: not valid JSON .*; fix or remove the line$"):
+        preprocess(plan, num_workers=num_workers, quiet=True)
     workdir = recipe.paths.root
     assert not (workdir / "catalog.parquet").exists()
     assert not list(workdir.rglob("*.partial")) or num_workers == 2
