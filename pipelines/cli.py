@@ -228,7 +228,7 @@ def search(
     launched = launched_rank()
     if launched is not None:
         prepare_environment()
-        console.mute(launched.rank > 0)  # what all ranks have to say, the first one says
+        console.is_muted = launched.rank > 0  # what all ranks have to say, the first one says
         if num_ranks > 1:
             raise RecipeError(
                 f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"

@@ -19,19 +19,25 @@ class Console:
     """Prints a command's messages and its result.
 
     Messages go to stderr and the result to stdout, so that `--json` output can be piped.
+
+    Attributes:
+        is_muted: whether another process says what this one would.
     """
 
     def __init__(self, *, as_json: bool) -> None:
         """Choose JSON or text."""
         self.as_json = as_json
+        self.is_muted = False
 
     def say(self, message: str) -> None:
         """Show a line about the work."""
-        if not self.as_json:
+        if not (self.as_json or self.is_muted):
             print(message, file=sys.stderr, flush=True)
 
     def result(self, content: Mapping[str, Any], text: str = "") -> None:
         """Show the outcome: `content` as JSON, or `text`."""
+        if self.is_muted:
+            return
         if self.as_json:
             import orjson
 
