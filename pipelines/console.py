@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from fastmix_data.messages import joined
+from fastmix_data.text_table import aligned
 
 if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
     from pathlib import Path
@@ -57,24 +58,6 @@ class Console:
             print(orjson.dumps(content, option=options, default=str).decode())
         elif text:
             print(text)
-
-
-def aligned(rows: Sequence[Sequence[str]], *, flush_left: Container[int] = (0,)) -> str:
-    """Rows as lines with their cells in columns, two spaces apart: those numbered in `flush_left` from the left, the others from the right.
-
-    >>> print(aligned([("source", "tokens"), ("web", "1.2M"), ("code", "900")]))
-    source  tokens
-    web       1.2M
-    code       900
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in flush_left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def mixture_table(mixture: Mixture, epochs: Mapping[str, float] | None = None) -> str:

@@ -6,8 +6,7 @@ the same seeds for every method, on the unseen half; so methods are compared see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def compare(
     if done is not None:
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
         return CompareResult(done, result.comparison, False, message)
-    with _only_comparison_in(kept):
+    with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers)
         jobs = _confirmations(found, plan, seeds=seeds)
         workers.run(unfinished([job for row in jobs.values() for job in row]), "confirm")
@@ -109,7 +108,7 @@ def compare(
             methods={name: _compared(found[name], row, plan) for name, row in jobs.items()},
         )
         save_comparison(result.comparison, comparison)
-        draw_comparison(result)
+        draw_comparison(comparison, result.picture)
     return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}")
 
 
@@ -133,15 +132,6 @@ def _finished(
         raise MismatchError(path, f"made with another {' and '.join(differing)}", remedy)
     same = found.seeds == seeds and set(found.methods) == {method.name for method in wanted}
     return found if same else None
-
-
-@contextmanager
-def _only_comparison_in(folder: CompareFolder) -> Iterator[None]:
-    """Keep other comparisons out of the workdir's runs."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder.root}: another fastmix compare is running here; wait for it or choose another workdir"
-    with exclusive_lock(folder.lock, busy=busy):
-        yield
 
 
 def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers) -> dict[str, FoundMixture]:

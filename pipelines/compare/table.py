@@ -8,9 +8,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fastmix_data.results.comparison import REFERENCE, Comparison, load_comparison
+from fastmix_data.text_table import aligned
 from fastmix_data.units import format_count
 from fastmix_data.workdir import CompareFolder
-from pipelines.console import aligned
 from pipelines.report.format import duration, power_of_ten
 from pipelines.report.method_figures import MethodFigures, method_figures
 from pipelines.report.plots.comparison import comparison_plot

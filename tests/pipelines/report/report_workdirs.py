@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from fastmix_data.manifest.manifest import emit_manifest
+from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.constraints import ConstraintsSection, GroupSection
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
