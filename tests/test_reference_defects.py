@@ -25,13 +25,19 @@ from train.target.target import Target
 
 TESTS = Path(__file__).parent
 SHOWN_ELSEWHERE = {
-    "1 gradients are lost within an accumulation window": ("train/proxy/test_engine.py", "test_any_micro_batch_gives_the_same_step"),
+    "1 gradients are lost within an accumulation window": (
+        "train/proxy/test_engine.py",
+        "test_any_micro_batch_gives_the_same_step",
+    ),
     "3 sources are absent from the probed batch": (
         "fastmix_data/test_sampler.py",
         "test_realised_counts_stay_within_two_sequences",
     ),
     "4 an absent source scores 0": ("train/scores/test_source_scores.py", "test_an_absent_source_keeps_its_estimate"),
-    "5 the loss is divided by a micro-batch's weights": ("train/proxy/test_losses.py", "test_expected_training_gradient_is_the_same"),
+    "5 the loss is divided by a micro-batch's weights": (
+        "train/proxy/test_losses.py",
+        "test_expected_training_gradient_is_the_same",
+    ),
     "6 nothing ends the run": ("train/search/test_search.py", "test_a_search_ends_with_its_budget"),
     "7 ranks multiply local shards": ("train/proxy/test_engine.py", "test_scores_and_step_equal_plain_pytorch"),
     "8 the entropy term sharpens": ("train/mixture/test_optimizer.py", "test_a_positive_prior_strength_flattens"),
