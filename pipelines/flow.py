@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastmix_data.manifest.emit import check_emit, emit_manifest
 from fastmix_data.manifest.manifest import Manifest
@@ -12,7 +13,8 @@ from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.shards.catalog import Catalog, load_catalog
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:  # Dask takes a second to import, and `fastmix emit` needs none
+    from pipelines.cluster import Workers
 
 
 @dataclass(frozen=True)
@@ -35,35 +37,33 @@ def emit(recipe: Recipe, *, mixture_path: Path | None = None, replace: bool = Fa
 def run(
     recipe: Recipe,
     *,
-    num_workers: int | None,
-    scheduler: str | None,
+    workers: Workers,
     num_ranks: int,
     num_seeds: int | None = None,
     replace: bool,
-    quiet: bool,
-    say: Say,
+    say: Callable[..., None],
 ) -> RunResult:
     """Do what is missing of the whole flow; what can be known to fail is refused before any work."""
     from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess
     from pipelines.report.page import write_report
+    from train.search.plan import plan_search
     from train.search.search import search
 
     check_search_sections(recipe, num_ranks=num_ranks)
-    section, plan = recipe.required("emit"), plan_preprocess(recipe)
-    preprocessed = preprocess(plan, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=quiet)
-    _say_all(say, (*preprocessed.warnings, preprocessed.message))
-    check_emit(preprocessed.catalog, section)
-    from train.search.plan import plan_search
-
-    searched = search(
-        plan_search(recipe, preprocessed.catalog), num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=quiet
-    )
-    _say_all(say, (*searched.warnings, searched.message))
+    section = recipe.required("emit")
+    preprocessed = preprocess(plan_preprocess(recipe), workers=workers, replace=replace)
+    say(*preprocessed.warnings, preprocessed.message)
+    catalog = preprocessed.catalog
+    check_emit(catalog, section)
+    plan = plan_search(recipe, catalog)
+    searched = search(plan, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=workers.quiet)
+    say(*searched.warnings, searched.message)
     manifest = emit(recipe, replace=replace)
+    say(manifest.message)
     report = write_report(recipe.paths)
-    _say_all(say, (manifest.message, f"wrote {report}"))
-    return RunResult(preprocessed.catalog, searched.mixture, manifest, report)
+    say(f"wrote {report}")
+    return RunResult(catalog, searched.mixture, manifest, report)
 
 
 def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:
@@ -77,8 +77,3 @@ def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:
     check_batches(training, recipe.search, num_ranks=num_ranks)
     stated_constraints(recipe.search.constraints, sources=list(recipe.sources))
     proxy_config(recipe.proxy, base=recipe.base, vocab_size=None, sequence_length=training.sequence_length)
-
-
-def _say_all(say: Say, texts: Iterable[str]) -> None:
-    for text in texts:
-        say(text)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fastmix_data.artefacts import hash_of, write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.shards.strided import ShardLayout, StridedShard
+from fastmix_data.shards.strided import ShardLayout, StridedShard, shard_layout
 from fastmix_data.workdir import CATALOG_FILE
 
 SCHEMA_VERSION = 1
@@ -92,6 +92,7 @@ class Catalog:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every shard's identity and of what they share; bound into sampler state, mixture and manifest."""
+        # Recipe and inputs are left out: shards of the same bytes are the same data, whatever way they came about.
         shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
         return hash_of([shared, [(row.source, row.split, row.path, row.sha256) for row in self.rows]])
 
@@ -117,7 +118,7 @@ class Catalog:
 
     def layout(self, row: ShardRow) -> ShardLayout:
         """How a shard's samples lie in its file."""
-        return ShardLayout(self.info.block_tokens, np.dtype(row.dtype), row.has_mask)
+        return shard_layout(self.info.block_tokens, row.dtype, row.has_mask)
 
     def open(self, row: ShardRow) -> StridedShard:
         """Map a shard; see `StridedShard` for what it raises."""

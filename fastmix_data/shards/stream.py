@@ -10,6 +10,7 @@ import numpy as np
 from fastmix_data.arrays import Int64s, Mask, Tokens
 from fastmix_data.shards.catalog import ShardRow
 from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ShardNames:
 
     def path(self, shard: int) -> str:
         """Path of a shard, as the catalog has it."""
-        return f"shards/{self.source}/{self.split}-{self.partition:06d}-{shard:05d}.tar"
+        return Workdir(self.root).shard(self.source, self.split, self.partition, shard).relative_to(self.root).as_posix()
 
     def key_prefix(self, shard: int) -> str:
         """What the keys of a shard's samples start with."""
@@ -42,7 +43,8 @@ class ShardStream:
         self._names, self._layout, self._eos_id = names, layout, eos_id
         self._max_blocks = layout.max_blocks(max_shard_bytes)
         self._shard_tokens = self._max_blocks * layout.block_tokens
-        # Untouched pages cost nothing, so a short stream does not pay for a whole shard.
+        # One more than a shard's own tokens: the label of its last position. Untouched pages cost nothing, so a short stream does not
+        # pay for a whole shard.
         self._tokens: Tokens = np.empty(self._shard_tokens + 1, layout.dtype)
         self._mask: Mask | None = np.empty(self._shard_tokens + 1, np.uint8) if layout.has_mask else None
         self._filled = 0
@@ -81,6 +83,7 @@ class ShardStream:
 
     def _write_full_shard(self) -> None:
         self._write(self._max_blocks, num_tokens=self._shard_tokens, num_labels=self._shard_tokens)
+        # The one token beyond the full shard was stored as the label of its last position; it is the next shard's first own token.
         self._tokens[0] = self._tokens[-1]
         if self._mask is not None:
             self._mask[0] = self._mask[-1]
@@ -88,6 +91,7 @@ class ShardStream:
 
     def close(self) -> list[ShardRow]:
         """Write what is left, padded with end-of-text tokens that carry no loss, and describe all shards."""
+        # After a full shard the one token carried over is filled, and is a shard of its own if no other follows: none is lost.
         if self._filled:
             num_tokens = self._filled
             num_blocks = -(-num_tokens // self._layout.block_tokens)
@@ -95,6 +99,7 @@ class ShardStream:
             self._tokens[num_tokens:end] = self._eos_id
             if self._mask is not None:
                 self._mask[num_tokens:end] = 0
+            # The last token of the stream has no next one, so its position has no label.
             self._write(num_blocks, num_tokens=num_tokens, num_labels=num_tokens - 1)
             self._filled = 0
         return self._rows
@@ -111,6 +116,7 @@ class ShardStream:
         )
         path = self._names.path(shard)
         written = write_shard(self._names.root / path, encoded, layout=self._layout)
+        # A token carries loss where it is the label, so the mask counts from the second token on.
         num_loss_tokens = num_labels if mask is None else int(np.count_nonzero(mask[1 : num_labels + 1]))
         self._rows.append(
             ShardRow(
@@ -121,6 +127,7 @@ class ShardStream:
                 num_tokens=num_tokens,
                 num_labels=num_labels,
                 num_loss_tokens=num_loss_tokens,
+                # A shard inside one long document has no start of any.
                 num_documents=self._num_documents_S[shard] if shard < len(self._num_documents_S) else 0,
                 dtype=self._layout.dtype.str,
                 has_mask=self._layout.has_mask,

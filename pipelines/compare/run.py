@@ -6,8 +6,7 @@ the same seeds for every method, on the unseen half; so methods are compared see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from fastmix_data.artefacts import exclusive_lock
 from fastmix_data.errors import MismatchError
 from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
 from fastmix_data.workdir import CompareFolder, Workdir
+from pipelines.cluster import Workers
 from pipelines.compare.methods import Method, parse_methods
-from pipelines.compare.pool import Job, Result, run_jobs
+from pipelines.compare.pool import Job, run_jobs
 from pipelines.compare.proxies import ProxyJob, unfinished
 from pipelines.compare.searches import (
     FoundMixture,
@@ -44,24 +44,6 @@ class CompareResult:
     path: Path
     did_work: bool
     message: str
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where proxies are trained.
-
-    Attributes:
-        num_workers: processes on this machine; None for one per core.
-        scheduler: address of a running Dask cluster instead.
-    """
-
-    num_workers: int | None = None
-    scheduler: str | None = None
-    quiet: bool = False
-
-    def run(self, jobs: Sequence[Job[Result]], description: str) -> list[Result]:
-        """Results of the jobs in their order."""
-        return run_jobs(jobs, description=description, num_workers=self.num_workers, scheduler=self.scheduler, quiet=self.quiet)
 
 
 def compare(
@@ -96,10 +78,10 @@ def compare(
     if done is not None:
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
         return CompareResult(done, result.comparison, False, message)
-    with _only_comparison_in(kept):
+    with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers)
         jobs = _confirmations(found, plan, seeds=seeds)
-        workers.run(unfinished([job for row in jobs.values() for job in row]), "confirm")
+        run_jobs(unfinished([job for row in jobs.values() for job in row]), workers, description="confirm")
         comparison = Comparison(
             recipe_hash=plan.recipe_hash,
             catalog_hash=plan.catalog.fingerprint,
@@ -109,7 +91,7 @@ def compare(
             methods={name: _compared(found[name], row, plan) for name, row in jobs.items()},
         )
         save_comparison(result.comparison, comparison)
-        draw_comparison(result)
+        draw_comparison(comparison, result.picture)
     return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}")
 
 
@@ -135,15 +117,6 @@ def _finished(
     return found if same else None
 
 
-@contextmanager
-def _only_comparison_in(folder: CompareFolder) -> Iterator[None]:
-    """Keep other comparisons out of the workdir's runs."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder.root}: another fastmix compare is running here; wait for it or choose another workdir"
-    with exclusive_lock(folder.lock, busy=busy):
-        yield
-
-
 def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers) -> dict[str, FoundMixture]:
     """The mixture of every method; fastmix first and alone, so that its seconds are those of a machine it has to itself."""
     kinds = {method.kind for method in wanted}
@@ -153,7 +126,7 @@ def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers)
     swarm = swarm_jobs(plan, num_proxies=max(method.num_proxies for method in wanted))
     reweighting = [ReweightingJob(plan, kind) for kind in ("doge", "doremi") if kind in kinds]
     missing: list[Job[Any]] = [job for job in reweighting if job.finished() is None]
-    workers.run([*missing, *unfinished(swarm)], "searches")
+    run_jobs([*missing, *unfinished(swarm)], workers, description="searches")
     for job in reweighting:
         result = job.finished()
         assert result is not None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.errors import RecipeError
-from fastmix_data.manifest.manifest import check_emit, emittable_tokens
+from fastmix_data.manifest.emit import check_emit
 from fastmix_data.messages import and_more
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.emit import EmitSection
@@ -93,8 +93,7 @@ def constraints_of(section: ConstraintsSection, catalog: Catalog, emit: EmitSect
     stated = stated_constraints(section, sources=catalog.sources)
     if emit is None or not section.epoch_caps:
         return stated
-    check_emit(catalog, emit)
-    tokens_K = np.asarray(emittable_tokens(catalog, emit), np.int64)
+    tokens_K = check_emit(catalog, emit)
     capped = _with_caps(stated, tokens_K / emit.token_budget)
     problem = _contradiction(capped)
     if problem is not None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from fastmix_data.artefacts import exclusive_lock, sha256_of_file
+from fastmix_data.artefacts import sha256_of_file
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
 from fastmix_data.results.mixture import Mixture, Origin, SearchRecord, StartRecord, load_mixture, save_mixture
 from fastmix_data.results.searched_recipe import load_searched_recipe
@@ -82,15 +80,6 @@ def discard_other_search(folder: SearchFolder, *, identity: dict[str, Any], repl
             raise
         shutil.rmtree(folder.checkpoints)
     folder.mixture.unlink(missing_ok=True)
-
-
-@contextmanager
-def only_search_in(folder: SearchFolder) -> Iterator[None]:
-    """Keep other searches out of a folder."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder.root}: another search is running here; wait for it or choose another workdir"
-    with exclusive_lock(folder.lock, busy=busy):
-        yield
 
 
 def write_result(

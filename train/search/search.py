@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from fastmix_data.artefacts import exclusive_lock
 from fastmix_data.errors import Interrupted
+from fastmix_data.machine import LaunchedRank
 from fastmix_data.progress import progress
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
 from train.proxy.checkpoint import load_checkpoint, save_checkpoint
 from train.proxy.engine import ProxyEngine, process_group
-from train.proxy.launch import LaunchedRank, launch_ranks
-from train.search.artefacts import discard_other_search, finished_mixture, only_search_in, write_result
+from train.proxy.launch import launch_ranks
+from train.search.artefacts import discard_other_search, finished_mixture, write_result
 from train.search.plan import SearchPlan, check_search
 from train.search.proxy_run import ProxyRun
 from train.search.seeds import adopt_single_search, write_mean
@@ -118,7 +120,7 @@ class _Ranks:
 def _search_seeds(plan: SearchPlan, ranks: _Ranks, *, num_seeds: int) -> None:
     """Several searches in folders below the search's own, and their mean in it."""
     plans = plan.of_seeds(num_seeds)
-    with only_search_in(plan.folder) if ranks.leads else nullcontext():
+    with exclusive_lock(plan.folder.lock, command="search") if ranks.leads else nullcontext():
         with ranks.meeting():
             if ranks.leads:
                 adopt_single_search(plan, num_ranks=ranks.number, replace=ranks.replace)
@@ -158,7 +160,7 @@ def _run_started(plan: SearchPlan, replace: bool, quiet: bool, rank: int, world_
 def _run_rank(plan: SearchPlan, *, rank: int, world_size: int, replace: bool, quiet: bool) -> None:
     """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
     identity = plan.identity(world_size)
-    with only_search_in(plan.folder) if rank == 0 else nullcontext():
+    with exclusive_lock(plan.folder.lock, command="search") if rank == 0 else nullcontext():
         if rank == 0:  # the others wait for it when they build the engine
             discard_other_search(plan.folder, identity=identity, replace=replace)
             save_searched_recipe(plan.folder.recipe, plan.sections)
