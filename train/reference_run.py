@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -86,7 +85,6 @@ def reference_run(
     if saved.get("identity") == identity:
         return ReferenceRun(ReferenceLosses(**saved["losses"]), saved["num_tokens"], saved["seconds"])
     run = _train(recipe, catalog, target, stop_asked=stop_asked, quiet=quiet)
-    gc.collect()  # DeepSpeed's engines hold on to themselves, and the search needs the memory
     if torch.distributed.get_rank() == 0:
         names = {"mixture": recipe.target.reference_mixture, "targets": target.names}
         write_json(path, {"identity": identity, **names, **asdict(run)})
@@ -107,5 +105,6 @@ def _train(recipe: Recipe, catalog: Catalog, target: Target, *, stop_asked: Call
         num_sequences=recorder.num_sequences,
         end_G=target.evaluate_each(plain.engine, half="search", num_sequences=search.eval_sequences).tolist(),
     )
+    plain.engine.close()
     num_measured = len(losses.steps_S) * target.num_evaluated_tokens(losses.num_sequences)
     return ReferenceRun(losses, plain.num_tokens + num_measured, time.monotonic() - started)

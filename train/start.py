@@ -8,7 +8,6 @@ on the search's half of the target decides. Many short trials decide better than
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -154,8 +153,7 @@ def _try(
     seed = int(derive_keys(trial.search.seed, _TRIAL_STREAM, round_number)[0] >> np.uint64(33))
     engine = train_on_mixture(trial, catalog, weights_K, seed=seed, on_step=after_step).engine
     losses_G = target.evaluate_each(engine, half="search", num_sequences=num_measured_sequences(trial.search))
-    del engine
-    gc.collect()  # DeepSpeed's engines hold on to themselves, and the next proxy needs the memory
+    engine.close()
     return float(target.weights_G @ losses_G), time.monotonic() - started
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.recipe_proxy import DeepspeedSection
@@ -36,17 +38,47 @@ def make_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], tokens[:, 1:], torch.rand(GLOBAL_BATCH, generator=generator) / (GLOBAL_BATCH * LENGTH)
 
 
+def make_engine(options: dict[str, Any]) -> ProxyEngine:
+    deepspeed = DeepspeedSection(zero_stage=options["stage"], precision=options["precision"])
+    return ProxyEngine(make_model(), search=SEARCH, deepspeed=deepspeed, micro_batch=options["micro_batch"])
+
+
 def work(options: dict[str, Any], rank: int, world_size: int, rendezvous: str) -> None:
     with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
-        engine = ProxyEngine(
-            make_model(),
-            search=SEARCH,
-            deepspeed=DeepspeedSection(zero_stage=options["stage"]),
-            micro_batch=options["micro_batch"],
-        )
-        result = train_one_step(engine, options)
+        result = {"train": lambda: train_one_step(make_engine(options), options), "close": lambda: close_engines(options)}
+        written = result[options["task"]]()
         if rank == 0:
-            Path(options["output"]).write_text(json.dumps(result))
+            Path(options["output"]).write_text(json.dumps(written))
+
+
+def close_engines(options: dict[str, Any]) -> dict[str, list[int]]:
+    """Engines and bytes of tensors that are alive after each of several proxies at every ZeRO stage, the most of any rank.
+
+    The model of each is still held while it is closed, as by the probe of a search.
+    """
+    found = []
+    for stage, precision in [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (3, "bf16"), (3, "fp32")]:
+        engine = make_engine({**options, "stage": stage, "precision": precision})
+        model = engine.module
+        train_one_step(engine, options)
+        engine.close()
+        del engine
+        gc.collect()
+        found.append(alive())
+        del model
+    most = torch.tensor(found)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return {"engines": most[:, 0].tolist(), "bytes": most[:, 1].tolist()}
+
+
+def alive() -> tuple[int, int]:
+    """DeepSpeed engines in this process that hold anything, and bytes of its tensors."""
+
+    objects = gc.get_objects()
+    storages = [thing.untyped_storage() for thing in objects if issubclass(type(thing), torch.Tensor)]
+    num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    engines = [thing for thing in objects if type(thing).__name__ == "DeepSpeedEngine" and vars(thing)]
+    return len(engines), num_bytes
 
 
 def flat(tensors: list[torch.Tensor]) -> list[float]:

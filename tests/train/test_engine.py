@@ -21,7 +21,8 @@ import engine_ranks as setting  # noqa: E402
 
 def run(tmp_path: Path, **options: Any) -> dict[str, torch.Tensor]:
     output = tmp_path / "result.json"
-    options = {"scored": True, "scope": "all", "micro_batch": 6, **options, "output": str(output)}
+    defaults = {"task": "train", "precision": "fp32", "scored": True, "scope": "all", "micro_batch": 6}
+    options = {**defaults, **options, "output": str(output)}
     finished = subprocess.run([sys.executable, SCRIPT, json.dumps(options)], capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return {name: torch.tensor(values) for name, values in json.loads(output.read_text()).items()}
@@ -88,3 +89,11 @@ def test_any_micro_batch_gives_the_same_step(tmp_path: Path, micro_batch: int) -
     found = run(tmp_path, ranks=1, stage=1, micro_batch=micro_batch)
     assert_close(found["logits"], oracle("all")["logits"])
     assert_close(found["scores"], oracle("all")["scores"])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_closed_engine_leaves_nothing_behind_at_any_stage(tmp_path: Path, ranks: int) -> None:
+    found = run(tmp_path, task="close", ranks=ranks)
+    assert not any(found["engines"])
+    one_copy = 4 * sum(parameter.numel() for parameter in setting.make_model().parameters())
+    assert found["bytes"].max() < one_copy / 10

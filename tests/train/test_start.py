@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_ranks import alive
 from planted_shards import BLOCK, write_split
 from test_planted_truths import ALPHABET, BLEND, NUM_LANGUAGES, write_blend, write_language
 from test_planted_truths import recipe as language_recipe
@@ -57,6 +59,16 @@ def test_the_power_with_the_lower_mean_loss_is_started_from_and_pulled_to(plante
     assert start.initial == pytest.approx(to_the_power(counted_K, start.power), abs=1e-9)
     measured = 2 * 16 * 32  # 16 sequences of 32 tokens of each of two targets
     assert start.num_tokens == NUM_TRIALS * (30 * STEP + measured)
+
+
+def test_trials_leave_no_engine_and_no_memory_behind(planted_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(planted_recipe(**COUNTED), ["deepspeed.zero_stage=3"])
+    gc.collect()
+    num_engines, num_bytes = alive()
+    assert found_start(recipe, tmp_path / "start.json").num_trials == NUM_TRIALS
+    gc.collect()
+    assert alive()[0] <= num_engines
+    assert alive()[1] <= num_bytes + 10_000
 
 
 def test_a_prior_that_the_recipe_states_is_left_as_it_is(planted_recipe: MakeRecipe, tmp_path: Path) -> None:
