@@ -102,8 +102,8 @@ class ProxyEngine:
         use_bf16 = deepspeed.precision == "bf16" or (
             deepspeed.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         )
-        # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What DeepSpeed
-        # takes at stage 0 steps once with no gradient when it is built, which decays the weights and puts Adam's count of steps out.
+        # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What
+        # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
         self._zero_stage = max(deepspeed.zero_stage, 1) if use_bf16 else deepspeed.zero_stage
         self._moments_linked = False
         config = {
@@ -137,7 +137,8 @@ class ProxyEngine:
         self._engine.destroy()
         if self._zero_stage == 3:
             _forget_partitioned(self.module)
-        # Whoever still holds the model, as a run's probe does, holds a shell: its hooks lead to the engine, its parameters to the optimiser.
+        # A model's hooks lead to its engine, its parameters to their optimiser. Whoever still holds one, as a run's probe does,
+        # must hold shells.
         for parameter in self.module.parameters():
             vars(parameter).clear()
             parameter.grad, parameter.data = None, parameter.new_empty(0)

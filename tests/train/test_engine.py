@@ -9,16 +9,13 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+import engine_ranks as setting
 import pytest
 import torch
+from engine_ranks import Case
 
 from train.engine import process_group
 from train.losses import sequence_losses
-
-SCRIPT = Path(__file__).with_name("engine_ranks.py")
-sys.path.insert(0, str(SCRIPT.parent))
-import engine_ranks as setting  # noqa: E402
-from engine_ranks import Case  # noqa: E402
 
 
 CASES: dict[int, list[Case]] = {
@@ -43,7 +40,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     for ranks, cases in CASES.items():
         output = tmp_path_factory.mktemp("engine") / "result.json"
         given = {"ranks": ranks, "cases": [asdict(case) for case in cases], "output": str(output)}
-        finished = subprocess.run([sys.executable, SCRIPT, json.dumps(given)], capture_output=True, text=True, timeout=300)
+        finished = subprocess.run(
+            [sys.executable, setting.__file__, json.dumps(given)], capture_output=True, text=True, timeout=300
+        )
         assert finished.returncode == 0, finished.stderr[-3000:]
         for case, result in zip(cases, json.loads(output.read_text()), strict=True):
             found[ranks, case] = {name: torch.tensor(values) for name, values in result.items()}
