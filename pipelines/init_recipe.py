@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import gzip
-import io
 import itertools
 import os
 import re
@@ -18,13 +16,17 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-import zstandard
 
 from fastmix_data.artefacts import atomic_file
-from fastmix_data.errors import RecipeError
+from fastmix_data.errors import FastmixError, RecipeError
+from fastmix_data.messages import first_line
 from fastmix_data.recipe.recipe import SOURCE_NAME
+from fastmix_data.units import format_count
+from fastmix_data.workdir import Workdir
+from pipelines.preprocess.bad_text import holds_text
+from pipelines.preprocess.inputs import READABLE, format_of
+from pipelines.preprocess.streams import read_pieces
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
 _TRAIN_WORDS = frozenset({"train", "training"})
 _TEXT_KEYS = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown")
@@ -76,7 +78,7 @@ def write_recipe(directory: Path, *, output: Path | None = None, force: bool = F
     """
     path = output if output is not None else directory / "recipe.yaml"
     if path.exists() and not force:
-        raise RecipeError(f"{path}: exists already; give another name with --out, or overwrite it with --force")
+        raise RecipeError(path, "exists already", "give another name with --out, or overwrite it with --force")
     text = propose_recipe(directory, relative_to=path.parent)
     with atomic_file(path) as file:
         file.write(text.encode())
@@ -86,8 +88,8 @@ def write_recipe(directory: Path, *, output: Path | None = None, force: bool = F
 def propose_recipe(directory: Path, *, relative_to: Path | None = None) -> str:
     """A commented recipe, as YAML that `load_recipe` accepts.
 
-    Every folder that holds .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files is a source; folders and files named train and
-    valid are its splits. What is not understood is listed in a comment.
+    Every folder that holds files of a format we read is a source; folders and files named train and valid are its splits. What is not
+    understood is listed in a comment.
 
     Args:
         relative_to: folder that the recipe will lie in; the searched one when not given.
@@ -96,11 +98,11 @@ def propose_recipe(directory: Path, *, relative_to: Path | None = None) -> str:
         RecipeError: there is no such folder, or nothing usable in it.
     """
     if not directory.is_dir():
-        raise RecipeError(f"{directory}: there is no such folder; give the one that holds your corpora")
+        raise RecipeError(directory, "there is no such folder", "give the one that holds your corpora")
     corpora, skipped = _find_corpora(directory)
     if not corpora:
-        first = f"; for example {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-        raise RecipeError(f"{directory}: no {', '.join(_SUFFIXES)} file with text in it or in its folders{first}")
+        first = f"for example {skipped[0].path}: {skipped[0].reason}" if skipped else "give a folder that has some"
+        raise RecipeError(directory, f"no {READABLE} file with text in it or in its folders", first)
     prefix = Path(os.path.relpath(directory.resolve(), (relative_to or directory).resolve()))
     return _render(corpora, skipped, prefix=prefix)
 
@@ -110,7 +112,7 @@ def _find_corpora(directory: Path) -> tuple[list[_Corpus], list[_NotUnderstood]]
     groups: dict[tuple[str, ...], list[Path]] = {}
     for path in _files(directory):
         relative = path.relative_to(directory)
-        if _suffix(path) is None:
+        if format_of(path.name) is None:
             skipped.append(_NotUnderstood(relative.as_posix(), "not a format that fastmix reads"))
         elif path.stat().st_size == 0:
             skipped.append(_NotUnderstood(relative.as_posix(), "empty"))
@@ -120,12 +122,12 @@ def _find_corpora(directory: Path) -> tuple[list[_Corpus], list[_NotUnderstood]]
     taken: set[str] = set()
     for home, paths in groups.items():
         for label, members in _by_format(home, paths):
-            found = _corpus(directory, label, members, taken=taken, everything=paths)
-            if isinstance(found, _NotUnderstood):
-                skipped.append(found)
+            corpus = _corpus(directory, label, members, taken=taken, everything=paths)
+            if isinstance(corpus, _NotUnderstood):
+                skipped.append(corpus)
             else:
-                corpora.append(found)
-                taken.add(found.name.lower())
+                corpora.append(corpus)
+                taken.add(corpus.name.lower())
     return corpora, skipped
 
 
@@ -133,20 +135,14 @@ def _files(directory: Path) -> Iterator[Path]:
     """All files, in a fixed order; nothing hidden, and no workdir of an earlier run."""
     for folder, folders, names in os.walk(directory):
         here = Path(folder)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not (here / name / "catalog.parquet").exists()
-        )
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not Workdir(here / name).catalog.exists())
         for name in sorted(names):
             if not name.startswith("."):
                 yield here / name
 
 
-def _suffix(path: Path) -> str | None:
-    return next((suffix for suffix in sorted(_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(suffix)), None)
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"[^a-z]+", name.lower())
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(f".{format_of(path.name)}")
 
 
 def _home(relative: Path) -> tuple[str, ...]:
@@ -160,25 +156,29 @@ def _home(relative: Path) -> tuple[str, ...]:
 def _is_valid(relative: Path) -> bool:
     if any(part.lower() in _VALID_WORDS for part in relative.parent.parts[-1:]):
         return True
-    words = [word for word in _words(relative.name.removesuffix(_suffix(relative) or "")) if word]
-    return bool(words) and (words[0] in _VALID_WORDS or words[-1] in _VALID_WORDS) and _suffix(relative) != ".txt"
+    # The first or the last word only: `test-00.jsonl` and `wiki_valid.jsonl` are splits, `a_test_of_time.jsonl` is not. A text file
+    # is one document, whose name is its title.
+    words = [word for word in re.split(r"[^a-z]+", _stem(relative).lower()) if word]
+    return bool(words) and not _VALID_WORDS.isdisjoint((words[0], words[-1])) and format_of(relative.name) != "txt"
 
 
 def _by_format(home: tuple[str, ...], paths: list[Path]) -> Iterator[tuple[str, list[Path]]]:
     """A source per format of a folder; in the searched folder itself, one per file name without split and number."""
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in paths:
-        suffix = _suffix(path) or ""
-        stem = "" if home or suffix == ".txt" else _stem(path)
-        groups.setdefault((stem, suffix), []).append(path)
-    several = len({suffix for _, suffix in groups}) > 1
-    for (stem, suffix), members in groups.items():
-        label = "_".join((*home, stem) if stem else home) or "corpus"
-        yield (f"{label}_{suffix.split('.')[1]}" if several and not stem else label), members
+        kind: str = format_of(path.name) or ""
+        # Files that lie about in the searched folder rarely belong together; files in a folder of their own do.
+        series = "" if home or kind == "txt" else _series(path)
+        groups.setdefault((series, kind), []).append(path)
+    several = len({kind for _, kind in groups}) > 1
+    for (series, kind), members in groups.items():
+        label = "_".join((*home, series) if series else home) or "corpus"
+        yield (f"{label}_{kind.split('.')[0]}" if several and not series else label), members
 
 
-def _stem(path: Path) -> str:
-    words = re.split(r"[^A-Za-z0-9]+", path.name.removesuffix(_suffix(path) or ""))
+def _series(path: Path) -> str:
+    """A file's name without split and running number."""
+    words = re.split(r"[^A-Za-z0-9]+", _stem(path))
     kept = [word for word in words if word.lower() not in _VALID_WORDS | _TRAIN_WORDS and not word.isdigit() and word != "of"]
     return "_".join(kept) or "corpus"
 
@@ -225,7 +225,7 @@ def _patterns(paths: list[Path], *, others: list[Path]) -> tuple[str, ...]:
     for parent in dict.fromkeys(path.parent for path in paths):
         names = [path.name for path in paths if path.parent == parent]
         folder = "" if parent == Path() else f"{glob.escape(parent.as_posix())}/"
-        pattern = f"{glob.escape(_common_start(names))}*{_suffix(Path(names[0]))}"
+        pattern = f"{glob.escape(_common_start(names))}*.{format_of(names[0])}"
         rivals = any(path.parent == parent and fnmatch.fnmatch(path.name, pattern) for path in others)
         if len(names) == 1 or rivals:
             patterns += [f"{folder}{glob.escape(name)}" for name in names]
@@ -246,15 +246,18 @@ def _common_start(names: list[str]) -> str:
 
 def _detect_keys(path: Path) -> _Keys | str:
     """The keys of a file's first record, or why there are none."""
-    if _suffix(path) == ".txt":
+    if format_of(path.name) == "txt":
         return _Keys(())
     try:
         record = _first_record(path)
-    except (OSError, EOFError, orjson.JSONDecodeError, pa.ArrowException, zstandard.ZstdError) as error:
-        return f"cannot be read ({' '.join(str(error).split())[:120]})"
+    except (OSError, orjson.JSONDecodeError, pa.ArrowException) as error:
+        return f"cannot be read ({first_line(error)})"
+    except FastmixError as error:
+        return f"cannot be read ({error.what})"
     if not isinstance(record, Mapping):
         return "no record with keys at its start"
     texts = [str(key) for key, value in record.items() if isinstance(value, str)]
+    # A pair comes first: with a `text` beside it, that is usually the two put together.
     for pair in _PAIRS:
         if set(pair) <= set(texts):
             return _Keys(pair)
@@ -267,27 +270,19 @@ def _detect_keys(path: Path) -> _Keys | str:
 
 
 def _first_record(path: Path) -> Any:
-    if _suffix(path) == ".parquet":
+    kind = format_of(path.name)
+    assert kind is not None
+    if kind == "parquet":
         with pq.ParquetFile(path) as file:
-            strings = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-            batches = file.iter_batches(batch_size=1, columns=strings)
-            rows = next(batches, pa.RecordBatch.from_pylist([])).to_pylist()
+            columns = [field.name for field in file.schema_arrow if holds_text(field.type)]
+            rows = next(file.iter_batches(batch_size=1, columns=columns), pa.RecordBatch.from_pylist([])).to_pylist()
             return rows[0] if rows else None
-    with _opened(path) as file:
-        for _ in range(100):
-            line = file.readline(_MAX_RECORD_BYTES)
-            if line.strip() or not line:
-                return orjson.loads(line) if line else None
-    return None
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    suffix = _suffix(path)
-    if suffix == ".jsonl.gz":
-        return gzip.GzipFile(path)
-    if suffix == ".jsonl.zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
-    return path.open("rb")
+    head = b""
+    for piece in read_pieces(str(path), name=path.name, kind=kind):
+        head = (head + piece).lstrip()
+        if b"\n" in head or len(head) > _MAX_RECORD_BYTES:
+            break
+    return orjson.loads(head.partition(b"\n")[0]) if head else None
 
 
 def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Path) -> str:
@@ -299,7 +294,7 @@ def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Pa
         sources="\n".join(lines),
         skipped=_skipped_comment(skipped),
         target=_scalar(target.name),
-        budget=_count(total / 4),
+        budget=format_count(max(1000, total / 4)),
     )
 
 
@@ -318,17 +313,6 @@ def _source_line(corpus: _Corpus, prefix: Path) -> str:
     return f"  # {corpus.num_files} file{plural}, {size} on disk{guess}\n  {_scalar(corpus.name)}: {flow}"
 
 
-def _count(tokens: float) -> str:
-    """A round number of tokens as a recipe writes it."""
-    return (
-        f"{tokens / 1e6:.3g}M"
-        if 1e6 <= tokens < 1e9
-        else f"{tokens / 1e9:.3g}B"
-        if tokens >= 1e9
-        else f"{max(1, round(tokens / 1e3))}k"
-    )
-
-
 def _placed(patterns: tuple[str, ...], prefix: Path) -> str | list[str]:
     placed = [(prefix / pattern).as_posix() for pattern in patterns]
     return placed[0] if len(placed) == 1 else placed
@@ -343,9 +327,8 @@ def _skipped_comment(skipped: list[_NotUnderstood]) -> str:
     if not skipped:
         return ""
     lines = [f"#   {_one_line(item.path)}: {_one_line(item.reason)}" for item in skipped[:_SKIPPED_LISTED]]
-    more = len(skipped) - _SKIPPED_LISTED
-    if more > 0:
-        lines.append(f"#   and {more} more")
+    if len(skipped) > _SKIPPED_LISTED:
+        lines.append(f"#   and {len(skipped) - _SKIPPED_LISTED} more")
     return "\n# Not used, because not understood:\n" + "\n".join(lines) + "\n"
 
 
@@ -377,13 +360,16 @@ target: {{sources: {{{target}: 1}}}}
 # The small model that trains while the mixture is learned.
 proxy: {{config: {{model_type: llama, hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 344}}}}
 
-search:
-  token_budget: 2M          # tokens the proxy trains on; more is steadier
+# How that model trains, in the search and wherever else one is trained.
+training:
+  token_budget: 2M          # more is steadier
   sequence_length: 128
   global_batch: 32
   learning_rate: 3.0e-3
-  exploration: 0.25
   seed: 0
+
+search:
+  exploration: 0.25
   # Bounds on the mixture, for example {{floor: 0.01, pinned: {{NAME: 0.05}}, groups: {{code: [NAME, NAME], max: 0.3}}}};
   # what emit's max_epochs allow a source at emit's token_budget always bounds it.
   constraints: {{floor: 0}}

@@ -43,7 +43,8 @@ class ShardStream:
         self._names, self._layout, self._eos_id = names, layout, eos_id
         self._max_blocks = layout.max_blocks(max_shard_bytes)
         self._shard_tokens = self._max_blocks * layout.block_tokens
-        # Untouched pages cost nothing, so a short stream does not pay for a whole shard.
+        # One more than a shard's own tokens: the label of its last position. Untouched pages cost nothing, so a short stream does not
+        # pay for a whole shard.
         self._tokens: Tokens = np.empty(self._shard_tokens + 1, layout.dtype)
         self._mask: Mask | None = np.empty(self._shard_tokens + 1, np.uint8) if layout.has_mask else None
         self._filled = 0
@@ -90,6 +91,7 @@ class ShardStream:
 
     def close(self) -> list[ShardRow]:
         """Write what is left, padded with end-of-text tokens that carry no loss, and describe all shards."""
+        # After a full shard the one token carried over is filled, and is a shard of its own if no other follows: none is lost.
         if self._filled:
             num_tokens = self._filled
             num_blocks = -(-num_tokens // self._layout.block_tokens)
@@ -125,6 +127,7 @@ class ShardStream:
                 num_tokens=num_tokens,
                 num_labels=num_labels,
                 num_loss_tokens=num_loss_tokens,
+                # A shard inside one long document has no start of any.
                 num_documents=self._num_documents_S[shard] if shard < len(self._num_documents_S) else 0,
                 dtype=self._layout.dtype.str,
                 has_mask=self._layout.has_mask,

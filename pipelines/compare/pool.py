@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-import distributed
-
-from fastmix_data.errors import FastmixError
+from fastmix_data.machine import num_cores
 from fastmix_data.progress import progress
-from pipelines.cluster import dask_client, num_cores
+from pipelines.cluster import dask_client, run_on_cluster
 
-_TOPIC, _SECONDS_BETWEEN_NEWS = "fastmix-compare", 0.5
 Result = TypeVar("Result", covariant=True)
 
 
@@ -44,52 +40,19 @@ def run_jobs(
     workers = min(num_workers or num_cores(), len(jobs))
     with progress(description, total=sum(job.num_tokens for job in jobs), quiet=quiet) as advance:
         if workers == 1 and scheduler is None:
-            return [_work(job, advance) for job in jobs]
+            return [_work(job, advance, num_threads=None) for job in jobs]
+        # Threads of several proxies on the same cores would spin against one another. What a foreign cluster has, we do not know.
         num_threads = None if scheduler is not None else max(1, num_cores() // workers)
         with dask_client(num_workers=workers, scheduler=scheduler) as client:
-            return _on_cluster(client, jobs, num_threads, advance)
+            return run_on_cluster(client, _work, jobs, advance=advance, remedy="a smaller proxy", num_threads=num_threads)
 
 
-def _on_cluster(
-    client: distributed.Client, jobs: Sequence[Job[Result]], num_threads: int | None, advance: Callable[[int], None]
-) -> list[Result]:
-    client.subscribe_topic(_TOPIC, lambda event: advance(event[1]))
-    futures = client.map(_work_on_worker, jobs, num_threads=num_threads, pure=False, resources=None)
-    try:
-        for future in distributed.as_completed(futures):
-            future.result()
-        return [future.result() for future in futures]
-    except distributed.KilledWorker as error:
-        raise FastmixError(
-            f"a worker was killed again and again, most likely for lack of memory ({error}); use fewer --workers, or a smaller proxy"
-        ) from error
-    finally:
-        client.cancel([future for future in futures if not future.done()])
-        client.unsubscribe_topic(_TOPIC)
-
-
-def _work(job: Job[Result], on_tokens: Callable[[int], None]) -> Result:
-    from train.proxy.engine import process_group
-
-    with process_group(rank=0, world_size=1):
-        return job.run(on_tokens)
-
-
-def _work_on_worker(job: Job[Result], *, num_threads: int | None) -> Result:
+def _work(job: Job[Result], on_tokens: Callable[[int], None], *, num_threads: int | None) -> Result:
     import torch
+
+    from train.proxy.engine import process_group
 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    worker = distributed.get_worker()
-    untold, last = 0, time.monotonic()
-
-    def on_tokens(num_tokens: int) -> None:
-        nonlocal untold, last
-        untold += num_tokens
-        if time.monotonic() - last >= _SECONDS_BETWEEN_NEWS:
-            worker.log_event(_TOPIC, untold)
-            untold, last = 0, time.monotonic()
-
-    result = _work(job, on_tokens)
-    worker.log_event(_TOPIC, untold)
-    return result
+    with process_group(rank=0, world_size=1):
+        return job.run(on_tokens)

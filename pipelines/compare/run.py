@@ -108,7 +108,7 @@ def compare(
             methods={name: _compared(found[name], row, plan) for name, row in jobs.items()},
         )
         save_comparison(result.comparison, comparison)
-        draw_comparison(result)
+        draw_comparison(comparison, result.picture)
     return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}")
 
 

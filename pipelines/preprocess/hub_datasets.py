@@ -11,6 +11,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from fastmix_data.errors import InputError
+from fastmix_data.messages import first_line
+from pipelines.preprocess.bad_text import missing_key
 
 _ROWS_OF_A_BATCH = 256
 _SECONDS_TO_CONNECT = 10
@@ -49,7 +51,9 @@ def resolve_dataset(
     """
     with _explained(name, where):
         if not local.is_dir():
-            return _resolve_hub(name, config, split)
+            # Pinned to today's commit: the plan, every worker and a run that goes on tomorrow read the same data.
+            commit = _hub_commit(name)
+            return _streamed_input(name, name, config, split, num_bytes=0, version=commit, revision=commit)
         files = sorted(entry for entry in local.rglob("*") if entry.is_file())
         states = [(file, file.stat()) for file in files]
         num_bytes = sum(state.st_size for _, state in states)
@@ -57,24 +61,26 @@ def resolve_dataset(
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             opened = _open_saved(str(local), split)
             num_shards = max(1, -(-opened.data.nbytes // max_partition_bytes))
-            return DatasetInput(
-                name, str(local), "saved", config, split, num_shards, num_bytes, version, tuple(opened.column_names)
-            )
-        streamed = _open_streamed(str(local), config, split, None)
-        columns = tuple(streamed.column_names) if streamed.column_names else None
-        return DatasetInput(name, str(local), "streamed", config, split, streamed.num_shards, num_bytes, version, columns)
+            columns = tuple(opened.column_names)
+            return DatasetInput(name, str(local), "saved", config, split, num_shards, num_bytes, version, columns)
+        return _streamed_input(name, str(local), config, split, num_bytes=num_bytes, version=version, revision=None)
 
 
-def _resolve_hub(name: str, config: str | None, split: str) -> DatasetInput:
+def _hub_commit(name: str) -> str:
     from huggingface_hub import HfApi
 
     try:
-        commit = HfApi().dataset_info(name, timeout=_SECONDS_TO_CONNECT).sha or ""
+        return HfApi().dataset_info(name, timeout=_SECONDS_TO_CONNECT).sha or ""
     except Exception as error:  # which classes depends on the HTTP library that the hub's client was built on
-        raise OSError(str(error).strip() or type(error).__name__) from error
-    opened = _open_streamed(name, config, split, commit)
+        raise OSError(first_line(error)) from error
+
+
+def _streamed_input(
+    name: str, path: str, config: str | None, split: str, *, num_bytes: int, version: str, revision: str | None
+) -> DatasetInput:
+    opened = _open_streamed(path, config, split, revision)
     columns = tuple(opened.column_names) if opened.column_names else None
-    return DatasetInput(name, name, "streamed", config, split, opened.num_shards, 0, commit, columns)
+    return DatasetInput(name, path, "streamed", config, split, opened.num_shards, num_bytes, version, columns)
 
 
 def _open_saved(path: str, split: str) -> Any:
@@ -114,14 +120,9 @@ def read_dataset_shard(
         for table in opened.with_format("arrow").iter(batch_size=_ROWS_OF_A_BATCH):
             missing = [column for column in columns if column not in table.column_names]
             if missing:
-                raise InputError(missing_column(f"{where}: dataset {dataset.name}", missing[0], table.column_names))
+                raise missing_key(f"{where}: dataset {dataset.name}", missing[0], table.column_names)
             yield first, table.select(columns)
             first += len(table)
-
-
-def missing_column(where: str, key: str, there: Sequence[str]) -> str:
-    """Message for a text key that is not there."""
-    return f"{where}: has no {key!r}; the keys there are {', '.join(sorted(there)) or 'none'}; name one with text, or prompt and completion"
 
 
 @contextmanager
@@ -131,5 +132,5 @@ def _explained(name: str, where: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{where}.dataset: {name!r} cannot be read ({reason}); check name, split and network") from error
+        problem = f"{name!r} cannot be read ({first_line(error)})"
+        raise InputError(f"{where}.dataset", problem, "check name, split and network") from error

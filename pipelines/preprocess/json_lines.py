@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 
 from fastmix_data.errors import InputError
+from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
-from pipelines.preprocess.hub_datasets import missing_column
+from pipelines.preprocess.bad_text import DocumentCounts, decode, missing_key
 from pipelines.preprocess.inputs import InputFile
-from pipelines.preprocess.read_counts import ReadCounts, refuse_bad_text
 from pipelines.preprocess.streams import count_lines, first_line_start, read_pieces
 
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -22,7 +23,7 @@ Columns = list[list[str]]
 
 
 def read_json_lines(
-    file: InputFile, *, section: TextSection, counts: ReadCounts, piece_bytes: int, start: int = 0, stop: int | None = None
+    file: InputFile, *, section: TextSection, counts: DocumentCounts, piece_bytes: int, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[Columns, list[str]]]:
     """Yield (columns of text, locators) of about `piece_bytes` of lines.
 
@@ -34,6 +35,7 @@ def read_json_lines(
         InputError: a line is not JSON, lacks a key, or holds something else than text; names file and line.
     """
     pieces = read_pieces(file.path, name=file.name, kind=file.format, start=start, stop=stop)
+    # In a part of a file the number of a line would take counting all lines before it; its byte is known.
     position = None if stop is None else first_line_start(file.path, start)
     number = 1
     for lines in _whole_lines(pieces, piece_bytes):
@@ -105,16 +107,19 @@ def _parse_fast(lines: list[bytes], section: TextSection) -> Columns | None:
     return columns
 
 
-def _parse_carefully(lines: list[bytes], section: TextSection, counts: ReadCounts, places: _Places) -> tuple[Columns, list[str]]:
+def _parse_carefully(
+    lines: list[bytes], section: TextSection, counts: DocumentCounts, places: _Places
+) -> tuple[Columns, list[str]]:
     columns: Columns = [[] for _ in section.text_keys]
     locators: list[str] = []
     for index, (line, locator) in enumerate(zip(lines, places.locators(lines), strict=True)):
         line = line.removeprefix(_UTF8_BOM)
         if not line.strip():
             continue
-        where = _Lazy(places, index, lines)
+        where = partial(places.message_place, index, lines)
         record, was_bad = _load(line, section, where)
         values = [_text_of(record, key, where) for key in section.text_keys]
+        # Without a prompt a document still has loss, without a completion (or a text) it has none.
         if not values[-1]:
             counts.num_empty += 1
             continue
@@ -122,7 +127,7 @@ def _parse_carefully(lines: list[bytes], section: TextSection, counts: ReadCount
         if cleaned != values:
             was_bad = True
             if section.on_bad_text == "refuse":
-                raise InputError(f"{where}: holds half a surrogate pair; repair it, or set on_bad_text: replace")
+                raise InputError(where(), "holds half a surrogate pair", "repair it, or set on_bad_text: replace")
         counts.num_bad_text += was_bad
         for column, value in zip(columns, cleaned, strict=True):
             column.append(value)
@@ -130,53 +135,32 @@ def _parse_carefully(lines: list[bytes], section: TextSection, counts: ReadCount
     return columns, locators
 
 
-@dataclass(frozen=True)
-class _Lazy:
-    """A place that is only worked out when a message needs it."""
-
-    places: _Places
-    index: int
-    lines: list[bytes]
-
-    def __str__(self) -> str:
-        return self.places.message_place(self.index, self.lines)
-
-
-def _load(line: bytes, section: TextSection, where: _Lazy) -> tuple[Any, bool]:
-    """The object of a line, and whether broken UTF-8 was replaced in it."""
+def _load(line: bytes, section: TextSection, where: Callable[[], str]) -> tuple[Any, bool]:
+    """The value of a line, and whether broken UTF-8 was replaced in it."""
     try:
         return orjson.loads(line), False
     except orjson.JSONDecodeError as error:
         problem = error
-    try:
-        text, was_bad = line.decode(), False
-    except UnicodeDecodeError as error:
-        if section.on_bad_text == "refuse":
-            raise refuse_bad_text(str(where), error) from error
-        text, was_bad = line.decode(errors="replace"), True
+    text, was_bad = decode(line, section, lambda _: where())
     try:
         return json.loads(text), was_bad  # also reads NaN and lone surrogates, which orjson refuses
     except json.JSONDecodeError:
-        pass
-    reason = str(problem).splitlines()[0]
-    raise InputError(f"{where}: not valid JSON ({reason}); fix or remove the line") from problem
+        raise InputError(where(), f"not valid JSON ({first_line(problem)})", "fix or remove the line") from problem
 
 
-def _text_of(record: Any, key: str, where: _Lazy) -> str:
+def _text_of(record: Any, key: str, where: Callable[[], str]) -> str:
     """Text under a key; null counts as empty."""
     if not isinstance(record, dict):
-        raise InputError(
-            f"{where}: holds a JSON {_json_type(record)}, not an object with the key {key!r}; fix or remove the line"
-        )
+        problem = f"holds a JSON {_json_type(record)}, not an object with the key {key!r}"
+        raise InputError(where(), problem, "fix or remove the line")
     if key not in record:
-        raise InputError(missing_column(str(where), key, list(record)))
+        raise missing_key(where(), key, record)
     value = record[key]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InputError(
-            f"{where}: {key!r} holds a JSON {_json_type(value)}, not text; fix or remove the line, or name another key"
-        )
+        problem = f"{key!r} holds a JSON {_json_type(value)}, not text"
+        raise InputError(where(), problem, "fix or remove the line, or name another key")
     return value
 
 

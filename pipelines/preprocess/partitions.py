@@ -11,11 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.errors import InputError
-from pipelines.preprocess.hub_datasets import DatasetInput, missing_column
+from fastmix_data.messages import first_line
+from pipelines.preprocess.bad_text import holds_text, missing_key, not_text
+from pipelines.preprocess.hub_datasets import DatasetInput
 from pipelines.preprocess.inputs import InputFile, SourceInputs
 from pipelines.preprocess.streams import open_binary
 
 Origin = Literal["train", "valid", "both"]
+NUM_WAVES = 3
+# Whatever is held out anywhere must be known before a document is put into a training split. Files that are held out as a whole
+# come first. Sources split by hash are next: the hash holds a document out wherever it occurs among them, so they need not know of
+# one another. Training files of sources with held-out files of their own follow no hash, so they come last.
+_WAVE_OF_ORIGIN: dict[Origin, int] = {"valid": 0, "both": 1, "train": 2}
+# A receipt names every file, so a partition of tiny ones is bounded by their number too.
 _MAX_FILES_OF_A_PARTITION = 4096
 
 
@@ -25,27 +33,32 @@ class Partition:
 
     Attributes:
         origin: `train` and `valid` documents are all of that split; `both` are split by hash of their text.
-        number: from 0 within (source, origin).
+        num_bytes: size of its input.
         start, stop: range of one file: bytes of plain .jsonl, row groups of .parquet, else nothing. Shard of a dataset: start.
         hash_start, hash_stop: bytes of the file whose content identifies the range.
-        num_bytes: size of its input.
+        number: from 0 within (source, origin).
     """
 
     source: str
     origin: Origin
-    number: int
     files: tuple[InputFile, ...]
-    start: int
-    stop: int
-    hash_start: int
-    hash_stop: int
     num_bytes: int
+    start: int = 0
+    stop: int = 0
+    hash_start: int = 0
+    hash_stop: int = 0
     dataset: DatasetInput | None = None
+    number: int = 0
 
     @property
     def label(self) -> str:
         """Name of its receipt and of its documents table."""
         return f"{self.source}-{self.origin}-{self.number:06d}"
+
+    @property
+    def wave(self) -> int:
+        """When it is done: after all partitions of lower waves, whose held-out documents it has to know."""
+        return _WAVE_OF_ORIGIN[self.origin]
 
     @property
     def is_whole_file(self) -> bool:
@@ -64,36 +77,37 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
     if inputs.dataset is not None:
         planned += _plan_dataset(inputs, inputs.dataset, training)
     planned += _plan_files(inputs, inputs.valid_files, "valid", max_partition_bytes)
-    counts = {"train": 0, "valid": 0, "both": 0}
-    numbered = []
-    for partition in planned:
-        numbered.append(replace(partition, number=counts[partition.origin]))
-        counts[partition.origin] += 1
-    return numbered
+    numbers: dict[Origin, Iterator[int]] = {origin: itertools.count() for origin in _WAVE_OF_ORIGIN}
+    return [replace(partition, number=next(numbers[partition.origin])) for partition in planned]
 
 
 def _plan_dataset(inputs: SourceInputs, dataset: DatasetInput, origin: Origin) -> list[Partition]:
-    missing = [key for key in inputs.section.text_keys if dataset.columns is not None and key not in dataset.columns]
-    if missing:
-        raise InputError(missing_column(f"{inputs.where}: dataset {dataset.name}", missing[0], dataset.columns or ()))
+    for key in inputs.section.text_keys:
+        if dataset.columns is not None and key not in dataset.columns:
+            raise missing_key(f"{inputs.where}: dataset {dataset.name}", key, dataset.columns)
     size = dataset.num_bytes // dataset.num_shards
-    return [Partition(inputs.name, origin, 0, (), shard, shard + 1, 0, 0, size, dataset) for shard in range(dataset.num_shards)]
+    return [
+        Partition(inputs.name, origin, (), size, start=shard, stop=shard + 1, dataset=dataset)
+        for shard in range(dataset.num_shards)
+    ]
 
 
 def _plan_files(inputs: SourceInputs, files: Sequence[InputFile], origin: Origin, max_bytes: int) -> Iterator[Partition]:
     texts = [file for file in files if file.format == "txt"]
     for group in _groups(texts, max_bytes):
-        size = sum(file.num_bytes for file in group)
-        yield Partition(inputs.name, origin, 0, tuple(group), 0, 0, 0, 0, size)
+        yield Partition(inputs.name, origin, tuple(group), sum(file.num_bytes for file in group))
     for file in files:
         if file.format == "parquet":
             yield from _plan_parquet(inputs, file, origin, max_bytes)
         elif file.format != "txt":
-            # Equal ranges, so that no partition is a small rest.
+            # Cut anywhere, not at lines: a partition reads the lines that start in its range, so nothing has to be read to plan.
+            # Compressed files cannot be entered in the middle. Equal ranges, so that no partition is a small rest.
             num_ranges = -(-file.num_bytes // max_bytes) if file.format == "jsonl" else 1
             edges = [number * file.num_bytes // num_ranges for number in range(num_ranges + 1)]
             for start, stop in itertools.pairwise(edges):
-                yield Partition(inputs.name, origin, 0, (file,), start, stop, start, stop, stop - start)
+                yield Partition(
+                    inputs.name, origin, (file,), stop - start, start=start, stop=stop, hash_start=start, hash_stop=stop
+                )
 
 
 def _groups(files: Iterable[InputFile], max_bytes: int) -> Iterator[list[InputFile]]:
@@ -116,12 +130,11 @@ def _plan_parquet(inputs: SourceInputs, file: InputFile, origin: Origin, max_byt
             parquet = pq.ParquetFile(stream)
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{file.name}: not a readable Parquet file ({str(error).splitlines()[0]}); write or download it again"
-        ) from error
+        problem = f"not a readable Parquet file ({first_line(error)})"
+        raise InputError(file.name, problem, "write or download it again") from error
     _check_columns(inputs, file, schema)
     if metadata.num_rows == 0:
-        raise InputError(f"{inputs.where}: {file.name} has no rows; remove it or fill it")
+        raise InputError(inputs.where, f"{file.name} has no rows", "remove it or fill it")
     leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in inputs.section.text_keys]
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     sizes = [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
@@ -129,28 +142,31 @@ def _plan_parquet(inputs: SourceInputs, file: InputFile, origin: Origin, max_byt
     start = 0
     for stop in range(1, len(groups) + 1):
         if stop == len(groups) or sum(sizes[start : stop + 1]) > max_bytes:
-            hash_start = 0 if start == 0 else begins[start]
-            hash_stop = file.num_bytes if stop == len(groups) else begins[stop]
-            yield Partition(inputs.name, origin, 0, (file,), start, stop, hash_start, hash_stop, sum(sizes[start:stop]))
+            # A row group lies in the file in one piece. The ranges between the first bytes of their first groups, the file's header
+            # and footer added at the ends, cover every byte once: a change anywhere changes the hash of some partition.
+            yield Partition(
+                inputs.name,
+                origin,
+                (file,),
+                sum(sizes[start:stop]),
+                start=start,
+                stop=stop,
+                hash_start=0 if start == 0 else begins[start],
+                hash_stop=file.num_bytes if stop == len(groups) else begins[stop],
+            )
             start = stop
 
 
 def _begin_of_column(chunk: pq.ColumnChunkMetaData) -> int:
+    # Where there is a dictionary, its page comes before those of the data.
     dictionary = chunk.dictionary_page_offset
     return int(chunk.data_page_offset if dictionary is None else min(dictionary, chunk.data_page_offset))
 
 
 def _check_columns(inputs: SourceInputs, file: InputFile, schema: pa.Schema) -> None:
+    where = f"{inputs.where}: {file.name}"
     for key in inputs.section.text_keys:
         if key not in schema.names:
-            raise InputError(missing_column(f"{inputs.where}: {file.name}", key, schema.names))
-        kind = schema.field(key).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (
-            pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value) or _is_binary(value)
-        ):
-            raise InputError(f"{inputs.where}: {file.name}: column {key!r} holds {kind}, not text; name another column")
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+            raise missing_key(where, key, schema.names)
+        if not holds_text(schema.field(key).type):
+            raise not_text(where, key, schema.field(key).type)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastmix_data.errors import InputError
+from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.preprocess.arrow_arrays import constant, labels, strings
+from pipelines.preprocess.bad_text import DocumentCounts, decode, holds_text, not_text
 from pipelines.preprocess.hub_datasets import read_dataset_shard
 from pipelines.preprocess.inputs import InputFile
 from pipelines.preprocess.json_lines import read_json_lines
 from pipelines.preprocess.partitions import Partition
-from pipelines.preprocess.read_counts import ReadCounts, refuse_bad_text
 from pipelines.preprocess.streams import open_binary
 
 # Small enough that its copies stay in the processor cache and in memory the allocator already has.
@@ -56,7 +58,7 @@ def column_names(section: TextSection) -> tuple[str, ...]:
 
 
 def read_partition(
-    partition: Partition, section: TextSection, counts: ReadCounts, *, batch_bytes: int = BATCH_BYTES
+    partition: Partition, section: TextSection, counts: DocumentCounts, *, batch_bytes: int = BATCH_BYTES
 ) -> Iterator[pa.RecordBatch]:
     """Yield a partition's documents; those without text are left out and counted.
 
@@ -87,7 +89,7 @@ def read_partition(
 
 
 def _read_texts(
-    files: Sequence[InputFile], section: TextSection, counts: ReadCounts, batch_bytes: int
+    files: Sequence[InputFile], section: TextSection, counts: DocumentCounts, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
     batch, size = _Batch([[]], [], []), 0
     for file in files:
@@ -96,7 +98,9 @@ def _read_texts(
         if not content:
             counts.num_empty += 1
             continue
-        batch.columns[0].append(_decode(content, file.name, section, counts))
+        text, was_bad = decode(content, section, partial(_line_of, content, file.name))
+        counts.num_bad_text += was_bad
+        batch.columns[0].append(text)
         batch.files.append(file.name)
         batch.locators.append("file")
         size += len(content)
@@ -107,18 +111,14 @@ def _read_texts(
         yield batch.to_arrow(("text",))
 
 
-def _decode(content: bytes, name: str, section: TextSection, counts: ReadCounts) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        if section.on_bad_text == "refuse":
-            line = content.count(b"\n", 0, error.start) + 1
-            raise refuse_bad_text(f"{name}: line {line}", error) from error
-    counts.num_bad_text += 1
-    return content.decode(errors="replace")
+def _line_of(content: bytes, name: str, position: int) -> str:
+    num_before = content.count(b"\n", 0, position)
+    return f"{name}: line {num_before + 1}"
 
 
-def _read_parquet(partition: Partition, section: TextSection, counts: ReadCounts, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+def _read_parquet(
+    partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
     file = partition.files[0]
     groups = range(partition.start, partition.stop)
     keys = list(section.text_keys)
@@ -133,12 +133,12 @@ def _read_parquet(partition: Partition, section: TextSection, counts: ReadCounts
                 yield from _from_table(table, section, counts, name=file.name, first_row=row, batch_bytes=batch_bytes)
                 row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{file.name}: damaged Parquet data ({str(error).splitlines()[0]}); write or download it again"
-        ) from error
+        raise InputError(file.name, f"damaged Parquet data ({first_line(error)})", "write or download it again") from error
 
 
-def _read_dataset(partition: Partition, section: TextSection, counts: ReadCounts, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+def _read_dataset(
+    partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
     dataset = partition.dataset
     assert dataset is not None
     where = f"sources.{partition.source}"
@@ -150,7 +150,7 @@ def _read_dataset(partition: Partition, section: TextSection, counts: ReadCounts
 
 
 def _from_table(
-    table: pa.Table, section: TextSection, counts: ReadCounts, *, name: str, first_row: int, batch_bytes: int
+    table: pa.Table, section: TextSection, counts: DocumentCounts, *, name: str, first_row: int, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
     """Columns of text, cleaned: no null, no empty text, valid UTF-8; cut so that a batch is not much over `batch_bytes`."""
     num_parts = max(1, min(table.num_rows, -(-table.nbytes // (2 * batch_bytes))))
@@ -180,23 +180,23 @@ def _clean_column(
 ) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    kinds = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
-    if column.type not in kinds and not pa.types.is_null(column.type):
-        raise InputError(f"{name}: column {key!r} holds {column.type}, not text; name another column")
+    if not holds_text(column.type) and not pa.types.is_null(column.type):
+        raise not_text(name, key, column.type)
     as_bytes = pc.fill_null(column.cast(pa.large_binary()), b"").combine_chunks()
     array = as_bytes.chunk(0) if isinstance(as_bytes, pa.ChunkedArray) else as_bytes
     try:
-        return array.cast(pa.large_string())  # checks the UTF-8
+        return array.cast(pa.large_string())  # checks the UTF-8, also of what calls itself a string
     except pa.ArrowInvalid:
-        return strings([_decode_cell(*cell, section, name, first_row, bad_rows) for cell in enumerate(array)])
+        pass
+    texts: list[str] = []
+    for row, cell in enumerate(array, first_row):
+        text, was_bad = decode(cell.as_py(), section, partial(_row_of, name, row))
+        texts.append(text)
+        if was_bad:
+            bad_rows.add(row)  # a set: a row whose prompt and completion are both broken is one document
+    return strings(texts)
 
 
-def _decode_cell(row: int, cell: pa.Scalar, section: TextSection, name: str, first_row: int, bad_rows: set[int]) -> str:
-    content: bytes = cell.as_py()
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        if section.on_bad_text == "refuse":
-            raise refuse_bad_text(f"{name}: row {first_row + row}", error) from error
-    bad_rows.add(row)
-    return content.decode(errors="replace")
+def _row_of(name: str, row: int, position: int) -> str:
+    del position
+    return f"{name}: row {row}"

@@ -1,24 +1,31 @@
-"""Receipts: what a finished partition was made from and what came out. Written last, so a partition with one is complete."""
+"""Receipts: what a finished partition was made from and what came out; and what they say of a workdir.
+
+A receipt is written last, so a partition with one is complete. From receipts follows what is still to do, whether the input is what
+it was, and which files are left over from a run that was stopped.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fastmix_data.artefacts import hash_of, read_json, write_json
-from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.arrays import UInt64s
+from fastmix_data.artefacts import PARTIAL_SUFFIX, hash_of, read_json, write_json
+from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.messages import and_more
 from fastmix_data.shards.catalog import ShardRow
+from fastmix_data.workdir import Workdir
 from pipelines.preprocess.partitions import Partition
+from pipelines.preprocess.plan import PreprocessPlan
 from pipelines.preprocess.streams import hash_of_range
 
 SCHEMA_VERSION = 1
-Hashes = npt.NDArray[np.uint64]
+_REMEDY = "run `fastmix preprocess --replace` to make them anew, or name another workdir"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Receipt:
     Attributes:
         fingerprint: hash of everything but the input's content that decides the output.
         held_out_hash: hash of the held-out documents of earlier waves, which were kept out of the training split.
+        documents: path of its documents table in the workdir.
         valid_hashes: hashes of the documents of its own valid split, base64 of little-endian uint64.
     """
 
@@ -51,7 +59,12 @@ class Receipt:
     valid_hashes: str
     schema_version: int = SCHEMA_VERSION
 
-    def held_out(self) -> Hashes:
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both splits."""
+        return sum(row.num_tokens for row in self.shards)
+
+    def held_out(self) -> UInt64s:
         """Hashes of the documents of its valid split."""
         return np.frombuffer(base64.b64decode(self.valid_hashes), "<u8")
 
@@ -61,43 +74,36 @@ class Receipt:
         return (root / self.documents).is_file() and all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
-def receipt_path(root: Path, label: str) -> Path:
-    """Where a partition's receipt lies."""
-    return root / "receipts" / f"{label}.json"
+def encode_hashes(hashes: UInt64s) -> str:
+    """Sorted hashes in the form of `Receipt.valid_hashes`: text, of the same bytes on every machine."""
+    return base64.b64encode(hashes.astype("<u8").tobytes()).decode()
 
 
-def encode_hashes(hashes: Iterable[int]) -> str:
-    """The form of `Receipt.valid_hashes`."""
-    return base64.b64encode(np.sort(np.fromiter(hashes, "<u8")).tobytes()).decode()
-
-
-def save_receipt(root: Path, receipt: Receipt) -> None:
+def save_receipt(workdir: Workdir, receipt: Receipt) -> None:
     """Write a receipt atomically."""
-    write_json(receipt_path(root, receipt.label), asdict(receipt))
+    write_json(workdir.receipt_of(receipt.label), asdict(receipt))
 
 
-def load_receipts(root: Path) -> dict[str, Receipt]:
+def load_receipts(workdir: Workdir) -> dict[str, Receipt]:
     """All receipts of a workdir by label.
 
     Raises:
         CorruptArtefactError: one is not a receipt.
     """
-    return {path.stem: _load(path) for path in sorted((root / "receipts").glob("*.json"))}
+    return {path.stem: _load(path) for path in sorted(workdir.receipts.glob("*.json"))}
 
 
 def _load(path: Path) -> Receipt:
     content: dict[str, Any] = read_json(path)
     try:
         if content["schema_version"] != SCHEMA_VERSION:
-            raise CorruptArtefactError(
-                f"{path}: receipt of schema version {content['schema_version']}, this is {SCHEMA_VERSION}; run `fastmix preprocess "
-                "--replace`"
-            )
+            problem = f"receipt of schema version {content['schema_version']}, this is {SCHEMA_VERSION}"
+            raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
         content["files"] = tuple(FileFingerprint(**file) for file in content["files"])
         content["shards"] = tuple(ShardRow(**row) for row in content["shards"])
         return Receipt(**content)
     except (KeyError, TypeError) as error:
-        raise CorruptArtefactError(f"{path}: not a receipt; delete it and run `fastmix preprocess` again") from error
+        raise CorruptArtefactError(path, "not a receipt", "delete it and run `fastmix preprocess` again") from error
 
 
 def fingerprint_files(partition: Partition) -> tuple[FileFingerprint, ...]:
@@ -105,19 +111,16 @@ def fingerprint_files(partition: Partition) -> tuple[FileFingerprint, ...]:
     if partition.dataset is not None:
         dataset = partition.dataset
         return (FileFingerprint(dataset.name, dataset.num_bytes, dataset.version, ""),)
+    # Partitions that no range is given of are of whole files.
     return tuple(
         FileFingerprint(
             file.name,
             file.num_bytes,
             file.version,
-            "" if file.is_remote else hash_of_range(file.path, *_hashed_range(partition, file.num_bytes)),
+            "" if file.is_remote else hash_of_range(file.path, partition.hash_start, partition.hash_stop or file.num_bytes),
         )
         for file in partition.files
     )
-
-
-def _hashed_range(partition: Partition, num_bytes: int) -> tuple[int, int]:
-    return (0, num_bytes) if len(partition.files) > 1 or partition.hash_stop == 0 else (partition.hash_start, partition.hash_stop)
 
 
 def changed_file(partition: Partition, receipt: Receipt) -> str | None:
@@ -125,24 +128,101 @@ def changed_file(partition: Partition, receipt: Receipt) -> str | None:
 
     Equal size and time of modification count as unchanged; another time alone does not count as changed: the content decides.
     """
-    was = {file.name: file for file in receipt.files}
+    before = {file.name: file for file in receipt.files}
     if partition.dataset is not None:
-        known = was.get(partition.dataset.name)
+        known = before.get(partition.dataset.name)
         return None if known is not None and known.version == partition.dataset.version else partition.dataset.name
-    touched = False
+    is_touched = False
     for file in partition.files:
-        known = was.get(file.name)
+        known = before.get(file.name)
         if known is None or known.num_bytes != file.num_bytes:
             return file.name
         if known.version != file.version:
             if file.is_remote:
                 return file.name
-            touched = True
-    if touched:
+            is_touched = True
+    # A copy or a fresh checkout has new times and the old bytes. To read them is cheaper than to encode them.
+    if is_touched:
         for now in fingerprint_files(partition):
-            if now.content_hash != was[now.name].content_hash:
+            if now.content_hash != before[now.name].content_hash:
                 return now.name
     return None
+
+
+def changed_files(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> dict[str, str]:
+    """Labels of the partitions that a receipt no longer speaks of, each with the first file that changed."""
+    pairs = [(partition, receipts[partition.label]) for partition in plan.all_partitions() if partition.label in receipts]
+    return {partition.label: name for partition, receipt in pairs if (name := changed_file(partition, receipt)) is not None}
+
+
+def require_same_recipe(plan: PreprocessPlan) -> None:
+    """Refuse a recipe that differs from the one the workdir's shards were made from.
+
+    Raises:
+        MismatchError: names the keys that differ.
+    """
+    path = plan.workdir.preprocess_recipe
+    if not path.exists():
+        return
+    before, now = _flat(read_json(path)), _flat(plan.sections)
+    differences = [
+        f"{key} was {before.get(key, 'not given')!r}, is {now.get(key, 'not given')!r}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        listed = and_more(differences, separator="; ")
+        raise MismatchError(plan.workdir.root, f"its shards were made from another recipe: {listed}", _REMEDY)
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, Mapping) or not content:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    # A key that is not given and one that a newer version adds, with None as its default, are the same.
+    return {key: value for key, value in flat.items() if value is not None}
+
+
+def require_same_files(plan: PreprocessPlan, receipts: Mapping[str, Receipt], changed: Mapping[str, str]) -> None:
+    """Refuse source files that are not what the workdir's shards were made from.
+
+    Args:
+        changed: of `changed_files`.
+    Raises:
+        MismatchError: names the first file that was added, removed or changed.
+    """
+    root = plan.workdir.root
+    planned = {name for partition in plan.all_partitions() for name in _names(partition)}
+    known = {file.name for receipt in receipts.values() for file in receipt.files}
+    for name in sorted(known - planned):
+        raise MismatchError(name, f"was removed since the shards in {root} were made from it", f"put it back, {_REMEDY}")
+    # Without a catalog the run was stopped, and a file without a receipt may just not have had its turn.
+    for name in sorted(planned - known) if plan.workdir.catalog.exists() else ():
+        raise MismatchError(name, f"was added since the shards in {root} were made", _REMEDY)
+    for name in changed.values():
+        raise MismatchError(name, f"changed since the shards in {root} were made from it", _REMEDY)
+
+
+def _names(partition: Partition) -> Sequence[str]:
+    return [partition.dataset.name] if partition.dataset is not None else [file.name for file in partition.files]
+
+
+def remove_leftovers(workdir: Workdir, receipts: Mapping[str, Receipt]) -> None:
+    """Remove half-written files, and shards, tables and receipts that none of the given receipts speaks of."""
+    kept = {workdir.root / row.path for receipt in receipts.values() for row in receipt.shards}
+    kept |= {workdir.root / receipt.documents for receipt in receipts.values()}
+    kept |= {workdir.receipt_of(label) for label in receipts}
+    tokenizer = workdir.tokenizer.parent
+    for folder in (workdir.shards, workdir.documents, workdir.receipts, tokenizer):
+        for path in sorted(folder.rglob("*")):
+            # By ending: what a user has put beside ours stays.
+            is_left_over = folder != tokenizer and path.suffix in (".tar", ".parquet", ".json") and path not in kept
+            if path.is_file() and (is_left_over or path.name.endswith(PARTIAL_SUFFIX)):
+                path.unlink()
+    for path in workdir.root.glob(f"*{PARTIAL_SUFFIX}"):
+        path.unlink()
 
 
 def hash_of_inputs(receipts: Iterable[Receipt]) -> str:
@@ -155,6 +235,6 @@ def hash_of_inputs(receipts: Iterable[Receipt]) -> str:
     )
 
 
-def hash_of_held_out(hashes: Hashes) -> str:
+def hash_of_held_out(hashes: UInt64s) -> str:
     """Hash of a set of held-out documents, given sorted."""
-    return hash_of([f"{len(hashes)}", base64.b64encode(hashes.astype("<u8").tobytes()).decode()])
+    return hash_of([f"{len(hashes)}", encode_hashes(hashes)])

@@ -1,55 +1,48 @@
-"""Source files to shards, on Dask: plan, compare with what is there, do what is missing, write the catalog last.
+"""Source files to shards, on Dask: compare a plan with what is there, do what is missing, write the catalog last.
 
-Partitions are done in waves, so that no document is in both splits of anything: held-out files first, then sources that are split
-by hash, then the training files of sources with held-out files of their own. Training documents that an earlier wave held out are
-dropped and counted.
+Partitions are done in waves, so that no document is in both splits of anything (see `partitions.py`). Training documents that an
+earlier wave held out are dropped and counted.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import distributed
 import numpy as np
 
-from fastmix_data.artefacts import hash_of, write_json
-from fastmix_data.errors import FastmixError, InputError, Interrupted
-from fastmix_data.progress import Advance, progress
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
-from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.arrays import UInt64s
+from fastmix_data.artefacts import exclusive_lock, hash_of, write_json
+from fastmix_data.errors import FastmixError, Interrupted
+from fastmix_data.machine import num_cores
+from fastmix_data.progress import progress
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.tokens.encoding import Backend, Encoder
 from fastmix_data.tokens.tokenizer import TokenizerInfo
-from fastmix_data.units import format_count
-from pipelines.cluster import dask_client, num_cores
-from pipelines.preprocess.inputs import SourceInputs, resolve_inputs
-from pipelines.preprocess.leftovers import (
-    SECTIONS_FILE,
-    hold_workdir,
-    preprocess_sections,
+from fastmix_data.workdir import Workdir
+from pipelines.cluster import dask_client, run_on_cluster
+from pipelines.preprocess.assemble import assemble_catalog, count_warnings, describe_catalog, require_held_out, require_usable
+from pipelines.preprocess.partition_job import PartitionJob, run_partition
+from pipelines.preprocess.partitions import NUM_WAVES, Partition
+from pipelines.preprocess.plan import PreprocessPlan
+from pipelines.preprocess.receipts import (
+    Receipt,
+    changed_files,
+    hash_of_held_out,
+    load_receipts,
     remove_leftovers,
     require_same_files,
-    require_same_sections,
+    require_same_recipe,
 )
-from pipelines.preprocess.partition_job import PartitionJob, run_partition
-from pipelines.preprocess.partitions import Partition, plan_partitions
-from pipelines.preprocess.read_counts import ReadCounts
-from pipelines.preprocess.readers import read_partition
-from pipelines.preprocess.receipts import Hashes, Receipt, changed_file, hash_of_held_out, hash_of_inputs, load_receipts
-from pipelines.preprocess.tokenizer import check_tokenizer, choose_backend, prepare_tokenizer
+from pipelines.preprocess.tokenizer import choose_backend, prepare_tokenizer
 
+# Part of every fingerprint: raised when the same input would become other bytes.
 _FORMAT_VERSION = 1
-_WAVE_OF_ORIGIN = {"valid": 0, "both": 1, "train": 2}
 # Below this much input, starting worker processes takes longer than the work.
 _BYTES_WORTH_PROCESSES = 4 << 20
-_FILES_OPENED_BEFOREHAND = 64
-_FIRST_READ_BYTES = 1 << 16
-_PROGRESS_TOPIC = "fastmix-tokens"
-_SECONDS_BETWEEN_EVENTS = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,359 +61,235 @@ class PreprocessResult:
     warnings: tuple[str, ...]
 
 
-def check_inputs(recipe: Recipe) -> dict[str, SourceInputs]:
-    """Refuse what can be known before any work: files, their formats, their keys as far as the first document, the tokenizer.
-
-    Returns:
-        The files of each source and target of the recipe, by name.
-    Raises:
-        FastmixError: one line that names the key of the recipe or the file.
-    """
-    inputs, plan = _plan(recipe)
-    for name, source in inputs.items():
-        _open_first_documents(source, plan[name])
-    return inputs
-
-
-def _plan(recipe: Recipe) -> tuple[dict[str, SourceInputs], dict[str, list[Partition]]]:
-    check_tokenizer(recipe)
-    inputs = resolve_inputs(recipe)
-    for name in recipe.target.sources:
-        if not inputs[name].valid_files and recipe.shards.valid_fraction == 0:
-            raise InputError(
-                f"target.sources: {name} has no held-out documents; give sources.{name}.valid_files, or raise shards.valid_fraction"
-            )
-    size = recipe.shards.max_partition_bytes
-    return inputs, {name: plan_partitions(source, max_partition_bytes=size) for name, source in inputs.items()}
-
-
-def _open_first_documents(source: SourceInputs, plan: Sequence[Partition]) -> None:
-    """Read the beginning of a source's JSON files; other formats are checked by planning or have nothing to check."""
-    json_files = [partition for partition in plan if partition.files and partition.files[0].format.startswith("jsonl")]
-    for partition in [partition for partition in json_files if partition.start == 0][:_FILES_OPENED_BEFOREHAND]:
-        counts = ReadCounts()
-        first = next(read_partition(partition, source.section, counts, batch_bytes=_FIRST_READ_BYTES), None)
-        if first is None and not counts.num_empty and partition.is_whole_file:
-            raise InputError(f"{source.where}: {partition.files[0].name} holds no document; remove it or fill it")
-
-
 @dataclass
 class _Run:
-    """One preprocess run: what it is to make, and what is done of it."""
+    """A plan under way: what of it is done.
 
-    recipe: Recipe
-    root: Path
-    inputs: dict[str, SourceInputs]
-    plan: dict[str, list[Partition]]
+    Attributes:
+        receipts: of the partitions that are done, by label.
+        backends: the library that encodes each source, as far as it has been needed.
+    """
+
+    plan: PreprocessPlan
     tokenizer: TokenizerInfo
     receipts: dict[str, Receipt]
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
+    backends: dict[str, Backend] = field(default_factory=dict)
 
-    def partitions(self, wave: int | None = None) -> list[Partition]:
-        """Partitions of one wave or of all, in the order of the recipe."""
-        return [p for name in self.inputs for p in self.plan[name] if wave is None or _WAVE_OF_ORIGIN[p.origin] == wave]
+    def of_wave(self, wave: int) -> list[Partition]:
+        """Partitions of a wave, in the order of the recipe."""
+        return [partition for partition in self.plan.all_partitions() if partition.wave == wave]
 
     def fingerprint(self, partition: Partition) -> str:
         """Hash of everything but the content of the input that decides what a partition becomes."""
-        section, dataset = self.inputs[partition.source].section, partition.dataset
+        section, dataset = self.plan.inputs[partition.source].section, partition.dataset
         return hash_of(
             [
                 _FORMAT_VERSION,
-                [self.tokenizer.sha256, self.tokenizer.eos_id, self.recipe.shards.model_dump()],
+                [self.tokenizer.sha256, self.tokenizer.eos_id, self.plan.shards.model_dump()],
                 [section.text_keys, section.separator, section.on_bad_text],
                 [partition.label, [file.name for file in partition.files], partition.start, partition.stop],
                 None if dataset is None else [dataset.name, dataset.config, dataset.split, dataset.num_shards],
             ]
         )
 
-    def job(self, partition: Partition, backend: Backend) -> PartitionJob:
+    def job(self, partition: Partition) -> PartitionJob:
         """What a worker needs to know to do a partition."""
-        section = self.inputs[partition.source].section
         return PartitionJob(
-            partition, section, self.recipe.shards, self.tokenizer, backend, self.root, self.fingerprint(partition)
+            partition,
+            self.plan.inputs[partition.source].section,
+            self.plan.shards,
+            self.tokenizer,
+            self.backends[partition.source],
+            self.plan.workdir.root,
+            self.fingerprint(partition),
         )
 
-    def held_out_before(self, wave: int) -> Hashes:
+    def held_out_before(self, wave: int) -> UInt64s:
         """Sorted hashes of the documents that earlier waves held out."""
-        held = [self.receipts[partition.label].held_out() for earlier in range(wave) for partition in self.partitions(earlier)]
-        return np.unique(np.concatenate([np.empty(0, np.uint64), *held]))
+        held_out = [
+            self.receipts[partition.label].held_out() for partition in self.plan.all_partitions() if partition.wave < wave
+        ]
+        return np.unique(np.concatenate([np.empty(0, np.uint64), *held_out]))
 
-    def keep_matching_receipts(self) -> None:
-        """Forget the receipts of partitions that have to be done again."""
-        planned = {partition.label: partition for partition in self.partitions()}
-        self.receipts = {
-            label: receipt
-            for label, receipt in self.receipts.items()
-            if label in planned
-            and receipt.fingerprint == self.fingerprint(planned[label])
-            and changed_file(planned[label], receipt) is None
-            and receipt.outputs_are_there(self.root)
-        }
-
-    def missing(self, wave: int, held_out: Hashes) -> list[Partition]:
+    def missing(self, wave: int, held_out: UInt64s) -> list[Partition]:
         """Partitions of a wave that have no receipt for this set of held-out documents."""
         wanted = hash_of_held_out(held_out)
         return [
             partition
-            for partition in self.partitions(wave)
+            for partition in self.of_wave(wave)
             if partition.label not in self.receipts or self.receipts[partition.label].held_out_hash != wanted
         ]
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of finished partitions."""
-        return sum(row.num_tokens for receipt in self.receipts.values() for row in receipt.shards)
 
-    def estimated_tokens(self) -> int:
-        """Tokens of the whole corpus, judged by what finished partitions made of their bytes: of the same source, else of any."""
-        finished = [(p.source, p.num_bytes, self.receipts[p.label]) for p in self.partitions() if p.label in self.receipts]
-        num_bytes: Counter[str] = Counter()
-        num_tokens: Counter[str] = Counter()
-        for source, size, receipt in finished:
-            num_bytes[source] += size
-            num_tokens[source] += sum(row.num_tokens for row in receipt.shards)
-        of_any = num_tokens.total() / max(1, num_bytes.total())
-        rates = {source: num_tokens[source] / size for source, size in num_bytes.items() if size}
-        return round(sum(p.num_bytes * rates.get(p.source, of_any) for p in self.partitions()))
+class _TokenEstimate:
+    """Tokens of the whole corpus, judged by what finished partitions made of their bytes: of the same source, else of any."""
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every partition has a receipt."""
-        if any(partition.label not in self.receipts for partition in self.partitions()):
-            return False
-        return not any(self.missing(wave, self.held_out_before(wave)) for wave in range(3))
+    def __init__(self, run: _Run) -> None:
+        self._bytes_planned: Counter[str] = Counter()
+        self._bytes_done: Counter[str] = Counter()
+        self._tokens_done: Counter[str] = Counter()
+        self._partitions = {partition.label: partition for partition in run.plan.all_partitions()}
+        for partition in self._partitions.values():
+            self._bytes_planned[partition.source] += partition.num_bytes
+        for receipt in run.receipts.values():
+            self.add(receipt)
+
+    def add(self, receipt: Receipt) -> None:
+        partition = self._partitions[receipt.label]
+        self._bytes_done[partition.source] += partition.num_bytes
+        self._tokens_done[partition.source] += receipt.num_tokens
+
+    def total(self) -> int:
+        of_any = self._tokens_done.total() / max(1, self._bytes_done.total())
+        rates = {source: self._tokens_done[source] / size for source, size in self._bytes_done.items() if size}
+        return round(sum(size * rates.get(source, of_any) for source, size in self._bytes_planned.items()))
 
 
 def preprocess(
-    recipe: Recipe, *, num_workers: int | None = None, scheduler: str | None = None, replace: bool = False, quiet: bool = False
+    plan: PreprocessPlan,
+    *,
+    num_workers: int | None = None,
+    scheduler: str | None = None,
+    replace: bool = False,
+    quiet: bool = False,
 ) -> PreprocessResult:
     """Tokenize a recipe's sources into shards and a catalog, doing only what is missing.
 
     Args:
+        plan: of `plan_preprocess`.
         num_workers: worker processes; one per core when not given. The output does not depend on it.
         scheduler: address of a running Dask cluster that sees the same file system, instead of workers of our own.
         replace: make shards anew whose recipe or files changed, instead of refusing.
         quiet: no progress on stderr.
     Raises:
         MismatchError: the workdir holds shards made from another recipe or other files.
-        InputError: an input is missing or malformed, or a split that the recipe needs comes out empty.
+        InputError: an input is malformed or changed since it was planned, or a split that the recipe needs comes out empty.
         Interrupted: the user stopped it; the same command goes on.
     """
     started = time.monotonic()
-    inputs = check_inputs(recipe)
-    root = recipe.paths.root
-    with hold_workdir(root):
-        run = _prepare(recipe, inputs, root, replace=replace, quiet=quiet)
-        before = _complete_catalog(run, recipe)
-        if before is not None:
-            _require_usable(before, recipe)
-            message = f"preprocess: nothing to do; {root / 'catalog.parquet'} is complete and matches the recipe"
-            return PreprocessResult(before, False, message, ())
-        (root / "catalog.parquet").unlink(missing_ok=True)
-        remove_leftovers(root, run.receipts)
-        write_json(root / SECTIONS_FILE, preprocess_sections(recipe))
+    workdir = plan.workdir
+    with _locked(workdir):
+        run = _compare_with_workdir(plan, replace=replace, quiet=quiet)
+        finished = _finished_catalog(run)
+        if finished is not None:
+            require_usable(plan, finished)
+            message = f"preprocess: nothing to do; {workdir.catalog} is complete and matches the recipe"
+            return PreprocessResult(finished, False, message, ())
+        # A catalog says that everything is there: it goes before the first change and comes back after the last.
+        workdir.catalog.unlink(missing_ok=True)
+        remove_leftovers(workdir, run.receipts)
+        write_json(workdir.preprocess_recipe, plan.sections)
         try:
             _do_missing(run, num_workers=num_workers, scheduler=scheduler, quiet=quiet)
         except KeyboardInterrupt as error:
-            done = len(load_receipts(root))
-            raise Interrupted(
-                f"preprocess: {done} of {len(run.partitions())} partitions are done; run the same command again to go on"
-            ) from error
-        catalog = _assemble(run)
-        _require_usable(catalog, recipe)
-        catalog.save(root / "catalog.parquet")
-    return PreprocessResult(
-        catalog, True, _describe(catalog, time.monotonic() - started), (*run.warnings, *_count_warnings(catalog))
-    )
+            # From disk: workers that were let finish have left receipts that nobody here has heard of.
+            num_done, num_all = len(load_receipts(workdir)), len(list(plan.all_partitions()))
+            problem = f"{num_done} of {num_all} partitions are done"
+            raise Interrupted("preprocess", problem, "run the same command again to go on") from error
+        catalog = assemble_catalog(plan, run.tokenizer, run.receipts)
+        require_usable(plan, catalog)
+        catalog.save(workdir.catalog)
+    message = f"preprocess: {describe_catalog(catalog)}, {time.monotonic() - started:.1f} s"
+    return PreprocessResult(catalog, True, message, (*run.warnings, *count_warnings(catalog)))
 
 
-def _prepare(recipe: Recipe, inputs: dict[str, SourceInputs], root: Path, *, replace: bool, quiet: bool) -> _Run:
-    """Plan, compare with what the workdir holds, and have the tokenizer ready."""
-    plan = {
-        name: plan_partitions(source, max_partition_bytes=recipe.shards.max_partition_bytes) for name, source in inputs.items()
-    }
-    receipts = load_receipts(root)
+@contextmanager
+def _locked(workdir: Workdir) -> Iterator[None]:
+    """Keep other preprocess runs out of a workdir, which is made if it is not there."""
+    root, lock = workdir.root, workdir.preprocess_lock
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise FastmixError(root, f"the workdir cannot be written to ({error.strerror})", "name another workdir") from error
+    with exclusive_lock(lock, command="preprocess"):
+        yield
+
+
+def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -> _Run:
+    """Have the tokenizer ready, and keep what the workdir holds of this plan."""
+    receipts = load_receipts(plan.workdir)
+    changed = changed_files(plan, receipts)
     if not replace:
-        require_same_sections(root, preprocess_sections(recipe))
-        everything = [partition for partitions in plan.values() for partition in partitions]
-        require_same_files(root, everything, receipts, is_complete=(root / "catalog.parquet").exists())
-    tokenizer, warnings = prepare_tokenizer(recipe, inputs, plan, root=root, may_change=replace or not receipts, quiet=quiet)
-    run = _Run(recipe, root, inputs, plan, tokenizer, receipts, [*warnings])
-    run.warnings += [warning for source in inputs.values() for warning in source.warnings]
-    run.keep_matching_receipts()
+        require_same_recipe(plan)
+        require_same_files(plan, receipts, changed)
+    tokenizer, warnings = prepare_tokenizer(plan, may_change=replace or not receipts, quiet=quiet)
+    run = _Run(plan, tokenizer, receipts, [*warnings])
+    run.warnings += [warning for inputs in plan.inputs.values() for warning in inputs.warnings]
+    # Another tokenizer, other sections or keys are all in the fingerprint; a shard that somebody deleted is not.
+    fingerprints = {partition.label: run.fingerprint(partition) for partition in plan.all_partitions()}
+    run.receipts = {
+        label: receipt
+        for label, receipt in receipts.items()
+        if receipt.fingerprint == fingerprints.get(label)
+        and label not in changed
+        and receipt.outputs_are_there(plan.workdir.root)
+    }
     return run
 
 
-def _complete_catalog(run: _Run, recipe: Recipe) -> Catalog | None:
-    """The catalog on disk, if it is that of this recipe and every shard of it is there."""
-    path = run.root / "catalog.parquet"
-    if not path.exists() or not run.is_done:
+def _finished_catalog(run: _Run) -> Catalog | None:
+    """The catalog on disk, if it is that of this plan and every shard of it is there."""
+    path = run.plan.workdir.catalog
+    # The waves in turn: what a wave lacks decides whether the next one's held-out documents are known.
+    if not path.exists() or any(run.missing(wave, run.held_out_before(wave)) for wave in range(NUM_WAVES)):
         return None
-    catalog = load_catalog(path)
-    is_same = catalog.info.recipe_hash == hash_of(preprocess_sections(recipe)) and list(catalog.rows) == _rows(run)
-    return catalog if is_same else None
+    catalog, wanted = load_catalog(path), assemble_catalog(run.plan, run.tokenizer, run.receipts)
+    return catalog if (catalog.info.recipe_hash, catalog.rows) == (wanted.info.recipe_hash, wanted.rows) else None
 
 
 def _do_missing(run: _Run, *, num_workers: int | None, scheduler: str | None, quiet: bool) -> None:
-    todo = [partition for partition in run.partitions() if partition.label not in run.receipts]
+    todo = [partition for partition in run.plan.all_partitions() if partition.label not in run.receipts]
     workers = min(num_workers or num_cores(), max(1, len(todo)))
     is_small = sum(partition.num_bytes for partition in todo) < _BYTES_WORTH_PROCESSES
+    num_tokens = sum(receipt.num_tokens for receipt in run.receipts.values())
+    estimate = _TokenEstimate(run)
     with (
         dask_client(num_workers=workers, scheduler=scheduler, in_process=is_small and num_workers in (None, 1)) as client,
-        progress("preprocess", total=None, done=run.num_tokens, quiet=quiet) as advance,
+        progress("preprocess", total=None, done=num_tokens, quiet=quiet) as advance,
     ):
-        backends: dict[str, Backend] = {}
-        for wave in range(3):
+
+        def keep(receipt: Receipt) -> None:
+            run.receipts[receipt.label] = receipt
+            estimate.add(receipt)
+            advance(0, total=estimate.total())
+
+        for wave in range(NUM_WAVES):
             held_out = run.held_out_before(wave)
             missing = run.missing(wave, held_out)
-            _choose_backends(run, missing, backends)
             if missing:
-                jobs = [run.job(partition, backends[partition.source]) for partition in missing]
-                _run_wave(client, jobs, held_out, run, advance)
+                _choose_backends(run, [name for name in dict.fromkeys(p.source for p in missing) if name not in run.backends])
+                run_on_cluster(
+                    client,
+                    run_partition,
+                    [run.job(partition) for partition in missing],
+                    advance=advance,
+                    on_result=keep,
+                    remedy="lower shards.max_shard_bytes",
+                    # Once to each worker instead of once with each partition: it may be millions of hashes.
+                    held_out=client.scatter(held_out, broadcast=True, hash=False) if len(held_out) else held_out,
+                )
             if wave == 1:
-                _require_held_out(run)
-    remove_leftovers(run.root, run.receipts)
+                # All that can be held out is: a target without any is told before its training files are read.
+                require_held_out(run.plan, run.receipts)
+    # Shards of a partition that was done again, for another set of held-out documents, may have become fewer.
+    remove_leftovers(run.plan.workdir, run.receipts)
 
 
-def _choose_backends(run: _Run, partitions: Iterable[Partition], backends: dict[str, Backend]) -> None:
-    """Check the fast encoder on the first documents of each source that has work to do."""
-    names = [name for name in dict.fromkeys(partition.source for partition in partitions) if name not in backends]
+def _choose_backends(run: _Run, names: list[str]) -> None:
+    """Check the fast encoder on the first documents of some sources."""
     if not names:
         return
-    reference = Encoder(run.tokenizer.path, backend="tokenizers")
-    for name in names:
-        backends[name], warning = choose_backend(run.inputs[name], run.plan[name][0], run.tokenizer, reference=reference)
-        run.warnings += [warning] if warning else []
-
-
-def _run_wave(client: distributed.Client, jobs: list[PartitionJob], held_out: Hashes, run: _Run, advance: Advance) -> None:
-    """Do some partitions on the cluster; the first error stops the rest."""
-    told = 0
-
-    def news(event: tuple[float, int]) -> None:
-        nonlocal told
-        told += event[1]
-        advance(event[1])
-
-    before = run.num_tokens
-    client.subscribe_topic(_PROGRESS_TOPIC, news)
-    shared = client.scatter(held_out, broadcast=True, hash=False) if len(held_out) else held_out
-    futures = client.map(_work, jobs, held_out=shared, pure=False, batch_size=256)
+    path = run.tokenizer.path
+    reference = Encoder(path, backend="tokenizers")
     try:
-        for future in distributed.as_completed(futures):
-            receipt = future.result()
-            run.receipts[receipt.label] = receipt
-            advance(0, total=run.estimated_tokens())
-    except distributed.KilledWorker as error:
-        raise FastmixError(
-            f"a preprocess worker was killed again and again, most likely for lack of memory ({error}); use fewer --workers, or lower "
-            "shards.max_shard_bytes"
-        ) from error
-    finally:
-        client.cancel([future for future in futures if not future.done()])
-        client.unsubscribe_topic(_PROGRESS_TOPIC)
-        advance(max(0, run.num_tokens - before - told))  # held-out tokens, and news still on its way
-
-
-def _work(job: PartitionJob, held_out: Hashes) -> Receipt:
-    """Run on a worker: one partition, with news of its progress now and then."""
-    worker = distributed.get_worker()
-    untold, last = 0, time.monotonic()
-
-    def advance(num_tokens: int) -> None:
-        nonlocal untold, last
-        untold += num_tokens
-        if time.monotonic() - last >= _SECONDS_BETWEEN_EVENTS:
-            worker.log_event(_PROGRESS_TOPIC, untold)
-            untold, last = 0, time.monotonic()
-
-    receipt = run_partition(job, held_out, advance)
-    worker.log_event(_PROGRESS_TOPIC, untold)
-    return receipt
-
-
-def _require_held_out(run: _Run) -> None:
-    """Refuse a target without a held-out document before its training files are read."""
-    for name in (*run.recipe.target.sources, *run.recipe.target.files):
-        if not any(len(run.receipts[p.label].held_out()) for p in run.plan[name] if p.origin != "train"):
-            source = run.inputs[name]
-            remedy = (
-                f"put documents into {source.where}.{'valid_files' if source.is_source else 'files'}"
-                if source.valid_files
-                else f"raise shards.valid_fraction from {run.recipe.shards.valid_fraction}, or give {source.where}.valid_files"
-            )
-            raise InputError(f"target {name}: none of its documents is held out; {remedy}")
-
-
-def _rows(run: _Run) -> list[ShardRow]:
-    """Rows of the catalog: by source, then split, partition and shard."""
-    rows: list[ShardRow] = []
-    for name in run.inputs:
-        of_source = [row for partition in run.plan[name] for row in run.receipts[partition.label].shards]
-        rows += sorted(of_source, key=lambda row: (row.split, row.path))
-    return rows
-
-
-def _assemble(run: _Run) -> Catalog:
-    statistics: dict[str, dict[str, int]] = {}
-    for name in run.inputs:
-        counts: Counter[str] = Counter()
-        for partition in run.plan[name]:
-            counts.update(run.receipts[partition.label].counts)
-        statistics[name] = dict(counts)
-    info = CatalogInfo(
-        block_tokens=run.recipe.shards.block_tokens,
-        vocab_size=run.tokenizer.vocab_size,
-        eos_id=run.tokenizer.eos_id,
-        tokenizer_sha256=run.tokenizer.sha256,
-        recipe_hash=hash_of(preprocess_sections(run.recipe)),
-        inputs_hash=hash_of_inputs(run.receipts.values()),
-        sources=tuple(run.recipe.sources),
-        target_files=tuple(run.recipe.target.files),
-        statistics=statistics,
-    )
-    return Catalog(run.root, info, _rows(run))
-
-
-def _require_usable(catalog: Catalog, recipe: Recipe) -> None:
-    """Refuse sources and targets that are too small for the search, now and not an hour later.
-
-    Raises:
-        InputError: a source is smaller than one sequence, or a target than one sequence for each of its two halves.
-    """
-    length = recipe.search.sequence_length
-    for name in catalog.sources:
-        num_tokens = catalog.num_tokens(name)
-        if num_tokens <= length:
-            raise InputError(
-                f"source {name}: its training split has {num_tokens} tokens, less than one sequence of {length} and its last label; give "
-                "it more text, remove it, or lower search.sequence_length"
-            )
-    targets = (*recipe.target.sources, *recipe.target.files)
-    for half in ("search", "unseen"):
-        SequenceReader(catalog, sources=targets, split="valid", sequence_length=length, half=half)
-
-
-def _describe(catalog: Catalog, seconds: float) -> str:
-    train = sum(row.num_tokens for row in catalog.rows if row.split == "train")
-    valid = sum(row.num_tokens for row in catalog.rows if row.split == "valid")
-    return (
-        f"preprocess: {len(catalog.sources)} sources, {format_count(train)} training and {format_count(valid)} held-out tokens in "
-        f"{len(catalog.rows)} shards, {seconds:.1f} s"
-    )
-
-
-def _count_warnings(catalog: Catalog) -> list[str]:
-    """One line for each kind of thing that was replaced or left out."""
-    said = {
-        "num_bad_text": "documents had broken UTF-8, which was replaced by U+FFFD",
-        "num_empty": "documents without text were left out",
-        "num_leaked_documents": "training documents were left out because they are held out too",
-    }
-    warnings = []
-    for key, text in said.items():
-        found = {name: counts[key] for name, counts in catalog.info.statistics.items() if counts.get(key)}
-        if found:
-            listed = ", ".join(f"{name} {count}" for name, count in found.items())
-            warnings.append(f"{sum(found.values())} {text} ({listed})")
-    return warnings
+        fast = Encoder(path, backend="fastokens")
+    except FastmixError as error:
+        run.backends |= dict.fromkeys(names, "tokenizers")
+        run.warnings += [f"{run.plan.inputs[name].where}: encoded with the slower `tokenizers` because {error}" for name in names]
+        return
+    for name in names:
+        first = run.plan.partitions[name][0]
+        run.backends[name], warning = choose_backend(run.plan.inputs[name], first, reference=reference, fast=fast)
+        run.warnings += [warning] if warning else []

@@ -13,9 +13,11 @@ import zstandard
 
 from fastmix_data.errors import InputError
 
-_INPUT_PIECE = 1 << 18
-_HASH_PIECE = 1 << 20
+_COMPRESSED_PIECE = 1 << 18
+_PLAIN_PIECE = 1 << 20
 _LINE_PIECE = 1 << 16
+# `zstd --long=31` writes frames that refer 2 GiB back, which the library refuses unless told otherwise.
+_ZSTD_MAX_WINDOW = 1 << 31
 
 
 class _Decompressor(Protocol):
@@ -59,44 +61,42 @@ def read_pieces(path: str, *, name: str, kind: str, start: int = 0, stop: int | 
 
 def _new_decompressor(kind: str) -> _Decompressor:
     if kind == "gzip":
-        return cast(_Decompressor, zlib.decompressobj(wbits=31))
-    return cast(_Decompressor, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
+        return cast(_Decompressor, zlib.decompressobj(wbits=31))  # 15 for the window, 16 for a gzip header
+    return cast(_Decompressor, zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW).decompressobj())
 
 
 def _decompress(file: BinaryIO, name: str, kind: str) -> Iterator[bytes]:
     """All members or frames of a compressed file."""
+    # A decompressor reads one member; tools that compress in parallel, or append, write many.
     decompressor = _new_decompressor(kind)
-    fresh = True
-    while data := file.read(_INPUT_PIECE):
+    is_between_members = True
+    while data := file.read(_COMPRESSED_PIECE):
         while data:
-            if fresh and kind == "gzip" and not data.strip(b"\0"):
-                break  # zero padding after the last member is allowed by gzip
-            fresh = False
+            # gzip allows zeros after the last member: tapes and block devices pad with them.
+            if is_between_members and kind == "gzip" and not data.strip(b"\0"):
+                break
+            is_between_members = False
             try:
                 piece = decompressor.decompress(data)
             except (zlib.error, zstandard.ZstdError) as error:
-                raise InputError(f"{name}: the {kind} data is damaged ({error}); write or download the file again") from error
+                raise InputError(name, f"the {kind} data is damaged ({error})", "write or download the file again") from error
             if piece:
                 yield piece
             data = b""
             if decompressor.eof:
                 data = decompressor.unused_data
-                decompressor, fresh = _new_decompressor(kind), True
-    if not fresh:
-        raise InputError(f"{name}: the {kind} data is cut short; write or download the file again")
+                decompressor, is_between_members = _new_decompressor(kind), True
+    # Both libraries take an end in the middle of a member for a pause, not for an error.
+    if not is_between_members:
+        raise InputError(name, f"the {kind} data is cut short", "write or download the file again")
 
 
 def _line_range(file: BinaryIO, start: int, stop: int | None) -> Iterator[bytes]:
     """Bytes of the lines that start in [start, stop): a line cut by `start` belongs to the range before."""
-    if start:
-        file.seek(start - 1)
-        while piece := file.readline(_LINE_PIECE):
-            if piece.endswith(b"\n"):
-                break
-    position = file.tell() if start else 0
+    position = _go_to_line(file, start)
     ends_in_line = False
     while stop is None or position < stop:
-        piece = file.read(_HASH_PIECE if stop is None else min(_HASH_PIECE, stop - position))
+        piece = file.read(_PLAIN_PIECE if stop is None else min(_PLAIN_PIECE, stop - position))
         if not piece:
             return
         position += len(piece)
@@ -107,23 +107,28 @@ def _line_range(file: BinaryIO, start: int, stop: int | None) -> Iterator[bytes]
         yield piece
 
 
-def first_line_start(path: str, start: int) -> int:
-    """Position of the first line that starts at or after `start` in a plain file."""
+def _go_to_line(file: BinaryIO, start: int) -> int:
+    """Go to the first line that starts at or after a position."""
     if start == 0:
         return 0
+    # From the byte before: where that ends a line, `start` itself is the start of one.
+    file.seek(start - 1)
+    while (piece := file.readline(_LINE_PIECE)) and not piece.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def first_line_start(path: str, start: int) -> int:
+    """Position of the first line that starts at or after `start` in a plain file."""
     with open_binary(path) as file:
-        file.seek(start - 1)
-        while piece := file.readline(_LINE_PIECE):
-            if piece.endswith(b"\n"):
-                break
-        return file.tell()
+        return _go_to_line(file, start)
 
 
 def count_lines(path: str, stop: int) -> int:
     """Number of line ends before a position of a plain file."""
     count = 0
     with open_binary(path) as file:
-        while stop > 0 and (piece := file.read(min(_HASH_PIECE, stop))):
+        while stop > 0 and (piece := file.read(min(_PLAIN_PIECE, stop))):
             count += piece.count(b"\n")
             stop -= len(piece)
     return count
@@ -134,7 +139,7 @@ def hash_of_range(path: str, start: int, stop: int) -> str:
     digest = xxhash.xxh3_128()
     with open_binary(path) as file:
         file.seek(start)
-        while start < stop and (piece := file.read(min(_HASH_PIECE, stop - start))):
+        while start < stop and (piece := file.read(min(_PLAIN_PIECE, stop - start))):
             digest.update(piece)
             start += len(piece)
     return digest.hexdigest()

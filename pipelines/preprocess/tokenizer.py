@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
 from fastmix_data.artefacts import atomic_file, hash_of, read_json, write_json
-from fastmix_data.errors import FastmixError, MismatchError
+from fastmix_data.errors import MismatchError
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.progress import Advance, progress
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.recipe.sources import TokenizerSection, TrainTokenizer
+from fastmix_data.recipe.sources import TrainTokenizer
 from fastmix_data.tokens.encoding import Backend, Encoder, first_difference
-from fastmix_data.tokens.tokenizer import (
-    TokenizerInfo,
-    byte_tokenizer,
-    describe_tokenizer,
-    download_tokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
+from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer, describe_tokenizer, download_tokenizer, train_tokenizer
 from pipelines.preprocess.arrow_arrays import numbers
+from pipelines.preprocess.bad_text import DocumentCounts
 from pipelines.preprocess.inputs import SourceInputs
 from pipelines.preprocess.partition_job import hash_documents, is_held_out
 from pipelines.preprocess.partitions import Partition
-from pipelines.preprocess.read_counts import ReadCounts
+from pipelines.preprocess.plan import FIRST_READ_BYTES, PreprocessPlan
 from pipelines.preprocess.readers import column_names, read_partition
 
 _CHECKED_DOCUMENTS = 16
 _CHECKED_CHARACTERS = 16_384
-_FIRST_READ_BYTES = 1 << 16
 # A sampled part of a source is at most this share of it, so that the sample does not come from one file.
 _PARTS_OF_A_SAMPLE = 16
 # Documents are chosen from a window this many times larger than what is taken.
 _WINDOW = 4
 
-Plan = Mapping[str, Sequence[Partition]]
 
-
-def prepare_tokenizer(
-    recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan, *, root: Path, may_change: bool, quiet: bool
-) -> tuple[TokenizerInfo, tuple[str, ...]]:
+def prepare_tokenizer(plan: PreprocessPlan, *, may_change: bool, quiet: bool) -> tuple[TokenizerInfo, tuple[str, ...]]:
     """Make `tokenizer/tokenizer.json`, or keep the one that is there if it was made from the same things.
 
     Args:
@@ -54,16 +41,14 @@ def prepare_tokenizer(
         RecipeError: the tokenizer cannot be had, or has no end-of-text token.
         MismatchError: it changed under shards that were made with it.
     """
-    section = recipe.tokenizer
-    path, origin_path = root / "tokenizer" / "tokenizer.json", root / "tokenizer" / "origin.json"
-    origin = hash_of([section.model_dump(), _identity(section, recipe, inputs, plan)])
+    section, path, origin_path = plan.tokenizer, plan.workdir.tokenizer, plan.workdir.tokenizer_origin
+    origin = hash_of([section.model_dump(), _identity(plan)])
     if not (path.is_file() and origin_path.is_file() and read_json(origin_path).get("hash") == origin):
-        content = _make(section, recipe, inputs, plan, quiet=quiet).encode()
+        content = _make(plan, quiet=quiet).encode()
+        # Other origins may give the same tokenizer: a training file with a new time, a hub's name instead of its file.
         if path.is_file() and path.read_bytes() != content and not may_change:
-            raise MismatchError(
-                f"{path}: the tokenizer of the shards there is not the one the recipe gives now; run `fastmix preprocess --replace`, or "
-                "name another workdir"
-            )
+            problem = "the tokenizer of the shards there is not the one the recipe gives now"
+            raise MismatchError(path, problem, "run `fastmix preprocess --replace`, or name another workdir")
         with atomic_file(path) as file:
             file.write(content)
         write_json(origin_path, {"hash": origin, "tokenizer": section.model_dump(exclude_none=True)})
@@ -77,70 +62,54 @@ def prepare_tokenizer(
     return info, warnings
 
 
-def check_tokenizer(recipe: Recipe) -> None:
-    """Refuse a tokenizer file that is missing, unreadable or without an end-of-text token, before any work.
-
-    Raises:
-        RecipeError: see `load_tokenizer` and `find_eos_token`.
-    """
-    if recipe.tokenizer.file is not None:
-        describe_tokenizer_file(recipe)
-
-
-def describe_tokenizer_file(recipe: Recipe) -> TokenizerInfo:
-    """What `tokenizer.file` holds."""
-    assert recipe.tokenizer.file is not None
-    path = recipe.resolve(recipe.tokenizer.file)
-    load_tokenizer(path)
-    return describe_tokenizer(path, eos_token=recipe.tokenizer.eos_token)
-
-
-def _identity(section: TokenizerSection, recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan) -> object:
-    if section.file is not None:
-        return hashlib.sha256(recipe.resolve(section.file).read_bytes()).hexdigest()
-    if section.train is not None:
-        sampled = [partition for name, source in inputs.items() if source.is_source for partition in plan[name]]
+def _identity(plan: PreprocessPlan) -> object:
+    """What the tokenizer is made from, as far as it can be known without making it."""
+    if plan.tokenizer_file is not None:
+        return hashlib.sha256(plan.tokenizer_file.read_bytes()).hexdigest()
+    if plan.tokenizer.train is not None:
+        # Sizes and times, not content: to hash a corpus that is done already would be the longest part of doing nothing.
         return [
             (file.name, file.num_bytes, file.version)
-            for partition in sampled
-            if partition.origin != "valid"
+            for source in plan.sources
+            for partition in _training_partitions(plan, source)
             for file in partition.files
         ]
     return None
 
 
-def _make(section: TokenizerSection, recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan, *, quiet: bool) -> str:
+def _training_partitions(plan: PreprocessPlan, source: SourceInputs) -> list[Partition]:
+    return [partition for partition in plan.partitions[source.name] if partition.origin != "valid"]
+
+
+def _make(plan: PreprocessPlan, *, quiet: bool) -> str:
+    section = plan.tokenizer
     if section.train is not None:
         with progress("tokenizer", total=section.train.sample_bytes, unit="B", quiet=quiet) as advance:
-            sample = _counted(_sample(section.train, recipe, inputs, plan), advance)
-            return train_tokenizer(sample, vocab_size=section.train.vocab_size)
-    if section.file is not None:
-        return recipe.resolve(section.file).read_text(encoding="utf-8")
+            return train_tokenizer(_sample(plan, section.train, advance), vocab_size=section.train.vocab_size)
+    if plan.tokenizer_file is not None:
+        return plan.tokenizer_file.read_text(encoding="utf-8")
     if section.hf is not None:
         return download_tokenizer(section.hf)
     return byte_tokenizer()
 
 
-def _counted(texts: Iterator[str], advance: Advance) -> Iterator[str]:
-    for text in texts:
-        advance(len(text))
-        yield text
+def _sample(plan: PreprocessPlan, section: TrainTokenizer, advance: Advance) -> Iterator[str]:
+    """Training documents for the tokenizer, an equal number of bytes from each source.
 
-
-def _sample(section: TrainTokenizer, recipe: Recipe, inputs: Mapping[str, SourceInputs], plan: Plan) -> Iterator[str]:
-    """Training documents for the tokenizer, an equal number of bytes from each source."""
-    sources = [source for source in inputs.values() if source.is_source]
-    for number, source in enumerate(sources):
-        partitions = [partition for partition in plan[source.name] if partition.origin != "valid"]
+    Equal, not proportional: which sources will count is what the search is for, and a small one should not be spelt in bytes.
+    """
+    for number, source in enumerate(plan.sources):
+        partitions = _training_partitions(plan, source)
         order = permute(np.arange(len(partitions)), size=len(partitions), key=derive_keys(section.seed, number))
-        wanted = section.sample_bytes // len(sources)
+        wanted = section.sample_bytes // len(plan.sources)
         part = -(-wanted // min(len(partitions), _PARTS_OF_A_SAMPLE))
         for index in order.tolist():
             if wanted <= 0:
                 break
-            fraction = recipe.shards.valid_fraction if partitions[index].origin == "both" else 0.0
-            for text in _sample_of(partitions[index], source, min(part, wanted), section.seed, fraction):
+            valid_fraction = plan.shards.valid_fraction if partitions[index].origin == "both" else 0.0
+            for text in _sample_of(partitions[index], source, min(part, wanted), section.seed, valid_fraction):
                 wanted -= len(text)
+                advance(len(text))
                 yield text
 
 
@@ -148,16 +117,18 @@ def _sample_of(partition: Partition, source: SourceInputs, wanted: int, seed: in
     """About `wanted` characters of a partition: documents near its start, chosen by hash, held-out ones left out."""
     texts: list[str] = []
     keys: list[int] = []
-    seen = 0
-    for batch in read_partition(partition, source.section, ReadCounts(), batch_bytes=max(wanted, _FIRST_READ_BYTES)):
+    num_bytes_seen = 0
+    for batch in read_partition(partition, source.section, DocumentCounts(), batch_bytes=max(wanted, FIRST_READ_BYTES)):
         hashes = hash_documents(batch)
+        # The tokenizer too must not have seen what losses are measured on.
         usable = np.flatnonzero(~is_held_out(hashes, valid_fraction))
+        # By content, not by place: a file that is sorted by topic gives a sample that is not.
         keys += derive_keys(seed, hashes.view(np.int64)[usable]).tolist()
         chosen = batch.take(numbers(usable))
         columns = [chosen.column(name).to_pylist() for name in column_names(source.section)]
         texts += [source.section.separator.join(parts) for parts in zip(*columns, strict=True)]
-        seen += batch.nbytes
-        if seen >= _WINDOW * wanted:
+        num_bytes_seen += batch.nbytes
+        if num_bytes_seen >= _WINDOW * wanted:
             break
     sample: list[str] = []
     for index in sorted(range(len(texts)), key=keys.__getitem__):
@@ -169,26 +140,24 @@ def _sample_of(partition: Partition, source: SourceInputs, wanted: int, seed: in
 
 
 def choose_backend(
-    source: SourceInputs, partition: Partition, tokenizer: TokenizerInfo, *, reference: Encoder
+    source: SourceInputs, partition: Partition, *, reference: Encoder, fast: Encoder
 ) -> tuple[Backend, str | None]:
     """Compare both libraries on a source's first documents.
+
+    Per source: where they differ, it is in how they treat some script or white space, which other sources may not have.
 
     Returns:
         The library to encode the source with, and a warning if it is the slow one.
     """
-    try:
-        fast = Encoder(tokenizer.path, backend="fastokens")
-    except FastmixError as error:
-        return "tokenizers", f"{source.where}: encoded with the slower `tokenizers` because {error}"
     texts: list[str] = []
     places: list[str] = []
-    for batch in read_partition(partition, source.section, ReadCounts(), batch_bytes=_FIRST_READ_BYTES):
+    batch = next(read_partition(partition, source.section, DocumentCounts(), batch_bytes=FIRST_READ_BYTES), None)
+    if batch is not None:
         first = batch.slice(0, _CHECKED_DOCUMENTS)
         locators = [f"{row['file']}, {row['locator']}" for row in first.select(["file", "locator"]).to_pylist()]
         for name in column_names(source.section):
             texts += [text[:_CHECKED_CHARACTERS] for text in first.column(name).to_pylist()]
             places += locators
-        break
     difference = first_difference(reference, fast, texts)
     if difference is None:
         return "fastokens", None

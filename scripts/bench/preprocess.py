@@ -22,7 +22,6 @@ from pathlib import Path
 import orjson
 import zstandard
 
-from fastmix_data.recipe.file import parse_recipe
 from fastmix_data.tokens.tokenizer import train_tokenizer
 
 _TEXT_FILES = ("*/train-*.jsonl", "*/train-*.jsonl.gz", "*/train-*.jsonl.zst", "*/train-*.parquet", "*/train/*.txt")
@@ -33,11 +32,12 @@ _FASTMIX = """
 import sys, time
 from pathlib import Path
 from fastmix_data.recipe.file import load_recipe
+from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))
     started = time.perf_counter()
-    catalog = preprocess(recipe, num_workers=int(sys.argv[2]), quiet=True).catalog
+    catalog = preprocess(plan_preprocess(recipe), num_workers=int(sys.argv[2]), quiet=True).catalog
     print(sum(row.num_tokens for row in catalog.rows), time.perf_counter() - started)
 """
 
@@ -150,11 +150,7 @@ def write_recipe(folder: Path, name: str) -> Path:
         "workdir": f"run-{name}",
         "tokenizer": {"file": "tokenizer.json"},
         "sources": {"corpus": {"files": "input/*.jsonl.zst"}},
-        "target": {"sources": {"corpus": 1}},
-        "search": {"token_budget": "1M"},
-        "emit": {"token_budget": "1M"},
     }
-    parse_recipe(recipe)
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(recipe))
     return path

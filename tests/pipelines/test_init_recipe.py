@@ -41,7 +41,7 @@ def proposed(directory: Path, tmp_path: Path) -> Recipe:
 
 
 def matches(recipe: Recipe, patterns: tuple[str, ...] | None) -> set[str]:
-    files, _ = resolve_files(patterns or (), recipe=recipe, where="test")
+    files, _ = resolve_files(patterns or (), base=recipe.base, where="test")
     return {os.path.realpath(file.path) for file in files}
 
 

@@ -13,34 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmix_data.errors import InputError
-from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.sources import SourceSection
+from pipelines.preprocess.bad_text import DocumentCounts
 from pipelines.preprocess.inputs import resolve_inputs
 from pipelines.preprocess.partitions import plan_partitions
-from pipelines.preprocess.read_counts import ReadCounts
 from pipelines.preprocess.readers import read_partition
 
 TEXTS = [f"document {number}: naïve café 🤦🏽‍♀️\nline two\r\n" * (number % 7 + 1) for number in range(60)]
 
 
-def _inputs(base, source, **shards):
-    recipe = parse_recipe(
-        {
-            "tokenizer": {"bytes": True},
-            "sources": {"src": source},
-            "shards": shards,
-            "target": {"sources": {"src": 1}},
-            "search": {"token_budget": "2M"},
-            "emit": {"token_budget": "2M"},
-        }
-    ).located(base)
-    return resolve_inputs(recipe)["src"], recipe.shards.max_partition_bytes
+def _inputs(base, source, *, max_partition_bytes=1 << 27):
+    sections = {"src": SourceSection.model_validate(source)}
+    return resolve_inputs(sections, {}, base=base, max_partition_bytes=max_partition_bytes)["src"]
 
 
-def _read(base, source, *, batch_bytes=1 << 20, **shards):
+def _read(base, source, *, batch_bytes=1 << 20, max_partition_bytes=1 << 27):
     """(rows of all partitions, counts, number of partitions)"""
-    inputs, size = _inputs(base, source, **shards)
-    counts, rows = ReadCounts(), []
-    partitions = plan_partitions(inputs, max_partition_bytes=size)
+    inputs = _inputs(base, source, max_partition_bytes=max_partition_bytes)
+    counts, rows = DocumentCounts(), []
+    partitions = plan_partitions(inputs, max_partition_bytes=max_partition_bytes)
     for partition in partitions:
         for batch in read_partition(partition, inputs.section, counts, batch_bytes=batch_bytes):
             rows += batch.to_pylist()
@@ -74,7 +65,7 @@ def _write(folder, form, texts=TEXTS):
 def test_every_format_gives_the_same_documents(tmp_path, form, batch_bytes):
     rows, counts, _ = _read(tmp_path, _write(tmp_path, form), batch_bytes=batch_bytes)
     assert [row["text"] for row in rows] == TEXTS
-    assert counts == ReadCounts()
+    assert counts == DocumentCounts()
     expected = {"parquet": "row 59", "txt": "file"}.get(form, "line 60")
     assert rows[-1]["locator"] == expected
     assert rows[-1]["file"] == ("0059.txt" if form == "txt" else f"a.{form}")
@@ -111,7 +102,7 @@ def test_a_folder_is_read_whole_and_says_what_it_passes_over(tmp_path):
     (tmp_path / "docs").mkdir()
     _write(tmp_path / "docs", "txt")
     (tmp_path / "docs" / "notes.md").write_text("x")
-    inputs, _ = _inputs(tmp_path, {"files": "docs"})
+    inputs = _inputs(tmp_path, {"files": "docs"})
     assert len(inputs.files) == 60
     assert "1 files in 'docs'" in inputs.warnings[0]
 
@@ -131,11 +122,11 @@ def test_empty_and_null_texts_are_counted_blank_lines_and_bom_are_not(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(content)
     rows, counts, _ = _read(tmp_path, {"files": "a.jsonl"})
     assert [(row["text"], row["locator"]) for row in rows] == [("a", "line 1"), ("b", "line 6")]
-    assert counts == ReadCounts(num_empty=2)
+    assert counts == DocumentCounts(num_empty=2)
     pq.write_table(pa.table({"text": ["a", None, "", "b"]}), tmp_path / "a.parquet")
     rows, counts, _ = _read(tmp_path, {"files": "a.parquet"})
     assert [(row["text"], row["locator"]) for row in rows] == [("a", "row 0"), ("b", "row 3")]
-    assert counts == ReadCounts(num_empty=2)
+    assert counts == DocumentCounts(num_empty=2)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "txt"])

@@ -1,0 +1,51 @@
+"""What this process may use of the machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def num_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may keep busy: those that it may run on, and no more than its container's quota pays for.
+
+    Args:
+        root: where `proc` and `sys` are mounted.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Threads beyond the quota only use it up sooner, and then all of them stand still until the next period.
+    return max(1, math.ceil(min(allowed, cpu_quota(root))))
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """Seconds of CPU time that the process's control groups grant in a second, the strictest of them; infinite without a limit."""
+    try:
+        memberships = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return min([math.inf, *(quota for membership in memberships for quota in _quotas(membership, root / "sys/fs/cgroup"))])
+
+
+def _quotas(membership: str, mount: Path) -> Iterator[float]:
+    """Limits of one line of /proc/self/cgroup, `id:controllers:path`; version 2 names no controllers."""
+    _, controllers, path = membership.split(":", 2)
+    if controllers and "cpu" not in controllers.split(","):
+        return
+    top = mount / controllers
+    group = top / path.lstrip("/")
+    # A limit counts for all groups below it. In a container the path is often the host's, of which only the top is mounted.
+    for folder in (group, *group.parents):
+        try:
+            if controllers:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            else:
+                quota, period = (folder / "cpu.max").read_text().split()
+        except OSError:
+            pass
+        else:
+            if quota != "max" and int(quota) > 0:  # -1 is version 1's word for no limit
+                yield int(quota) / int(period)
+        if folder == top:
+            return

@@ -1,0 +1,107 @@
+"""From receipts to the catalog: its rows and counts, whether it is of use for what the recipe wants, and how it is described."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from fastmix_data.artefacts import hash_of
+from fastmix_data.errors import InputError
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.tokens.tokenizer import TokenizerInfo
+from fastmix_data.units import format_count
+from pipelines.preprocess.plan import PreprocessPlan
+from pipelines.preprocess.receipts import Receipt, hash_of_inputs
+
+_COUNTED = {
+    "num_bad_text": "documents had broken UTF-8, which was replaced by U+FFFD",
+    "num_empty": "documents without text were left out",
+    "num_leaked_documents": "training documents were left out because they are held out too",
+}
+
+
+def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: Mapping[str, Receipt]) -> Catalog:
+    """The catalog of a run whose partitions all have a receipt."""
+    rows: list[ShardRow] = []
+    statistics: dict[str, dict[str, int]] = {}
+    for name, partitions in plan.partitions.items():
+        done = [receipts[partition.label] for partition in partitions]
+        # The sampler numbers sequences by the order of rows: it follows from names alone, never from who was ready first.
+        rows += sorted((row for receipt in done for row in receipt.shards), key=lambda row: (row.split, row.path))
+        counts: Counter[str] = Counter()
+        for receipt in done:
+            counts.update(receipt.counts)
+        statistics[name] = dict(counts)
+    info = CatalogInfo(
+        block_tokens=plan.shards.block_tokens,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        tokenizer_sha256=tokenizer.sha256,
+        recipe_hash=hash_of(plan.sections),
+        inputs_hash=hash_of_inputs(receipts.values()),
+        sources=tuple(inputs.name for inputs in plan.inputs.values() if inputs.is_source),
+        target_files=tuple(inputs.name for inputs in plan.inputs.values() if not inputs.is_source),
+        statistics=statistics,
+    )
+    return Catalog(plan.workdir.root, info, rows)
+
+
+def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> None:
+    """Refuse a target without a held-out document.
+
+    Raises:
+        InputError: names the target and how it gets some.
+    """
+    for name in plan.targets:
+        if any(len(receipts[p.label].held_out()) for p in plan.partitions[name] if p.origin != "train"):
+            continue
+        inputs = plan.inputs[name]
+        if inputs.valid_files:
+            remedy = f"put documents into {inputs.where}.{'valid_files' if inputs.is_source else 'files'}"
+        else:
+            remedy = f"raise shards.valid_fraction from {plan.shards.valid_fraction}, or give {inputs.where}.valid_files"
+        raise InputError(f"target {name}", "none of its documents is held out", remedy)
+
+
+def require_usable(plan: PreprocessPlan, catalog: Catalog) -> None:
+    """Refuse sources and targets that are too small for a search, now and not an hour later.
+
+    Raises:
+        InputError: a source is smaller than one sequence, or a target than one sequence for each of its two halves. Without a
+            length of sequences, only a source without any training token is.
+    """
+    length = plan.sequence_length
+    for name in catalog.sources:
+        num_tokens = catalog.num_tokens(name)
+        where, problem = f"source {name}", f"its training split has {num_tokens} tokens"
+        if length is not None and num_tokens <= length:
+            problem += f", less than one sequence of {length} and its last label"
+            raise InputError(where, problem, "give it more text, remove it, or lower training.sequence_length")
+        if num_tokens == 0:
+            raise InputError(where, problem, "give it more text, or remove it")
+    if length is not None and plan.targets:
+        # Opening the two halves as the search and the comparison will is the check.
+        for half in ("search", "unseen"):
+            SequenceReader(catalog, sources=plan.targets, split="valid", sequence_length=length, half=half)
+
+
+def describe_catalog(catalog: Catalog) -> str:
+    """One line of a catalog's size."""
+    train = sum(row.num_tokens for row in catalog.rows if row.split == "train")
+    valid = sum(row.num_tokens for row in catalog.rows if row.split == "valid")
+    return (
+        f"{len(catalog.sources)} sources, {format_count(train)} training and {format_count(valid)} held-out tokens in "
+        f"{len(catalog.rows)} shards"
+    )
+
+
+def count_warnings(catalog: Catalog) -> list[str]:
+    """One line for each kind of thing that was replaced or left out."""
+    warnings = []
+    for key, text in _COUNTED.items():
+        counts = {name: statistics[key] for name, statistics in catalog.info.statistics.items() if statistics.get(key)}
+        if counts:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            warnings.append(f"{sum(counts.values())} {text} ({listed})")
+    return warnings

@@ -1,0 +1,120 @@
+"""The plan of a preprocess run: made once from a recipe, it has refused all that can be refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastmix_data.errors import InputError
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.sources import ShardsSection, TokenizerSection
+from fastmix_data.recipe.target import TargetFiles, TargetSection
+from fastmix_data.tokens.tokenizer import find_eos_token, load_tokenizer
+from fastmix_data.workdir import Workdir
+from pipelines.preprocess.bad_text import DocumentCounts
+from pipelines.preprocess.inputs import SourceInputs, resolve_inputs
+from pipelines.preprocess.partitions import Partition, plan_partitions
+from pipelines.preprocess.readers import read_partition
+
+# Of a source of 100,000 files, the first ones tell whether its keys are right.
+_FILES_OPENED_BEFOREHAND = 64
+FIRST_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class PreprocessPlan:
+    """What preprocessing has to do and where.
+
+    Attributes:
+        workdir: where everything is written.
+        tokenizer: the recipe's section.
+        tokenizer_file: the `tokenizer.json` that the section names, if it names one.
+        shards: the recipe's section.
+        inputs: what each source, then each target with files of its own, is read from, by name.
+        partitions: the units of work of each input, by name.
+        targets: names of inputs that are no use without held-out documents.
+        sequence_length: tokens of a training sequence; None if the recipe has no training section (yet).
+        sections: the parts of the recipe that decide what is written, as JSON.
+    """
+
+    workdir: Workdir
+    tokenizer: TokenizerSection
+    tokenizer_file: Path | None
+    shards: ShardsSection
+    inputs: Mapping[str, SourceInputs]
+    partitions: Mapping[str, Sequence[Partition]]
+    targets: tuple[str, ...]
+    sequence_length: int | None
+    sections: Mapping[str, Any]
+
+    @property
+    def sources(self) -> list[SourceInputs]:
+        """What can be trained on, in the order of the recipe."""
+        return [inputs for inputs in self.inputs.values() if inputs.is_source]
+
+    def all_partitions(self) -> Iterator[Partition]:
+        """Every unit of work, in the order of the recipe."""
+        return (partition for partitions in self.partitions.values() for partition in partitions)
+
+
+def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
+    """Find the files of a recipe and cut them into partitions; read the tokenizer file and the first documents.
+
+    Raises:
+        FastmixError: one line that names the key of the recipe or the file.
+    """
+    tokenizer_file = None if recipe.tokenizer.file is None else recipe.resolve(recipe.tokenizer.file)
+    if tokenizer_file is not None:
+        find_eos_token(load_tokenizer(tokenizer_file), recipe.tokenizer.eos_token, path=tokenizer_file)
+    shards, target_files = recipe.shards, {} if recipe.target is None else recipe.target.files
+    size = shards.max_partition_bytes
+    inputs = resolve_inputs(recipe.sources, target_files, base=recipe.base, max_partition_bytes=size)
+    if recipe.target is not None:
+        _require_held_out_part(recipe.target, inputs, shards)
+    partitions = {name: plan_partitions(source, max_partition_bytes=size) for name, source in inputs.items()}
+    for name, source in inputs.items():
+        _open_first_documents(source, partitions[name])
+    return PreprocessPlan(
+        workdir=recipe.paths,
+        tokenizer=recipe.tokenizer,
+        tokenizer_file=tokenizer_file,
+        shards=shards,
+        inputs=inputs,
+        partitions=partitions,
+        targets=() if recipe.target is None else (*recipe.target.sources, *target_files),
+        sequence_length=None if recipe.training is None else recipe.training.sequence_length,
+        sections=_sections(recipe, target_files),
+    )
+
+
+def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles]) -> dict[str, Any]:
+    # How much a target counts is the search's affair: a changed weight is no reason to make shards anew.
+    targets = {name: files.model_dump(mode="json", exclude={"weight"}) for name, files in target_files.items()}
+    return {
+        "tokenizer": recipe.tokenizer.model_dump(mode="json"),
+        "sources": {name: section.model_dump(mode="json") for name, section in recipe.sources.items()},
+        # Hashes leave the order of keys out, but the order of sources is that of every array over them.
+        "order of sources": list(recipe.sources),
+        "shards": recipe.shards.model_dump(mode="json"),
+        "target": {"files": targets},
+    }
+
+
+def _require_held_out_part(target: TargetSection, inputs: Mapping[str, SourceInputs], shards: ShardsSection) -> None:
+    for name in target.sources:
+        if not inputs[name].valid_files and shards.valid_fraction == 0:
+            remedy = f"give sources.{name}.valid_files, or raise shards.valid_fraction"
+            raise InputError("target.sources", f"{name} has no held-out documents", remedy)
+
+
+def _open_first_documents(source: SourceInputs, partitions: Sequence[Partition]) -> None:
+    """Read the beginning of a source's JSON files; planning has looked into Parquet files and datasets, and text has no keys."""
+    begins = [p for p in partitions if p.start == 0 and p.files and p.files[0].format.startswith("jsonl")]
+    for partition in begins[:_FILES_OPENED_BEFOREHAND]:
+        counts = DocumentCounts()
+        first = next(read_partition(partition, source.section, counts, batch_bytes=FIRST_READ_BYTES), None)
+        # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
+        if first is None and not counts.num_empty and partition.is_whole_file:
+            raise InputError(source.where, f"{partition.files[0].name} holds no document", "remove it or fill it")
