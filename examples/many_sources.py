@@ -4,9 +4,10 @@
     python examples/many_sources.py --sources 64
     fastmix run examples/fastmix-demo/many/recipe.yaml
 
-The search scores every training sequence against one target gradient, so a step costs the same for 8 sources and for 512. What does grow is
-the evidence needed: a source is judged by its own sequences, so give a search of K sources a budget of at least some hundred sequences
-of each. Sources that resemble each other are listed in mixture.json under `interchangeable`: only the sum of their shares means something.
+The search scores every training sequence against one target gradient, so a step costs the same for 8 sources and for 512. What
+does grow is the evidence needed: a source is judged by its own sequences, so give a search of K sources a budget of at least some
+hundred sequences of each. Sources that resemble each other are listed in mixture.json under `certainty.interchangeable`: only the
+sum of their shares means something.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def recipe(sources: dict[str, dict[str, str]]) -> dict[str, object]:
                 "intermediate_size": 172,
             }
         },
-        "search": {"token_budget": "1M", "global_batch": 64, "sequence_length": 64, "exploration": 0.5},
+        "training": {"token_budget": "1M", "global_batch": 64, "sequence_length": 64},
+        "search": {"exploration": 0.5},
         "emit": {"token_budget": "200K", "max_epochs": 4},
     }
 

@@ -31,18 +31,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         FastmixError: the disk is full; names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # With the process in its name: two that write the same file each finish their own, and the later one stays.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        # Renamed after its bytes are on disk, else a crash could leave the final name on an empty file; then the name itself is synced.
         partial.replace(path)
         fsync_directory(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FastmixError(f"{path}: no space left on the disk; free some and run the same command again") from error
+            raise FastmixError(path, "no space left on the disk", "free some and run the same command again") from error
         raise
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -50,17 +52,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, busy: str) -> Iterator[None]:
-    """Hold a lock file in an existing folder; the system drops it when the process ends, however it ends.
+def exclusive_lock(path: Path, *, command: str) -> Iterator[None]:
+    """Keep other runs of a command out of a folder, which is made if missing.
 
     Raises:
-        FastmixError: another process holds it; the message is `busy`.
+        FastmixError: another process holds the lock file.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
+        # flock and not the file's existence: the system drops it when the process ends, however it ends.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FastmixError(busy) from error
+            raise FastmixError(
+                path.parent, f"another fastmix {command} works in this workdir", "wait for it, or name another"
+            ) from error
         yield
 
 
@@ -89,7 +95,7 @@ def read_json(path: Path) -> Any:
     try:
         return orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
-        raise CorruptArtefactError(f"{path}: not valid JSON ({error}); delete it and run its command again") from error
+        raise CorruptArtefactError(path, f"not valid JSON ({error})", "delete it and run its command again") from error
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fastmix_data.arrays import Int64s, Tokens
-from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.arrays import Int64s, Mask, Tokens
+from fastmix_data.errors import MismatchError
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.order import Located, ManifestOrder
-from fastmix_data.shards.strided import StridedShard
 
 IGNORED_LABEL = -100
 _PLANNED_SEQUENCES = 4096
 _PLANNED_NUMBERS = 1 << 26
 Item = dict[str, torch.Tensor]
-_View = tuple[Tokens, npt.NDArray[np.uint8] | None]
+_View = tuple[Tokens, Mask | None]
 
 
 class ManifestDataset(IterableDataset[Item]):
@@ -110,6 +108,7 @@ class ManifestDataset(IterableDataset[Item]):
         worker, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
         first = self._worker_items
         self._yielded = first
+        # Item i is made by worker i mod n, and a DataLoader asks its workers in turn: that gives back the order of no workers.
         items = range(worker + first * num_workers, self.num_items(), num_workers)
         # Planning takes K numbers for each window up to the last position, and of many ranks each needs few positions of a window.
         planned = min(_PLANNED_SEQUENCES, _PLANNED_NUMBERS // (self._world * num_workers * len(self.manifest.sources)))
@@ -125,6 +124,7 @@ class ManifestDataset(IterableDataset[Item]):
 
     def _positions(self, item: int) -> Int64s:
         """Positions in the global order of one of this rank's items, shape (B,)."""
+        # Interleaved, not in runs: a step of all ranks is one run of the global order, so it does not depend on their number.
         first = self._start + item * self._batch * self._world + self._rank
         stop = min(first + self._batch * self._world, self.num_sequences)
         return np.arange(first, stop, self._world)
@@ -142,24 +142,19 @@ class ManifestDataset(IterableDataset[Item]):
                 hidden.append((row, np.arange(self._length) >= num_labels))
             if mask is not None:
                 hidden.append((row, mask[block, within, 1:] == 0))
+        # Tokens are unsigned on disk: -100 fits in only after they are widened.
         labels_BT = tokens_BS[:, 1:].astype(np.int64)
         for row, without_loss_T in hidden:
             labels_BT[row][without_loss_T] = IGNORED_LABEL
         return {
             "tokens": torch.from_numpy(tokens_BS[:, :-1].astype(np.int64)),
             "labels": torch.from_numpy(labels_BT),
-            "source": torch.from_numpy(located.source_N[start:stop].copy()),
+            "source": torch.from_numpy(located.source_N[start:stop].copy()),  # a view would keep the whole plan alive
         }
 
     def _open(self, number: int) -> _View:
         """Views of the shard of a part, shape (num_blocks, sequences per block, L + 1)."""
-        part = self.manifest.parts[number]
-        shard = StridedShard(self._root / part.path, self.manifest.layout(part))
-        if shard.num_blocks != part.shard_blocks:
-            raise CorruptArtefactError(
-                f"{shard.path}: has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}; restore the shard, or run "
-                "`fastmix preprocess` and `fastmix emit` again"
-            )
+        shard = self.manifest.open(self.manifest.parts[number], root=self._root)
         self._views[number] = shard.sequences(self._length)
         return self._views[number]
 
@@ -188,10 +183,9 @@ class ManifestDataset(IterableDataset[Item]):
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
-                raise MismatchError(
-                    f"{self.manifest.path}: the loader state's {name} is {state.get(name)!r}, here it is {value!r}; resume with what "
-                    "the state was saved with, or start from the beginning"
-                )
+                problem = f"the loader state's {name} is {state.get(name)!r}, here it is {value!r}"
+                remedy = "resume with what the state was saved with, or start from the beginning"
+                raise MismatchError(self.manifest.path, problem, remedy)
         items = int(state.get("worker_items", 0))
         if "worker_items" in state:
             info = get_worker_info()
@@ -203,8 +197,7 @@ class ManifestDataset(IterableDataset[Item]):
             }
             changed = [f"{name} {state.get(name)}, here {value}" for name, value in here.items() if state.get(name) != value]
             if changed:
-                raise MismatchError(
-                    f"{self.manifest.path}: the loader state is that of a DataLoader worker with {'; '.join(changed)}; keep these, or "
-                    "save `state_after(items consumed)`, which resumes anywhere"
-                )
+                problem = f"the loader state is that of a DataLoader worker with {'; '.join(changed)}"
+                remedy = "keep these, or save `state_after(items consumed)`, which resumes anywhere"
+                raise MismatchError(self.manifest.path, problem, remedy)
         self._start, self._worker_items, self._yielded = int(state["position"]), items, items

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from fastmix_data.arrays import Int64s, UInt64s
 
+# Four rounds are enough in theory, for wide halves (Luby and Rackoff, 1988). Ours may be a bit or two: with four, images of 7 positions are
+# 16 standard deviations of chi-square away from uniform over 4,900 keys, with six 2.
 _ROUNDS = 6
-_GOLDEN = 0x9E37_79B9_7F4A_7C15
+_GOLDEN = 0x9E37_79B9_7F4A_7C15  # odd, so that its multiples run through all of 2**64
 
 
 def _mix(values: UInt64s) -> UInt64s:
@@ -26,6 +28,7 @@ def derive_keys(*parts: int | npt.ArrayLike) -> UInt64s:
     """One 64-bit key per element from a seed and whatever tells the permutations apart; arrays broadcast."""
     key: UInt64s = np.zeros(1, np.uint64)
     for part in parts:
+        # Mixed after each part, so (1, 2) and (2, 1) give other keys; the constant lets zeros stir too.
         key = _mix(key * np.uint64(_GOLDEN) + np.array(part, np.int64, ndmin=1).astype(np.uint64) + np.uint64(_GOLDEN))
     return key
 
@@ -47,6 +50,9 @@ def permute(positions_N: npt.ArrayLike, *, size: int | npt.ArrayLike, key: UInt6
     half_bits = _half_bits(sizes)
     outside = np.ones(values.shape, np.bool_)
     with np.errstate(over="ignore"):
+        # Cycle walking: the network permutes a power of four that is less than four times the size; an image outside is mapped on until
+        # one is inside. Two positions cannot meet, for the network can be inverted, and a walk cannot go on forever, for it would come back
+        # to where it started, which is inside. On average it takes fewer than four tries.
         while outside.any():
             values[outside] = _feistel(values[outside], half_bits[outside], keys[outside])
             outside = values >= sizes
@@ -55,6 +61,7 @@ def permute(positions_N: npt.ArrayLike, *, size: int | npt.ArrayLike, key: UInt6
 
 def _half_bits(sizes: UInt64s) -> UInt64s:
     """Half the bits of the smallest power of four that is at least `sizes`; at least one."""
+    # Beyond 2**53 the conversion may round up to the next power of two: the domain is then wider than need be, never too narrow.
     _, exponents = np.frexp((sizes - np.uint64(1)).astype(np.float64))
     half_bits: UInt64s = np.maximum((exponents + 1) // 2, 1).astype(np.uint64)
     return half_bits

@@ -59,7 +59,7 @@ def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[
         TextColumn("{task.description}"), BarColumn(bar_width=30), Amount(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as bars:
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(description, total=total, completed=done, note="")
 
         def advance(amount: int, note: str = "", *, total: int | None = None) -> None:
@@ -79,6 +79,7 @@ def _lines(description: str, total: int | None, unit: str, done: int) -> Advance
         whole_work = total or whole_work
         last_note = note or last_note
         now = time.monotonic()
+        # A note that comes after the end, with an amount of 0, does not show the last line again.
         finished = whole_work is not None and completed >= whole_work and amount > 0
         if now - last < _SECONDS_BETWEEN_LINES and not finished:
             return

@@ -43,9 +43,10 @@ def apportion(credits_K: Float64s, *, num_draws: int) -> Int64s:
     >>> apportion(np.array([1.6, 1.7, -0.3]), num_draws=3)
     array([1, 2, 0])
     """
+    # A source that is ahead has negative credit, but cannot give sequences back: it draws none, and the others draw less.
     counts_K = np.maximum(np.floor(credits_K), 0).astype(np.int64)
     missing = num_draws - int(counts_K.sum())
-    while missing:
+    while missing:  # more than one round only if more are missing than there are sources to take them
         owed_K = credits_K - counts_K
         if missing > 0:
             order = np.argsort(-owed_K, kind="stable")[:missing]
@@ -69,10 +70,12 @@ def sequence_numbers(positions_N: Int64s, *, num_sequences_N: Int64s, source_N: 
         window: with W > 0 an epoch visits windows of W neighbouring sequences one after another, in shuffled order and shuffled
             within, so that reads stay near each other; the incomplete last window comes last. 0 shuffles over all.
     """
+    # Epochs, not draws with replacement: after e epochs every sequence was seen e times, none by chance twice as often.
     epoch_N, position_N = np.divmod(positions_N, num_sequences_N)
     keys = derive_keys(seed, _EPOCH_STREAM, source_N, epoch_N)
     if not window:
         return permute(position_N, size=num_sequences_N, key=keys)
+    # The short window stays last: among the shuffled ones it would shift all after it, and a position's window could not be computed.
     num_windows_N = num_sequences_N // window
     window_N, offset_N = np.divmod(position_N, window)
     whole_N = window_N < num_windows_N
@@ -125,6 +128,8 @@ class MixtureSampler:
 
     def next(self, weights_K: Float64s) -> BatchPlan:
         """Plan the next global batch, in an order that mixes the sources."""
+        # Error diffusion: what a source is owed and did not draw it is owed still, so its draws follow the sum of its weights over all
+        # steps, whatever way the weights went. Drawing each batch at random would be off by sqrt(draws) instead.
         self._credits_K += self._global_batch * weights_K
         counts_K = apportion(self._credits_K, num_draws=self._global_batch)
         self._credits_K -= counts_K
@@ -139,6 +144,7 @@ class MixtureSampler:
             window=self._window,
         )
         self.positions_K = self.positions_K + counts_K
+        # Ranks and micro-batches take runs of the batch: in order of source, some would see one source only.
         key = derive_keys(self._seed, _SHUFFLE_STREAM, self.step)
         order_B = permute(np.arange(self._global_batch), size=self._global_batch, key=key)
         self.step += 1
@@ -161,10 +167,8 @@ class MixtureSampler:
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
-                raise MismatchError(
-                    f"sampler state: {name} was {state.get(name)!r} and is {value!r} now; resume with the same data and recipe, "
-                    "or start a new search"
-                )
+                problem = f"{name} was {state.get(name)!r} and is {value!r} now"
+                raise MismatchError("sampler state", problem, "resume with the same data and recipe, or start a new search")
         self.step = int(state["step"])
         self.positions_K = np.array(state["positions"], np.int64)
         self._credits_K = np.array(state["credits"], np.float64)

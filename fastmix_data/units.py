@@ -22,6 +22,7 @@ def _parse(value: Any, suffixes: dict[str, int], example: str) -> int:
     match = _NUMBER.match(str(value))
     if match is None or match[2].lower() not in suffixes:
         raise ValueError(f"{value!r} is not a number; write it like {example}")
+    # Through float, for "1.5B" and "1e9"; exact up to 2**53, and nobody writes a budget of 16 digits.
     return round(float(match[1].replace("_", "")) * suffixes[match[2].lower()])
 
 

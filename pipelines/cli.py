@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastmix_data.errors import FastmixError, Interrupted
-from pipelines.console import Console, mixture_notes, mixture_table
+from fastmix_data.errors import FastmixError, Interrupted, RecipeError
+from fastmix_data.machine import launched_rank
+from pipelines.console import Console, mixture_notes, mixture_table, run_summary
 
-RecipePath = click.argument("recipe_path", metavar="RECIPE", type=click.Path(path_type=Path))
-AnyPath = click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+if TYPE_CHECKING:
+    from fastmix_data.recipe.recipe import Recipe
+
+Work = Callable[..., None]
+PathType = click.Path(path_type=Path)
 Replace = click.option("--replace", is_flag=True, help="Replace artefacts made from another recipe or other data.")
 NumWorkers = click.option("--workers", "num_workers", type=click.IntRange(1), help="Dask worker processes; all cores by default.")
 Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
@@ -24,21 +29,23 @@ NumSearches = click.option(
     "--seeds",
     "num_seeds",
     type=click.IntRange(1),
-    help="Searches to average, with search.seed and the numbers after it; 1 unless more are finished.",
+    help="Searches to average, with training.seed and the numbers after it; 1 unless more are finished.",
 )
 Overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as search.seed=1."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as training.seed=1."
 )
 
 
-def _command(work: Callable[..., None]) -> Callable[..., None]:
+def _command(work: Work) -> Work:
     """Give a command --json and --debug, and turn what users can put right into one line and exit code 2."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     @click.option("--debug", is_flag=True, help="Show tracebacks.")
     @functools.wraps(work)
     def guarded(*args: Any, as_json: bool, debug: bool, **options: Any) -> None:
-        console = Console(as_json=as_json)
+        launched = launched_rank()
+        # What all ranks of a launched run have to say, the first one says.
+        console = Console(as_json=as_json, is_muted=launched is not None and launched.rank > 0)
         try:
             work(*args, console=console, **options)
         except (FastmixError, KeyboardInterrupt, OSError) as error:
@@ -49,14 +56,30 @@ def _command(work: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def _recipe_command(work: Work) -> Work:
+    """A command that is given a recipe, as file and overrides, and gets it read as `recipe`."""
+
+    @click.argument("recipe_path", metavar="RECIPE", type=PathType)
+    @Overrides
+    @_command
+    @functools.wraps(work)
+    def with_recipe(*args: Any, recipe_path: Path, overrides: tuple[str, ...], **options: Any) -> None:
+        work(*args, recipe=_load_recipe(recipe_path, overrides), **options)
+
+    return with_recipe
+
+
+def _load_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
+    from fastmix_data.recipe.file import load_recipe
+
+    return load_recipe(path, overrides)
+
+
 def _fail(console: Console, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
-        error = Interrupted("interrupted; what is finished is kept, and the same command goes on from there")
+        error = Interrupted("", "interrupted", "what is finished is kept, and the same command goes on from there")
     kind = "stopped" if isinstance(error, Interrupted) else "error"
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"{kind}: {text}", file=sys.stderr)
-    if console.as_json:
-        console.result({kind: text})
+    console.fail(kind, " ".join(str(error).split()) or type(error).__name__)
     sys.exit(2)
 
 
@@ -71,17 +94,14 @@ def main() -> None:
 
 
 @main.command()
-@RecipePath
-@Overrides
 @NumWorkers
 @Scheduler
 @NumRanks
 @NumSearches
 @Replace
-@_command
+@_recipe_command
 def run(
-    recipe_path: Path,
-    overrides: tuple[str, ...],
+    recipe: Recipe,
     num_workers: int | None,
     scheduler: str | None,
     num_ranks: int,
@@ -90,24 +110,16 @@ def run(
     console: Console,
 ) -> None:
     """Preprocess, search, emit and report in one go."""
-    from fastmix_data.recipe.file import load_recipe
     from pipelines import flow
+    from pipelines.cluster import Workers
 
-    result = flow.run(
-        load_recipe(recipe_path, overrides),
-        num_workers=num_workers,
-        scheduler=scheduler,
-        num_ranks=num_ranks,
-        num_seeds=num_seeds,
-        replace=replace,
-        quiet=console.as_json,
-        say=console.say,
-    )
-    _show_run(result, console)
+    workers = Workers(num_workers, scheduler, quiet=console.is_quiet)
+    result = flow.run(recipe, workers=workers, num_ranks=num_ranks, num_seeds=num_seeds, replace=replace, say=console.say)
+    console.result(*run_summary(result.mixture, result.manifest, result.report))
 
 
 @main.command()
-@click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("fastmix-demo"), show_default=True)
+@click.option("--dir", "directory", type=PathType, default=Path("fastmix-demo"), show_default=True)
 @Overrides
 @NumWorkers
 @NumRanks
@@ -117,106 +129,72 @@ def demo(
     directory: Path, overrides: tuple[str, ...], num_workers: int | None, num_ranks: int, replace: bool, console: Console
 ) -> None:
     """Run everything on a corpus made from what every Python installation carries."""
-    from fastmix_data.recipe.file import load_recipe
     from pipelines import flow
+    from pipelines.cluster import Workers
     from pipelines.demo.corpus import write_sample_corpus
     from pipelines.report.page import report_pictures
 
     recipe_path = write_sample_corpus(directory)
     console.say(f"wrote a corpus and {recipe_path}")
-    result = flow.run(
-        load_recipe(recipe_path, overrides),
-        num_workers=num_workers,
-        scheduler=None,
-        num_ranks=num_ranks,
-        replace=replace,
-        quiet=console.as_json,
-        say=console.say,
-    )
-    report_pictures(result.catalog.root, directory / "pictures")
-    _show_run(result, console)
-
-
-def _show_run(result: Any, console: Console) -> None:
-    mixture, manifest = result.mixture, result.manifest
-    epochs = {source.name: source.epochs for source in manifest.sources}
-    loss = mixture.target_loss
-    text = "\n".join(
-        [
-            f"\nmixture, learned in {mixture.search_seconds:.0f} s from {mixture.search_tokens:,} proxy tokens "
-            "(times each source is read at the end):",
-            mixture_table(mixture, epochs),
-            *mixture_notes(mixture),
-            f"target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
-            f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
-            f"report:   {result.report}",
-        ]
-    )
-    content = {
-        "mixture": mixture.model_dump(),
-        "manifest": str(manifest.path),
-        "num_tokens": manifest.num_tokens,
-        "epochs": epochs,
-        "report": str(result.report),
-    }
-    console.result(content, text)
+    recipe, workers = _load_recipe(recipe_path, overrides), Workers(num_workers, quiet=console.is_quiet)
+    result = flow.run(recipe, workers=workers, num_ranks=num_ranks, replace=replace, say=console.say)
+    report_pictures(recipe.paths, directory / "pictures")
+    console.result(*run_summary(result.mixture, result.manifest, result.report))
 
 
 @main.command()
-@RecipePath
-@Overrides
 @NumWorkers
 @Scheduler
 @Replace
-@_command
-def preprocess(
-    recipe_path: Path,
-    overrides: tuple[str, ...],
-    num_workers: int | None,
-    scheduler: str | None,
-    replace: bool,
-    console: Console,
-) -> None:
+@_recipe_command
+def preprocess(recipe: Recipe, num_workers: int | None, scheduler: str | None, replace: bool, console: Console) -> None:
     """Tokenize the sources into shards and a catalog."""
     from fastmix_data.audit.inspection import format_inspection, inspect
-    from fastmix_data.recipe.file import load_recipe
+    from pipelines.cluster import Workers
+    from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess as work
 
-    recipe = load_recipe(recipe_path, overrides)
-    result = work(recipe, num_workers=num_workers, scheduler=scheduler, replace=replace, quiet=console.as_json)
-    for text in (*result.warnings, result.message):
-        console.say(text)
-    contents = inspect(recipe.paths.root / "catalog.parquet")
+    workers = Workers(num_workers, scheduler, quiet=console.is_quiet)
+    result = work(plan_preprocess(recipe), workers=workers, replace=replace)
+    console.say(*result.warnings, result.message)
+    contents = inspect(recipe.paths.catalog)
     console.result({"did_work": result.did_work, "warnings": list(result.warnings), **contents}, format_inspection(contents))
 
 
 @main.command()
-@RecipePath
-@Overrides
 @NumRanks
 @NumSearches
 @Replace
-@_command
-def search(
-    recipe_path: Path, overrides: tuple[str, ...], num_ranks: int, num_seeds: int | None, replace: bool, console: Console
-) -> None:
+@click.option("--local_rank", hidden=True, expose_value=False, help="Given by the deepspeed launcher, beside its environment.")
+@_recipe_command
+def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool, console: Console) -> None:
     """Learn the mixture while one proxy trains.
 
-    On several nodes, start `python -m train.search.search RECIPE` with torchrun or the deepspeed launcher instead.
+    On several nodes, start it on each with a launcher: `torchrun --nnodes ... -m train.search RECIPE`, or
+    `deepspeed --module train.search RECIPE`. Either takes the options of this command.
     """
-    from fastmix_data.recipe.file import load_recipe
+    from train.search.plan import plan_search
     from train.search.search import search as work
 
-    recipe = load_recipe(recipe_path, overrides)
-    result = work(recipe, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=console.as_json)
-    for text in (*result.warnings, result.message):
-        console.say(text)
+    launched = launched_rank()
+    if launched is not None and num_ranks > 1:
+        raise RecipeError(
+            f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"
+        )
+    plan = plan_search(recipe)
+    result = work(plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=console.is_quiet)
+    console.say(*result.warnings, result.message)
     mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
     console.result({**contents, **mixture.model_dump()}, "\n".join([mixture_table(mixture), *mixture_notes(mixture)]))
+    if launched is not None and launched.world_size > 1:
+        # The result is on disk and all ranks have met. Taking gloo's connections down while peers leave too has aborted a rank
+        # on a busy machine, which a launcher reports as a failed run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @main.command()
-@RecipePath
 @click.option(
     "--methods",
     default="fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32",
@@ -226,16 +204,14 @@ def search(
 @click.option(
     "--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Fresh proxies that confirm each mixture."
 )
-@Overrides
 @NumWorkers
 @Scheduler
 @Replace
-@_command
+@_recipe_command
 def compare(
-    recipe_path: Path,
+    recipe: Recipe,
     methods: str,
     num_seeds: int,
-    overrides: tuple[str, ...],
     num_workers: int | None,
     scheduler: str | None,
     replace: bool,
@@ -246,43 +222,36 @@ def compare(
     fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference); regmix:N and olmix:N fit the losses of N
     proxies, which all targets share. Proxies and searches are kept, so a list with one more method costs only that method.
     """
-    from fastmix_data.recipe.file import load_recipe
-    from pipelines.compare.run import Workers
+    from pipelines.cluster import Workers
     from pipelines.compare.run import compare as work
     from pipelines.compare.table import comparison_table
+    from train.search.plan import plan_search
 
-    workers = Workers(num_workers, scheduler, quiet=console.as_json)
-    result = work(load_recipe(recipe_path, overrides), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
+    workers = Workers(num_workers, scheduler, quiet=console.is_quiet)
+    result = work(plan_search(recipe), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
     console.say(result.message)
-    console.result({"did_work": result.did_work, **result.content}, comparison_table(result.path))
+    console.result({"did_work": result.did_work, **result.comparison.model_dump()}, comparison_table(result.comparison))
 
 
 @main.command()
-@RecipePath
-@Overrides
-@click.option(
-    "--mixture", "mixture_path", type=click.Path(path_type=Path), help="A mixture of your own; the search's by default."
-)
+@click.option("--mixture", "mixture_path", type=PathType, help="A mixture of your own; the search's by default.")
 @Replace
-@_command
-def emit(recipe_path: Path, overrides: tuple[str, ...], mixture_path: Path | None, replace: bool, console: Console) -> None:
+@_recipe_command
+def emit(recipe: Recipe, mixture_path: Path | None, replace: bool, console: Console) -> None:
     """Turn mixture and token budget into a token-exact manifest."""
     from fastmix_data.audit.inspection import format_inspection, inspect
-    from fastmix_data.recipe.file import load_recipe
     from pipelines import flow
 
-    manifest = flow.emit(load_recipe(recipe_path, overrides), mixture_path=mixture_path, replace=replace)
+    manifest = flow.emit(recipe, mixture_path=mixture_path, replace=replace)
     console.say(manifest.message)
     contents = inspect(manifest.path)
     console.result({"did_work": manifest.did_work, **contents}, format_inspection(contents))
 
 
 @main.command()
-@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.argument("manifest_path", metavar="MANIFEST", type=PathType)
 @click.option("--to", "target", type=click.Choice(["webdataset"]), required=True, help="Whose format to write.")
-@click.option(
-    "--out", "directory", type=click.Path(path_type=Path), help="Folder to write; MANIFEST/../export-FORMAT by default."
-)
+@click.option("--out", "directory", type=PathType, help="Folder to write; MANIFEST/../export-FORMAT by default.")
 @click.option(
     "--files",
     type=click.Choice(["reference", "hardlink", "copy"]),
@@ -297,31 +266,26 @@ def export(manifest_path: Path, target: str, directory: Path | None, files: Any,
     from fastmix_data.exports.webdataset import export_webdataset
 
     folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
-    exported = export_webdataset(
-        manifest_path,
-        directory or folder.parent / f"export-{target}",
-        files=files,
-        replace=replace,
-        quiet=console.as_json,
-    )
+    directory = directory or folder.parent / f"export-{target}"
+    exported = export_webdataset(manifest_path, directory, files=files, replace=replace, quiet=console.is_quiet)
     console.result(exported.as_dict(), exported.message)
 
 
 @main.command()
-@AnyPath
+@click.argument("path", metavar="PATH", type=PathType)
 @_command
 def verify(path: Path, console: Console) -> None:
     """Re-hash a shard, catalog, manifest or workdir, and list all that is wrong."""
     from fastmix_data.audit.verify import verify as work
 
-    report = work(path, quiet=console.as_json)
+    report = work(path, quiet=console.is_quiet)
     console.result(report.as_dict(), str(report))
     if not report.ok:
         sys.exit(2)
 
 
 @main.command()
-@AnyPath
+@click.argument("path", metavar="PATH", type=PathType)
 @click.option("--block", type=click.IntRange(0), help="Show the text and documents of this block of a shard.")
 @_command
 def inspect(path: Path, block: int | None, console: Console) -> None:
@@ -334,21 +298,18 @@ def inspect(path: Path, block: int | None, console: Console) -> None:
 
 
 @main.command()
-@RecipePath
-@Overrides
-@click.option("--out", "output", type=click.Path(path_type=Path), help="File to write; WORKDIR/report.html by default.")
-@_command
-def report(recipe_path: Path, overrides: tuple[str, ...], output: Path | None, console: Console) -> None:
+@click.option("--out", "output", type=PathType, help="File to write; WORKDIR/report.html by default.")
+@_recipe_command
+def report(recipe: Recipe, output: Path | None, console: Console) -> None:
     """Write one self-contained HTML page about a run."""
-    from fastmix_data.recipe.file import load_recipe
     from pipelines.report.page import write_report
 
-    written = write_report(load_recipe(recipe_path, overrides).workdir_path, output)
+    written = write_report(recipe.paths, output)
     console.result({"report": str(written)}, f"wrote {written}")
 
 
 @main.command()
-@click.argument("recipe_path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe_path", metavar="[RECIPE]", required=False, type=PathType)
 @Overrides
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes, from which editors complete.")
 @_command
@@ -356,7 +317,6 @@ def recipe(recipe_path: Path | None, overrides: tuple[str, ...], schema: bool, c
     """Check a recipe and print it with every default filled in."""
     import json
 
-    from fastmix_data.recipe.file import load_recipe
     from fastmix_data.recipe.recipe import Recipe
 
     if schema:
@@ -364,13 +324,13 @@ def recipe(recipe_path: Path | None, overrides: tuple[str, ...], schema: bool, c
     elif recipe_path is None:
         raise click.UsageError("give a RECIPE to check, or --schema")
     else:
-        content = load_recipe(recipe_path, overrides).model_dump(mode="json")
+        content = _load_recipe(recipe_path, overrides).model_dump(mode="json")
     console.result(content, json.dumps(content, indent=2))
 
 
 @main.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", "output", type=click.Path(path_type=Path), help="Recipe to write; DIR/recipe.yaml by default.")
+@click.argument("directory", metavar="DIR", type=PathType)
+@click.option("--out", "output", type=PathType, help="Recipe to write; DIR/recipe.yaml by default.")
 @click.option("--force", is_flag=True, help="Overwrite an existing recipe.")
 @_command
 def init(directory: Path, output: Path | None, force: bool, console: Console) -> None:
@@ -379,3 +339,7 @@ def init(directory: Path, output: Path | None, force: bool, console: Console) ->
 
     written = write_recipe(directory, output=output, force=force)
     console.result({"recipe": str(written)}, f"wrote {written}; look it over, then: fastmix run {written}")
+
+
+if __name__ == "__main__":  # `python -m train.search` becomes this
+    main(prog_name="fastmix")

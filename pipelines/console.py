@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
+from fastmix_data.messages import joined
+from fastmix_data.text_table import aligned
+
 if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
+    from pathlib import Path
+
+    from fastmix_data.manifest.manifest import Manifest
     from fastmix_data.results.mixture import Mixture
 
 _BAR_WIDTH = 24
@@ -18,17 +25,32 @@ class Console:
     Messages go to stderr and the result to stdout, so that `--json` output can be piped.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
-        """Choose JSON or text."""
-        self.as_json = as_json
+    def __init__(self, *, as_json: bool, is_muted: bool = False) -> None:
+        """Choose JSON or text; a muted one prints nothing."""
+        self.as_json, self._is_muted = as_json, is_muted
 
-    def say(self, message: str) -> None:
-        """Show a line about the work."""
-        if not self.as_json:
-            print(message, file=sys.stderr, flush=True)
+    @property
+    def is_quiet(self) -> bool:
+        """Whether progress is to be shown to nobody."""
+        return self.as_json or self._is_muted
+
+    def say(self, *messages: str) -> None:
+        """Show lines about the work."""
+        for message in messages:
+            if not self.is_quiet:
+                print(message, file=sys.stderr, flush=True)
+
+    def fail(self, kind: str, text: str) -> None:
+        """Show why a command ends: a line on stderr, and with --json an object too."""
+        if not self._is_muted:
+            print(f"{kind}: {text}", file=sys.stderr)
+        if self.as_json:
+            self.result({kind: text})
 
     def result(self, content: Mapping[str, Any], text: str = "") -> None:
         """Show the outcome: `content` as JSON, or `text`."""
+        if self._is_muted:
+            return
         if self.as_json:
             import orjson
 
@@ -43,25 +65,22 @@ def mixture_table(mixture: Mixture, epochs: Mapping[str, float] | None = None) -
 
     Columns of what the mixture does not say are left out.
     """
-    weights, largest = mixture.weights, max(mixture.weights.values())
-    width = max(len("source"), *(len(name) for name in weights))
-    columns: list[tuple[str, dict[str, str]]] = [
+    weights, certainty = mixture.weights, mixture.certainty
+    largest = max(weights.values())
+    columns: list[tuple[str, Mapping[str, str]]] = [
+        ("source", {name: name for name in weights}),
         ("   share", {name: f"{weight:7.1%}" for name, weight in weights.items()}),
-        ("90% interval", _interval_texts(mixture.interval)),
-        ("another seed", _interval_texts(mixture.seed_interval)),
-        ("signal/noise", {name: f"{ratio:12.1f}" for name, ratio in mixture.signal_to_noise.items()}),
+        ("90% interval", _interval_texts(certainty.interval)),
+        ("another seed", _interval_texts(certainty.seed_interval)),
+        ("signal/noise", {name: f"{ratio:12.1f}" for name, ratio in certainty.signal_to_noise.items()}),
         ("", {name: "█" * round(_BAR_WIDTH * weight / largest) for name, weight in weights.items()}),
         ("", {name: f"{times:.2f} epochs" for name, times in (epochs or {}).items()}),
     ]
-    shown = [(title, texts, max(len(title), *map(len, texts.values()))) for title, texts in columns if texts]
-
-    def line(first: str, cells: list[str]) -> str:
-        padded = [f"{cell:<{size}}" for cell, (_, _, size) in zip(cells, shown, strict=True)]
-        return "  ".join([f"  {first:<{width}}", *padded]).rstrip()
-
-    heading = line("source", [title for title, _, _ in shown])
+    shown = [(title, texts) for title, texts in columns if texts]
     names = sorted(weights, key=lambda name: -weights[name])
-    return "\n".join([heading, *(line(name, [texts.get(name, "") for _, texts, _ in shown]) for name in names)])
+    rows = [[title for title, _ in shown], *([texts.get(name, "") for _, texts in shown] for name in names)]
+    # Numbers have their width already, for an interval is two of them that stand under each other.
+    return indent(aligned(rows, flush_left=range(len(shown))), "  ")
 
 
 def _interval_texts(interval: Mapping[str, tuple[float, float]]) -> dict[str, str]:
@@ -70,11 +89,31 @@ def _interval_texts(interval: Mapping[str, tuple[float, float]]) -> dict[str, st
 
 def mixture_notes(mixture: Mixture) -> list[str]:
     """A line for each group of interchangeable sources, and one that says why the search ended."""
-    notes = []
-    for group in mixture.interchangeable:
-        total = sum(mixture.weights[name] for name in group)
-        notes.append(
-            f"{', '.join(group[:-1])} and {group[-1]} are interchangeable: their scores cannot be told apart; only the sum of their "
-            f"shares ({total:.1%}) is meaningful"
-        )
-    return [*notes, f"end of search: {mixture.stopped}"] if mixture.stopped else notes
+    notes = [
+        f"{joined(group)} are interchangeable: their scores cannot be told apart; only the sum of their shares "
+        f"({sum(mixture.weights[name] for name in group):.1%}) is meaningful"
+        for group in mixture.certainty.interchangeable
+    ]
+    return [*notes, f"end of search: {mixture.search.stopped}"] if mixture.search.stopped else notes
+
+
+def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dict[str, Any], str]:
+    """What a whole run came to, as a JSON-able dictionary and as text."""
+    epochs = {source.name: source.epochs for source in manifest.sources}
+    loss, cost = mixture.target.loss, mixture.search
+    lines = [
+        f"\nmixture, learned in {cost.seconds:.0f} s from {cost.num_tokens:,} proxy tokens (times each source is read at the end):",
+        mixture_table(mixture, epochs),
+        *mixture_notes(mixture),
+        f"target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
+        f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
+        f"report:   {report}",
+    ]
+    content = {
+        "mixture": mixture.model_dump(),
+        "manifest": str(manifest.path),
+        "num_tokens": manifest.num_tokens,
+        "epochs": epochs,
+        "report": str(report),
+    }
+    return content, "\n".join(lines)

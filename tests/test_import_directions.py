@@ -1,36 +1,93 @@
-"""Arrows between packages go one way, and the foundations stay light."""
+"""The shape of the house: arrows of import go one way, folders and modules stay small, names of artefacts are spelled in one place.
+
+Reads the sources and imports nothing.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {
+PACKAGES = {
     "fastmix_data": {"fastmix_data"},
     "train": {"fastmix_data", "train"},
     "pipelines": {"fastmix_data", "train", "pipelines"},
 }
-FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+# What each folder, or module beside the folders, may import of its own package. "." are all the modules that have no line here.
+ARROWS = {
+    "fastmix_data": {
+        ".": "",
+        "recipe": ".",
+        "tokens": ".",
+        "shards": ".",
+        "results": ". recipe",
+        "manifest": ". recipe shards results",
+        "exports": ". shards manifest",
+        "audit": ". tokens shards results manifest",
+        "loader": ". shards manifest",
+    },
+    "train": {
+        "proxy": "",
+        "scores": "proxy",
+        "mixture": "proxy scores",
+        "target": "proxy scores mixture",
+        "search": "proxy scores mixture target",
+        "baselines": "proxy scores mixture target",
+    },
+    "pipelines": {
+        "cluster": "",
+        "console": "",
+        "preprocess": "cluster",
+        "report": "",
+        "compare": "cluster report",
+        "init_recipe": "preprocess",
+        "demo": "preprocess report compare init_recipe",
+        "flow": "preprocess report compare demo",
+        "cli": "console preprocess report compare demo init_recipe flow",
+    },
+}
+LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
+# Files of a workdir, and those of its folders whose names are no plain words; the last test keeps the list complete.
+ARTEFACTS = {
+    "catalog.parquet", "tokenizer.json", "origin.json", "preprocess.recipe.json", ".preprocess.lock", "receipts", "mixture.json",
+    "trajectory.parquet", "recipe.json", "start.json", "reference.json", "checkpoints", ".lock", "compare.json", "compare.svg",
+    "proxy.pt", "run.json", "losses.json", "manifest.json", "parts.parquet", "report.html",
+}  # fmt: skip
+WORKDIR = ROOT / "fastmix_data" / "workdir.py"
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            # `from package.folder import module` names a module too; a name within one is cut off again by `place_of`.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_follow_the_arrows(path: Path) -> None:
+def place_of(package: str, parts: tuple[str, ...]) -> str:
+    """The line of ARROWS that a module's path within its package belongs to."""
+    first = parts[0].removesuffix(".py") if parts else "."
+    return first if first in ARROWS[package] or (ROOT / package / first).is_dir() else "."
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_between_packages_follow_the_arrows(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     tops = {module.split(".")[0] for module in imported_modules(path)}
-    assert tops & set(ALLOWED) <= ALLOWED[package]
+    assert tops & set(PACKAGES) <= PACKAGES[package]
     assert "tests" not in tops
     if package == "fastmix_data":
         assert not tops & {"dask", "distributed", "deepspeed", "transformers"}
@@ -39,12 +96,54 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         assert "deepspeed" not in tops
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_between_folders_follow_the_arrows(path: Path) -> None:
+    package, *rest = path.relative_to(ROOT).parts
+    here = place_of(package, tuple(rest))
+    assert here in ARROWS[package] or path.name == "__init__.py", f"{name_of(path)}: no arrow is stated for it"
+    used = {
+        place_of(package, tuple(module.split(".")[1:])) for module in imported_modules(path) if module.split(".")[0] == package
+    }
+    wrong = used - {here, *ARROWS[package].get(here, "").split()}
+    assert not wrong, f"{name_of(path)} is in {here}, which may not import {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_the_stated_arrows_go_one_way(package: str) -> None:
+    before: set[str] = set()
+    for place, others in ARROWS[package].items():
+        assert set(others.split()) <= before, f"{place} imports what stands after it"
+        before.add(place)
+
+
 def test_package_files_hold_no_code() -> None:
-    for package in ALLOWED:
-        for path in (ROOT / package).rglob("__init__.py"):
-            body = ast.parse(path.read_text()).body
-            assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign) for node in body), path
+    for path in FILES:
+        if path.name == "__init__.py":
+            assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in TREES[path].body), path
+
+
+def test_folders_and_modules_stay_small() -> None:
+    modules = Counter(path.parent for path in FILES if path.name not in ("__init__.py", "__main__.py"))
+    assert {name_of(folder): count for folder, count in modules.items() if count > LARGEST_FOLDER} == {}
+    lines = {name_of(path): path.read_text(encoding="utf-8").count("\n") for path in FILES}
+    assert {name: count for name, count in lines.items() if count > LONGEST_MODULE} == {}
 
 
 def test_modules_are_named_for_what_they_do() -> None:
     assert not {path.stem for path in FILES} & {"utils", "common", "core", "helpers", "manager", "misc"}
+
+
+def spelled_artefacts(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Strings of which a piece of a path is an artefact's name. Sentences are none: whoever names a file to a reader may do so."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            yield from ((node.lineno, piece) for piece in node.value.split("/") if piece in ARTEFACTS)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != WORKDIR], ids=name_of)
+def test_nobody_else_spells_a_path_of_a_workdir(path: Path) -> None:
+    assert not list(spelled_artefacts(TREES[path])), f"{name_of(path)}: use fastmix_data.workdir"
+
+
+def test_every_artefact_that_is_looked_for_is_spelled_in_workdir() -> None:
+    assert {piece for _, piece in spelled_artefacts(TREES[WORKDIR])} == ARTEFACTS

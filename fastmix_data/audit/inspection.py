@@ -5,34 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.audit.kinds import (
-    CATALOG_FILE,
-    MANIFEST_FOLDER,
-    MIXTURE_FILE,
-    TOKENIZER_FILE,
-    catalog_row_of,
-    kind_of,
-    workdir_of,
-)
+from fastmix_data.audit.kinds import catalog_row_of, kind_of
 from fastmix_data.errors import InputError
-from fastmix_data.manifest.manifest import MANIFEST_FILE, load_manifest
+from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.documents import documents_of_block
 from fastmix_data.shards.strided import StridedShard
+from fastmix_data.text_table import aligned
 from fastmix_data.tokens.tokenizer import load_tokenizer
 from fastmix_data.units import format_count
+from fastmix_data.workdir import Workdir, workdir_above
 
 _BAR_CELLS = 30
 _DOCUMENTS_SHOWN = 20
 
 
-def inspect(path: Path, *, block: int | None = None, tokenizer: Path | None = None) -> dict[str, Any]:
+def inspect(path: Path, *, block: int | None = None) -> dict[str, Any]:
     """Say what is in a shard, a catalog, a mixture, a manifest or a workdir.
 
     Args:
         block: of a shard, whose text and documents are wanted; 0 when not given. Only for shards.
-        tokenizer: a `tokenizer.json` to decode with; the workdir's when not given.
 
     Raises:
         InputError: no such path, not an artefact, or no such block.
@@ -40,27 +33,32 @@ def inspect(path: Path, *, block: int | None = None, tokenizer: Path | None = No
     """
     kind = kind_of(path)
     if block is not None and kind != "shard":
-        raise InputError(f"{path}: a {kind} has no blocks; leave --block out, or give a shard")
+        raise InputError(path, f"a {kind} has no blocks", "leave --block out, or give a shard")
     if kind == "shard":
-        return _inspect_shard(path, block=block or 0, tokenizer=tokenizer)
+        return _inspect_shard(path, block=block or 0)
     if kind == "catalog":
         return _inspect_catalog(path)
     if kind == "mixture":
-        return {"kind": kind, "path": str(path), **load_mixture(path).model_dump()}
+        return _inspect_mixture(path)
     if kind == "manifest":
         return _inspect_manifest(path)
-    content: dict[str, Any] = {"kind": kind, "path": str(path), "catalog": _inspect_catalog(path / CATALOG_FILE)}
-    if (path / MIXTURE_FILE).is_file():
-        content["mixture"] = inspect(path / MIXTURE_FILE)
-    if (path / MANIFEST_FOLDER / MANIFEST_FILE).is_file():
-        content["manifest"] = _inspect_manifest(path / MANIFEST_FOLDER)
+    workdir = Workdir(path)
+    content: dict[str, Any] = {"kind": kind, "path": str(path), "catalog": _inspect_catalog(workdir.catalog)}
+    if workdir.search.mixture.is_file():
+        content["mixture"] = _inspect_mixture(workdir.search.mixture)
+    if workdir.manifest.manifest.is_file():
+        content["manifest"] = _inspect_manifest(workdir.manifest.root)
     return content
 
 
-def _inspect_shard(path: Path, *, block: int, tokenizer: Path | None) -> dict[str, Any]:
+def _inspect_mixture(path: Path) -> dict[str, Any]:
+    return {"kind": "mixture", "path": str(path), **load_mixture(path).model_dump()}
+
+
+def _inspect_shard(path: Path, *, block: int) -> dict[str, Any]:
     shard = StridedShard.detect(path)
     if block >= shard.num_blocks:
-        raise InputError(f"{path}: has no block {block}; its blocks are 0 to {shard.num_blocks - 1}")
+        raise InputError(path, f"has no block {block}; its blocks are 0 to {shard.num_blocks - 1}", "give one of them")
     known = catalog_row_of(path)
     layout = shard.layout
     content: dict[str, Any] = {
@@ -79,25 +77,23 @@ def _inspect_shard(path: Path, *, block: int, tokenizer: Path | None) -> dict[st
             name: getattr(row, name)
             for name in ("source", "split", "num_tokens", "num_labels", "num_loss_tokens", "num_documents")
         }
-    return {**content, "block": _inspect_block(shard, block, known=known, tokenizer=tokenizer)}
+    return {**content, "block": _inspect_block(shard, block, known=known)}
 
 
-def _inspect_block(
-    shard: StridedShard, block: int, *, known: tuple[Catalog, ShardRow] | None, tokenizer: Path | None
-) -> dict[str, Any]:
+def _inspect_block(shard: StridedShard, block: int, *, known: tuple[Catalog, ShardRow] | None) -> dict[str, Any]:
     num_tokens = shard.layout.block_tokens
     if known is not None:
         num_tokens = min(num_tokens, known[1].num_tokens - block * num_tokens)
     ids = shard.tokens_NT[block, :num_tokens].tolist()
-    workdir = workdir_of(shard.path)
-    path = tokenizer or (workdir / TOKENIZER_FILE if workdir is not None and (workdir / TOKENIZER_FILE).is_file() else None)
+    workdir = workdir_above(shard.path)  # of an exported shard too, which no catalog knows
+    tokenizer = load_tokenizer(workdir.tokenizer) if workdir is not None and workdir.tokenizer.is_file() else None
     content: dict[str, Any] = {
         "number": block,
         "key": shard.key(block),
         "num_tokens": num_tokens,
         "num_padding": shard.layout.block_tokens - num_tokens,
         "tokens": ids,
-        "text": None if path is None else load_tokenizer(path).decode(ids, skip_special_tokens=False),
+        "text": None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False),
         "documents": None if known is None else documents_of_block(*known, block=block),
     }
     if shard.loss_mask_NT is not None:
@@ -108,8 +104,7 @@ def _inspect_block(
 def _inspect_catalog(path: Path) -> dict[str, Any]:
     catalog = load_catalog(path)
     splits = []
-    for source, split in dict.fromkeys((row.source, row.split) for row in catalog.rows):
-        rows = [row for row in catalog.rows if (row.source, row.split) == (source, split)]
+    for (source, split), rows in catalog.by_split.items():
         counted = ("num_tokens", "num_loss_tokens", "num_documents", "num_blocks", "bytes")
         totals = {name: sum(getattr(row, name) for row in rows) for name in counted}
         splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, "has_mask": rows[0].has_mask})
@@ -155,19 +150,6 @@ def format_inspection(content: dict[str, Any]) -> str:
             return _format_manifest(content)
     parts = [content[name] for name in ("catalog", "mixture", "manifest") if name in content]
     return "\n\n".join(format_inspection(part) for part in parts)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _format_shard(content: dict[str, Any]) -> str:
@@ -224,13 +206,13 @@ def _format_catalog(content: dict[str, Any]) -> str:
         [
             f"{content['path']}: {format_count(content['num_train_tokens'])} training tokens of {len(content['sources'])} sources, "
             f"blocks of {content['block_tokens']}, vocabulary of {content['vocab_size']}",
-            _table(["source", "split", "tokens", "share", "documents", "shards", "bytes"], rows),
+            aligned([["source", "split", "tokens", "share", "documents", "shards", "bytes"], *rows]),
         ]
     )
 
 
 def _format_mixture(content: dict[str, Any]) -> str:
-    weights, intervals = content["weights"], content["interval"]
+    weights, intervals, searched = content["weights"], content["certainty"]["interval"], content["search"]
     scale = max([*weights.values(), *(high for _, high in intervals.values())])
     rows = []
     for name, weight in sorted(weights.items(), key=lambda item: -item[1]):
@@ -238,9 +220,11 @@ def _format_mixture(content: dict[str, Any]) -> str:
         interval = f"{low:.4f} to {high:.4f}" if name in intervals else ""
         rows.append([name, f"{weight:.4f}", interval, _bar(low, weight, high, scale=scale or 1.0)])
     head = f"{content['path']}: {content['method']}"
-    if content["search_tokens"]:
-        head += f", {format_count(content['search_tokens'])} tokens in {content['search_seconds']:.0f} s, {content['num_updates']} updates"
-    return f"{head}\n{_table(['source', 'weight', '90% interval', ''], rows)}"
+    if searched["num_tokens"]:
+        head += (
+            f", {format_count(searched['num_tokens'])} tokens in {searched['seconds']:.0f} s, {searched['num_updates']} updates"
+        )
+    return f"{head}\n{aligned([['source', 'weight', '90% interval', ''], *rows])}"
 
 
 def _bar(low: float, weight: float, high: float, *, scale: float) -> str:
@@ -267,6 +251,6 @@ def _format_manifest(content: dict[str, Any]) -> str:
         [
             f"{content['path']}: {content['num_tokens']} tokens for a budget of {content['token_budget']}, {content['num_parts']} parts of "
             f"{content['num_shards']} shards under {content['root']}",
-            _table(["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], rows),
+            aligned([["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], *rows]),
         ]
     )

@@ -7,7 +7,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +15,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.artefacts import sha256_of_file
-from fastmix_data.audit.kinds import (
-    CATALOG_FILE,
-    DOCUMENTS_FOLDER,
-    MANIFEST_FOLDER,
-    MIXTURE_FILE,
-    TOKENIZER_FILE,
-    TRAJECTORY_FILE,
-    catalog_row_of,
-    kind_of,
-)
+from fastmix_data.audit.kinds import catalog_row_of, kind_of
 from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
 from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
+from fastmix_data.messages import first_line
 from fastmix_data.progress import Advance, progress
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.strided import ShardLayout, StridedShard
 from fastmix_data.units import format_count
+from fastmix_data.workdir import SearchFolder, Workdir
 
-_THREADS = 4
+_THREADS = 4  # hashing lets go of the interpreter's lock; a disk is busy with that many
 _RESTORE = "restore it from a copy, or delete it and run `fastmix preprocess` again"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong."""
-
-    where: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.remedy}"
+_PREPROCESS = "run `fastmix preprocess --replace`"
+_SEARCH = "run `fastmix search --replace`"
+_EMIT = "run `fastmix emit --replace`"
 
 
 @dataclass
 class VerifyReport:
-    """What was checked, and everything that is wrong."""
+    """What was checked, and everything that is wrong: errors that are collected, not raised."""
 
     path: str
     kind: str
     num_shards: int = 0
     num_bytes: int = 0
     checked: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FastmixError] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -67,7 +51,8 @@ class VerifyReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {**asdict(self), "ok": self.ok}
+        problems = [{"where": error.where, "what": error.what, "remedy": error.remedy} for error in self.problems]
+        return {**vars(self), "problems": problems, "ok": self.ok}
 
     def __str__(self) -> str:
         head = f"{self.path}: {self.kind}; checked {', '.join(self.checked) or 'nothing'}"
@@ -79,13 +64,7 @@ class VerifyReport:
 
     def add(self, where: object, what: str, remedy: str) -> None:
         """Note a problem."""
-        self.problems.append(Problem(str(where), what, remedy))
-
-    def add_error(self, error: FastmixError) -> None:
-        """Note a problem that reading an artefact raised, whose message is `where: what; remedy`."""
-        where, _, rest = str(error).partition(": ")
-        what, _, remedy = rest.rpartition("; ")
-        self.add(where, what or rest, remedy)
+        self.problems.append(CorruptArtefactError(where, what, remedy))
 
 
 @dataclass(frozen=True)
@@ -106,11 +85,9 @@ def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
     try:
         kind = kind_of(path)
     except CorruptArtefactError as error:
-        report = VerifyReport(str(path), "file")
-        report.add_error(error)
-        return report
+        return VerifyReport(str(path), "file", problems=[error])
     report = VerifyReport(str(path), kind)
-    shards: dict[Path, _Expected] = {}
+    shards: dict[str, _Expected] = {}
     if kind == "shard":
         _verify_shard(path, report, shards)
     elif kind == "catalog":
@@ -120,11 +97,12 @@ def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
     elif kind == "manifest":
         _verify_manifest(path, report, shards)
     else:
-        catalog = _verify_catalog(path / CATALOG_FILE, report, shards)
-        if (path / MIXTURE_FILE).is_file():
-            _verify_mixture(path / MIXTURE_FILE, report, catalog)
-        if (path / MANIFEST_FOLDER).is_dir():
-            _verify_manifest(path / MANIFEST_FOLDER, report, shards)
+        workdir = Workdir(path)
+        catalog = _verify_catalog(workdir.catalog, report, shards)
+        if workdir.search.mixture.is_file():
+            _verify_mixture(workdir.search.mixture, report, catalog)
+        if workdir.manifest.root.is_dir():
+            _verify_manifest(workdir.manifest.root, report, shards)
     _verify_files(list(shards.values()), report, quiet=quiet)
     return report
 
@@ -157,18 +135,18 @@ def _check_file(advance: Advance) -> Callable[[_Expected], str]:
     return check
 
 
-def _verify_shard(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> None:
+def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:
     """Walk through the tar; its hash too if a catalog above knows the shard."""
     try:
         known = catalog_row_of(path)
         if known is not None:
             catalog, row = known
-            shards[path.resolve()] = _Expected(path, row.bytes, row.sha256)
+            shards[str(path.resolve())] = _Expected(path, row.bytes, row.sha256)
             _verify_row(row, catalog.layout(row), report)
-            report.checked.append(f"the row in {catalog.root / CATALOG_FILE}")
+            report.checked.append(f"the row in {Workdir(catalog.root).catalog}")
         shard = StridedShard.detect(path)
     except FastmixError as error:
-        report.add_error(error)
+        report.problems.append(error)
         return
     report.checked.append("every member of the tar")
     try:
@@ -181,42 +159,44 @@ def _verify_shard(path: Path, report: VerifyReport, shards: dict[Path, _Expected
     if names != expected:
         wrong = next((n for n, (a, b) in enumerate(zip(names, expected, strict=False)) if a != b), min(len(names), len(expected)))
         report.add(path, f"member {wrong} of {len(expected)} is not where its stride puts it", _RESTORE)
+    # Of a tar alone nothing is recorded but what follows from its layout: names in order, none twice.
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         report.add(path, f"{repeated[0]} occurs more than once", _RESTORE)
 
 
-def _verify_catalog(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> Catalog | None:
+def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> Catalog | None:
     try:
         catalog = load_catalog(path)
     except CorruptArtefactError as error:
-        report.add_error(error)
+        report.problems.append(error)
         return None
     report.checked.append("catalog")
-    preprocess = "run `fastmix preprocess --replace`"
     for repeated, count in Counter(row.path for row in catalog.rows).items():
         if count > 1:
-            report.add(path, f"{repeated} has {count} rows", preprocess)
+            report.add(path, f"{repeated} has {count} rows", _PREPROCESS)
+    root = catalog.root.resolve()
     for row in catalog.rows:
         _verify_row(row, catalog.layout(row), report)
-        shards[(catalog.root / row.path).resolve()] = _Expected(catalog.root / row.path, row.bytes, row.sha256)
+        shards[f"{root}/{row.path}"] = _Expected(catalog.root / row.path, row.bytes, row.sha256)
     known = {*catalog.sources, *catalog.targets_from_files}
     for name in sorted({row.source for row in catalog.rows} - known):
-        report.add(path, f"has shards of {name}, which is neither a source nor a target", preprocess)
+        report.add(path, f"has shards of {name}, which is neither a source nor a target", _PREPROCESS)
     for name in catalog.sources:
         if not catalog.shards(name, "train"):
-            report.add(path, f"source {name} has no training shard", preprocess)
-    tokenizer = catalog.root / TOKENIZER_FILE
-    if tokenizer.is_file():
+            report.add(path, f"source {name} has no training shard", _PREPROCESS)
+    workdir = Workdir(catalog.root)
+    if workdir.tokenizer.is_file():
         report.checked.append("tokenizer")
-        if sha256_of_file(tokenizer) != catalog.info.tokenizer_sha256:
-            report.add(tokenizer, "is not the tokenizer that the shards were made with", "restore it from a copy")
-    if (catalog.root / DOCUMENTS_FOLDER).is_dir():
+        if sha256_of_file(workdir.tokenizer) != catalog.info.tokenizer_sha256:
+            report.add(workdir.tokenizer, "is not the tokenizer that the shards were made with", "restore it from a copy")
+    if workdir.documents.is_dir():
         report.checked.append("documents")
-        _verify_documents(catalog, report)
+        _verify_documents(catalog, workdir.documents, report)
     return catalog
 
 
 def _verify_row(row: ShardRow, layout: ShardLayout, report: VerifyReport) -> None:
+    # Blocks are full but for the last, which holds at least one token.
     most = row.num_blocks * layout.block_tokens
     counts_fit = (
         most - layout.block_tokens < row.num_tokens <= most and 0 <= row.num_loss_tokens <= row.num_labels <= row.num_tokens
@@ -226,20 +206,19 @@ def _verify_row(row: ShardRow, layout: ShardLayout, report: VerifyReport) -> Non
             row.path,
             f"its row in the catalog contradicts itself ({row.num_blocks} blocks, {row.num_tokens} tokens, {row.num_labels} labels, "
             f"{row.num_loss_tokens} with loss, {row.bytes} bytes)",
-            "run `fastmix preprocess --replace`",
+            _PREPROCESS,
         )
 
 
-def _verify_documents(catalog: Catalog, report: VerifyReport) -> None:
+def _verify_documents(catalog: Catalog, folder: Path, report: VerifyReport) -> None:
     """Documents of each shard, and tokens of each source and split, against the catalog's counts."""
     per_shard: Counter[str] = Counter()
     tokens: Counter[tuple[str, str]] = Counter()
-    remedy = "run `fastmix preprocess --replace`"
-    for path in sorted((catalog.root / DOCUMENTS_FOLDER).glob("*.parquet")):
+    for path in sorted(folder.glob("*.parquet")):
         try:
             table = pq.read_table(path, columns=["source", "split", "shard", "num_tokens"])
         except (pa.ArrowInvalid, OSError) as error:
-            report.add(path, f"cannot be read ({str(error).splitlines()[0]})", remedy)
+            report.add(path, f"cannot be read ({first_line(error)})", _PREPROCESS)
             return
         counted = table.group_by(["source", "split", "shard"]).aggregate([("num_tokens", "sum"), ("num_tokens", "count")])
         for row in counted.to_pylist():
@@ -247,17 +226,13 @@ def _verify_documents(catalog: Catalog, report: VerifyReport) -> None:
             tokens[row["source"], row["split"]] += row["num_tokens_sum"]
     for shard in catalog.rows:
         if per_shard[shard.path] != shard.num_documents:
-            report.add(
-                shard.path, f"the catalog counts {shard.num_documents} documents, their table {per_shard[shard.path]}", remedy
-            )
-    for source, split in dict.fromkeys((row.source, row.split) for row in catalog.rows):
-        in_catalog = sum(row.num_tokens for row in catalog.rows if (row.source, row.split) == (source, split))
-        if tokens[source, split] != in_catalog:
-            report.add(
-                catalog.root / DOCUMENTS_FOLDER,
-                f"{split} documents of {source} have {tokens[source, split]} tokens, the catalog counts {in_catalog}",
-                remedy,
-            )
+            problem = f"the catalog counts {shard.num_documents} documents, their table {per_shard[shard.path]}"
+            report.add(shard.path, problem, _PREPROCESS)
+    for (source, split), rows in catalog.by_split.items():
+        in_catalog, in_tables = sum(row.num_tokens for row in rows), tokens[source, split]
+        if in_tables != in_catalog:
+            problem = f"{split} documents of {source} have {in_tables} tokens, the catalog counts {in_catalog}"
+            report.add(folder, problem, _PREPROCESS)
 
 
 def _verify_mixture(path: Path, report: VerifyReport, catalog: Catalog | None) -> None:
@@ -267,46 +242,47 @@ def _verify_mixture(path: Path, report: VerifyReport, catalog: Catalog | None) -
         if catalog is not None:
             mixture.weights_K(catalog.sources)
     except FastmixError as error:
-        report.add_error(error)
+        report.problems.append(error)
         return
-    if catalog is not None and mixture.catalog_hash not in ("", catalog.fingerprint):
-        report.add(path, "was searched on another catalog than the one that is here", "run `fastmix search --replace`")
-    trajectory = path.with_name(Path(TRAJECTORY_FILE).name)
-    if mixture.trajectory_sha256 and (not trajectory.is_file() or sha256_of_file(trajectory) != mixture.trajectory_sha256):
-        report.add(trajectory, "is not the trajectory that the mixture was averaged from", "run `fastmix search --replace`")
+    origin = mixture.made_from
+    if catalog is not None and origin.catalog not in ("", catalog.fingerprint):
+        report.add(path, "was searched on another catalog than the one that is here", _SEARCH)
+    trajectory = SearchFolder(path.parent).trajectory
+    if origin.trajectory and (not trajectory.is_file() or sha256_of_file(trajectory) != origin.trajectory):
+        report.add(trajectory, "is not the trajectory that the mixture was averaged from", _SEARCH)
 
 
-def _verify_manifest(path: Path, report: VerifyReport, shards: dict[Path, _Expected]) -> None:
+def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:
     report.checked.append("manifest")
     try:
         manifest = load_manifest(path)
     except (CorruptArtefactError, InputError) as error:
-        report.add_error(error)
+        report.problems.append(error)
         return
-    emit = "run `fastmix emit --replace`"
-    for part in manifest.parts:
-        file = manifest.root_path / part.path
-        known = shards.setdefault(file.resolve(), _Expected(file, part.bytes, part.sha256))
-        if known.sha256 != part.sha256:
-            report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", emit)
-        _verify_part(part, manifest, report)
+    root = manifest.root_path.resolve()
     totals: Counter[str] = Counter()
     for part in manifest.parts:
+        identity = f"{root}/{part.path}"
+        # A shard of several parts, or of the catalog too, is hashed once.
+        if identity not in shards:
+            shards[identity] = _Expected(manifest.root_path / part.path, part.bytes, part.sha256)
+        elif shards[identity].sha256 != part.sha256:
+            report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", _EMIT)
+        _verify_part(part, manifest, report)
         totals[part.source] += part.num_tokens * part.repeats
     for source in manifest.sources:
         if totals[source.name] != source.num_tokens:
-            report.add(
-                manifest.path, f"{source.name} has {totals[source.name]} tokens in parts, {source.num_tokens} stated", emit
-            )
-    if sum(totals.values()) != manifest.num_tokens:
-        report.add(manifest.path, f"parts sum to {sum(totals.values())} tokens, stated are {manifest.num_tokens}", emit)
-    catalog = manifest.root_path / CATALOG_FILE
+            problem = f"{source.name} has {totals[source.name]} tokens in parts, {source.num_tokens} stated"
+            report.add(manifest.path, problem, _EMIT)
+    if totals.total() != manifest.num_tokens:
+        report.add(manifest.path, f"parts sum to {totals.total()} tokens, stated are {manifest.num_tokens}", _EMIT)
+    catalog = Workdir(manifest.root_path).catalog
     if catalog.is_file():
         try:
             if load_catalog(catalog).fingerprint != manifest.catalog_hash:
-                report.add(manifest.path, f"was made from another catalog than {catalog}", emit)
+                report.add(manifest.path, f"was made from another catalog than {catalog}", _EMIT)
         except CorruptArtefactError as error:
-            report.add_error(error)
+            report.problems.append(error)
 
 
 def _verify_part(part: Part, manifest: Manifest, report: VerifyReport) -> None:
@@ -314,7 +290,5 @@ def _verify_part(part: Part, manifest: Manifest, report: VerifyReport) -> None:
     most = part.num_blocks * manifest.block_tokens
     counted = most - manifest.block_tokens < part.num_tokens <= most and part.num_labels <= part.num_tokens
     if not inside or not counted or part.bytes != manifest.layout(part).num_bytes(part.shard_blocks):
-        report.add(
-            manifest.path, f"blocks {part.block_start} to {part.block_stop} of {part.path} contradict themselves",
-            "run `fastmix emit --replace`",
-        )  # fmt: skip
+        problem = f"blocks {part.block_start} to {part.block_stop} of {part.path} contradict themselves"
+        report.add(manifest.path, problem, _EMIT)

@@ -7,10 +7,8 @@ masked there as they are in our loader: such a block ends in padding, which `ind
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +20,7 @@ from fastmix_data.errors import CorruptArtefactError, FastmixError, MismatchErro
 from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
 from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import progress
-from fastmix_data.shards.strided import StridedShard, cut_shard
+from fastmix_data.shards.strided import cut_shard
 
 SHARD_LIST = "shards.txt"
 INDEX = "index.json"
@@ -86,7 +84,7 @@ def export_webdataset(
     index_path = directory / INDEX
     if index_path.exists() and not replace:
         return _check_same(read_json(index_path), made_from, directory)
-    index_path.unlink(missing_ok=True)
+    index_path.unlink(missing_ok=True)  # written last: without it, what is here is not taken for an export
     paths: list[Path] = []
     with progress("export", total=sum(part.num_tokens for part in manifest.parts), quiet=quiet) as advance:
         for part in manifest.parts:
@@ -105,27 +103,19 @@ def _check_same(index: Any, made_from: dict[str, str], directory: Path) -> WebDa
     found = index.get("fastmix", {}) if isinstance(index, dict) else {}
     for name, value in made_from.items():
         if found.get(name) != value:
-            raise MismatchError(
-                f"{directory}: holds an export whose {name} is {found.get(name)}, now {value}; export to another folder with "
-                "--out, or delete this one"
-            )
+            problem = f"holds an export whose {name} is {found.get(name)}, now {value}"
+            raise MismatchError(directory, problem, "export to another folder with --out, or delete this one")
     missing = next((shard["url"] for shard in index["shardlist"] if not Path(shard["url"]).is_file()), None)
     if missing is not None or not (directory / SHARD_LIST).is_file():
-        raise CorruptArtefactError(f"{directory}: {missing or SHARD_LIST} is missing; delete the folder and export again")
+        raise CorruptArtefactError(directory, f"{missing or SHARD_LIST} is missing", "delete the folder and export again")
     return WebDatasetExport(directory, found["num_urls"], found["num_samples"], did_work=False)
 
 
 def _place(part: Part, manifest: Manifest, *, root: Path, directory: Path, files: Files) -> Path:
     """Absolute path of a tar that holds exactly a part's blocks, made if need be."""
-    source = root / part.path
-    shard = StridedShard(source, manifest.layout(part))
-    if shard.num_blocks != part.shard_blocks:
-        raise CorruptArtefactError(
-            f"{source}: has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}; restore it, or run `fastmix preprocess` "
-            "and `fastmix emit` again"
-        )
+    shard = manifest.open(part, root=root)
     if part.is_whole_shard:
-        return source if files == "reference" else _bring(source, directory / part.path, files=files)
+        return shard.path if files == "reference" else _bring(shard.path, directory / part.path, files=files)
     relative = Path(part.path)
     target = directory / relative.with_name(f"{relative.stem}.{part.block_start}-{part.block_stop}.tar")
     with atomic_file(target) as file:
@@ -145,12 +135,14 @@ def _bring(source: Path, target: Path, *, files: Files) -> Path:
     try:
         os.link(source, target)
     except OSError as error:
-        raise FastmixError(f"{target}: cannot be a hard link to {source} ({error.strerror}); export with --files copy") from error
+        raise FastmixError(target, f"cannot be a hard link to {source} ({error.strerror})", "export with --files copy") from error
     return target
 
 
 def _spread(manifest: Manifest) -> list[int]:
     """Numbers of parts, each `repeats` times, at evenly spaced moments of the run with a random phase."""
+    # A reader without a shuffle buffer over the whole list sees it in this order. Occurrence i of r lies at a random moment within the
+    # i-th of r equal stretches of the run: repeats stay apart, and every stretch has each part's share.
     repeats_P = np.array([part.repeats for part in manifest.parts])
     part_N = np.repeat(np.arange(len(repeats_P)), repeats_P)
     occurrence_N = np.concatenate([np.arange(count) for count in repeats_P])
@@ -160,19 +152,17 @@ def _spread(manifest: Manifest) -> list[int]:
 
 
 def _wids_index(manifest: Manifest, paths: list[Path]) -> dict[str, Any]:
-    return {"wids_version": 1, "name": "fastmix", "shardlist": list(_wids_shards(manifest, paths))}
-
-
-def _wids_shards(manifest: Manifest, paths: list[Path]) -> Iterator[dict[str, Any]]:
-    for part, path in zip(manifest.parts, paths, strict=True):
-        with path.open("rb") as file:
-            md5sum = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        yield {
+    """Shards as `wids` of webdataset reads them. It takes an md5sum too, which would cost a full read of the corpus: the shards' sha256
+    are in the manifest."""
+    shards = [
+        {
             "url": str(path),
             "nsamples": part.num_blocks,
-            "md5sum": md5sum,
             "filesize": path.stat().st_size,
             "source": part.source,
             "repeats": part.repeats,
             "num_padding_labels": part.num_blocks * manifest.block_tokens - part.num_labels,
         }
+        for part, path in zip(manifest.parts, paths, strict=True)
+    ]
+    return {"wids_version": 1, "name": "fastmix", "shardlist": shards}

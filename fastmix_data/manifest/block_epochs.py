@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import ShardRow
 
@@ -42,10 +44,12 @@ class SourceBlocks:
         """
         self._rows, self._block_tokens, self._index = tuple(rows), block_tokens, index
         self.num_tokens = sum(row.num_tokens for row in rows)
+        # Any shard that ends a partition may end with a short block; a source of many files has many of them.
         tails = [row.num_tokens - (row.num_blocks - 1) * block_tokens for row in rows]
         self._regular = [row.num_blocks - (tail != block_tokens) for row, tail in zip(rows, tails, strict=True)]
         self._irregular = [shard for shard, tail in enumerate(tails) if tail != block_tokens]
         self._num_regular = sum(self._regular)
+        # A pass takes regular blocks first, so the amounts up to here are all multiples of a block; the few beyond are listed.
         start = self._num_regular * block_tokens
         self._with_tails = list(accumulate((tails[shard] for shard in self._irregular), initial=start))
 
@@ -58,6 +62,7 @@ class SourceBlocks:
 
     def nearest(self, tokens: int, *, cap: int) -> int:
         """Realisable amount nearest to `tokens` that is at most `cap`, which must be realisable; off by half a block at most."""
+        # The tokens asked for carry the error of the sources before, so they can be below nothing or beyond the cap.
         if tokens <= 0 or tokens >= cap:
             return cap if tokens > 0 else 0
         epochs, rest = divmod(tokens, self.num_tokens)
@@ -66,10 +71,14 @@ class SourceBlocks:
         return epochs * self.num_tokens + nearer
 
     def _neighbours(self, rest: int) -> tuple[int, int]:
-        """Realisable amounts of one pass around `rest` < num_tokens: the largest not above it, and the next."""
+        """Realisable amounts of one pass around `rest` < num_tokens: the largest not above it, and the next.
+
+        They are at most a block apart, for a tail is shorter than a block: that is what makes the manifest exact to within one.
+        """
         if rest < self._with_tails[0]:
             below = rest // self._block_tokens * self._block_tokens
             return below, below + self._block_tokens
+        # `rest` is less than a whole pass, the last of the list, so there is always one after it.
         after = bisect_right(self._with_tails, rest)
         return self._with_tails[after - 1], self._with_tails[after]
 
@@ -84,6 +93,7 @@ class SourceBlocks:
         if rest <= self._with_tails[0]:
             yield from self._spread(rest // self._block_tokens, seed=seed)
             return
+        # Beyond the regular blocks: all of these, and as many of the tails as it takes, in the order of the shards.
         with_tail = set(self._irregular[: self._with_tails.index(rest)])
         for shard, row in enumerate(self._rows):
             stop = row.num_blocks if shard in with_tail else self._regular[shard]
@@ -94,13 +104,17 @@ class SourceBlocks:
         """Regular blocks in proportion to the shards' sizes, by systematic sampling: within one block of the exact share."""
         if not num_blocks:
             return
+        # One phase for all shards: the count of a shard is a difference of two floors, so the counts of any run of shards sum to its
+        # exact share to within one block, and all of them to `num_blocks`. Rounding each shard alone would let the errors add up.
         phase = int(derive_keys(seed, _PHASE_STREAM, self._index)[0]) % self._num_regular
+        offset_keys = derive_keys(seed, _OFFSET_STREAM, self._index, np.arange(len(self._rows))).tolist()
         before = taken_before = 0
-        for shard, row in enumerate(self._rows):
-            before += self._regular[shard]
+        for row, regular, offset_key in zip(self._rows, self._regular, offset_keys, strict=True):
+            before += regular
             taken = (num_blocks * before + phase) // self._num_regular
             count, taken_before = taken - taken_before, taken
             if count:
-                slack = self._regular[shard] - count
-                start = int(derive_keys(seed, _OFFSET_STREAM, self._index, shard)[0]) % (slack + 1)
+                start = offset_key % (
+                    regular - count + 1
+                )  # a random run of neighbours: always the first would never ship the others
                 yield BlockRange(row, start, start + count, 1, True)

@@ -40,6 +40,7 @@ class _Ranges:
         index_of = {source.name: index for index, source in enumerate(manifest.sources)}
         self.parts = np.array([n for n, part in enumerate(manifest.parts) if part.partial == partial], np.int64)
         chosen: list[Part] = [manifest.parts[number] for number in self.parts]
+        # Rounded up: the last sequence of a part may have few labels, but it has one.
         counts_P = np.array([-(-part.num_labels // sequence_length) for part in chosen], np.int64)
         self.end_P = np.cumsum(counts_P)
         self.start_P = self.end_P - counts_P
@@ -70,10 +71,9 @@ class ManifestOrder:
             RecipeError: sequence_length does not divide block_tokens.
         """
         if sequence_length < 1 or manifest.block_tokens % sequence_length:
-            raise RecipeError(
-                f"{manifest.path}: sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}; "
-                f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
-            )
+            problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
+            remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
+            raise RecipeError(manifest.path, problem, remedy)
         self._length = sequence_length
         self._per_block = manifest.block_tokens // sequence_length
         self._seed = manifest.seed if seed is None else seed
@@ -86,16 +86,21 @@ class ManifestOrder:
         self.num_sequences = int(self.num_sequences_K.sum())
         self._num_windows = max(1, -(-self.num_sequences // WINDOW_SEQUENCES))
         num_sources = len(manifest.sources)
+        # With one phase for all, every source of less than a sequence per window would come up in the same windows, the last ones.
         keys_K = derive_keys(self._seed, _PHASE_STREAM, np.arange(num_sources))
         self._phase_K: Int64s = (keys_K % np.uint64(self._num_windows)).astype(np.int64)
 
     def _drawn_VK(self, window: int, num_windows: int) -> Int64s:
         """Sequences of each source before `window` and the windows after it, shape (num_windows, K); all of them at the end."""
+        # Floor of a straight line from 0 to all of a source's sequences: error diffusion that can be evaluated anywhere. The
+        # phase is less than num_windows, so it adds nothing at either end.
         window_V = np.arange(window, window + num_windows)
         drawn_VK: Int64s = (self.num_sequences_K * window_V[:, None] + self._phase_K) // self._num_windows
         return drawn_VK
 
     def _window_of(self, position: int) -> int:
+        # Windows hold 56 sequences give or take K, so the one of a position has to be searched for. `range` stands for the list of all
+        # window numbers, and the key for their first positions: no more than log2 of them are ever computed.
         return bisect_right(range(self._num_windows), position, key=lambda window: int(self._drawn_VK(window, 1).sum())) - 1
 
     def locate(self, positions_N: Int64s) -> Located:
@@ -110,8 +115,10 @@ class ManifestOrder:
         start_V = drawn_VK.sum(axis=1)
         window_N = np.searchsorted(start_V, positions_N, side="right") - 1
         key_N = derive_keys(self._seed, _WINDOW_STREAM, first + window_N)
+        # A position's slot: its place in the window before the window is shuffled, where the sources lie one after another.
         slot_N = start_V[window_N] + permute(positions_N - start_V[window_N], size=np.diff(start_V)[window_N], key=key_N)
-        # Sources' runs of all windows, one after another, cover the line of slots.
+        # Runs of (window, source), one after another, cover the line of slots. A slot's run tells its source, and its place in the run
+        # how many of that source were drawn before it in this window; with those of the windows before, that is its draw number.
         counts_VK = np.diff(drawn_VK, axis=0)
         end_R = start_V[0] + np.cumsum(counts_VK.ravel())
         run_N = np.searchsorted(end_R, slot_N, side="right")
@@ -119,8 +126,10 @@ class ManifestOrder:
         return self._resolve(run_N % len(self.num_sequences_K), draw_N)
 
     def _resolve(self, source_N: Int64s, draw_N: Int64s) -> Located:
+        # A source's draws: its full epochs, each all of its sequences in another order, and after them the part of one.
         partial_N = draw_N >= self._in_full_K[source_N]
         size_N = np.where(partial_N, self._partial.size_K[source_N], self._full.size_K[source_N])
+        # Below, both branches of `where` are evaluated: a source without a full epoch has size 0 there, which must not divide.
         within_N = np.where(partial_N, draw_N - self._in_full_K[source_N], draw_N % np.maximum(size_N, 1))
         epoch_N = np.where(partial_N, self._epochs_K[source_N], draw_N // np.maximum(size_N, 1))
         sequence_N = permute(within_N, size=size_N, key=derive_keys(self._seed, _EPOCH_STREAM, source_N, epoch_N))

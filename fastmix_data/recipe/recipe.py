@@ -68,14 +68,17 @@ class Recipe(Section):
 
     def _check_names(self) -> None:
         targets = self.target.files if self.target is not None else {}
-        for key, names in (("sources", self.sources), ("target.files", targets)):
+        for key, names in (("sources", tuple(self.sources)), ("target.files", tuple(targets))):
             for name in names:
                 if not SOURCE_NAME.match(name):
                     raise ValueError(
                         f"{key}: {name!r} is not a usable name; use letters, digits, '_' and '-', at most 48, starting with a letter or "
                         "digit"
                     )
-        for key, names in (("target.files", targets), ("search.constraints.groups", self.search.constraints.groups)):
+        for key, names in (
+            ("target.files", tuple(targets)),
+            ("search.constraints.groups", tuple(self.search.constraints.groups)),
+        ):
             for name in names:
                 if name in self.sources:
                     raise ValueError(f"{key}: {name!r} is the name of a source too; choose another")

@@ -148,8 +148,9 @@ class Mixture(_Record):
         """Weights in the order of `sources`, shape (K,).
 
         Raises:
-            RecipeError: the names differ.
+            RecipeError: the names differ, or the weights are no shares.
         """
+        check_shares(self.weights, where="mixture")
         missing = [name for name in sources if name not in self.weights]
         unknown = [name for name in self.weights if name not in sources]
         if missing or unknown:
@@ -179,13 +180,18 @@ def load_mixture(path: Path) -> Mixture:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{path}: {where}", first["msg"], 'a mixture is {"weights": {NAME: SHARE}}') from error
-    for name, weight in mixture.weights.items():
-        if not math.isfinite(weight) or weight < 0:
-            raise RecipeError(f"{path}: weights.{name}", f"{weight} is not a share", "use a number from 0 to 1")
-    total = math.fsum(mixture.weights.values())
-    if abs(total - 1) > _SUM_TOLERANCE:
-        raise RecipeError(path, f"the weights sum to {total:.6g}, not 1", f"divide each of them by {total:.6g}")
+    check_shares(mixture.weights, where=str(path))
     return mixture
+
+
+def check_shares(weights: Shares, *, where: str) -> None:
+    """Refuse weights that are negative, not finite, or do not sum to 1."""
+    for name, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            raise RecipeError(f"{where}: weights.{name}", f"{weight} is not a share", "use a number from 0 to 1")
+    total = math.fsum(weights.values())
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise RecipeError(where, f"the weights sum to {total:.6g}, not 1", f"divide each of them by {total:.6g}")
 
 
 def save_mixture(path: Path, mixture: Mixture) -> None:

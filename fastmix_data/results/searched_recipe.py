@@ -17,7 +17,7 @@ from fastmix_data.recipe.training import TrainingSection
 
 
 class SearchedEmit(BaseModel):
-    """What of production bounds the mixture, or the data that the proxy sees."""
+    """What of production bounds the mixture, or the data that the proxy sees; the seed of the order of blocks is not among it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

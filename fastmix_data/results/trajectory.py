@@ -72,6 +72,7 @@ class Trajectory:
 
     def save(self, path: Path, *, sources: Sequence[str], targets: Sequence[str]) -> None:
         """Write `trajectory.parquet` atomically; the names of sources and targets travel in its metadata."""
+        # Columns are lists without names; a reader that took the order from the recipe would mislabel them after the recipe changed.
         names = {"schema_version": SCHEMA_VERSION, "sources": list(sources), "targets": list(targets)}
         metadata = {b"fastmix": orjson.dumps(names)}
         write_parquet(path, pa.Table.from_pylist(self.state(), schema=_SCHEMA.with_metadata(metadata)))

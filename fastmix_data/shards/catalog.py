@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from fastmix_data.artefacts import hash_of, write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.shards.strided import ShardLayout, StridedShard
+from fastmix_data.shards.strided import ShardLayout, StridedShard, shard_layout
+from fastmix_data.workdir import CATALOG_FILE
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "valid"]
@@ -84,9 +85,14 @@ class Catalog:
         self.sources = info.sources
         self.targets_from_files = info.target_files
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes read the file themselves: rows of 100,000 shards need not travel with every piece of work."""
+        return _load_same, (self.root / CATALOG_FILE, self.fingerprint)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every shard's identity and of what they share; bound into sampler state, mixture and manifest."""
+        # Recipe and inputs are left out: shards of the same bytes are the same data, whatever way they came about.
         shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
         return hash_of([shared, [(row.source, row.split, row.path, row.sha256) for row in self.rows]])
 
@@ -112,7 +118,7 @@ class Catalog:
 
     def layout(self, row: ShardRow) -> ShardLayout:
         """How a shard's samples lie in its file."""
-        return ShardLayout(self.info.block_tokens, np.dtype(row.dtype), row.has_mask)
+        return shard_layout(self.info.block_tokens, row.dtype, row.has_mask)
 
     def open(self, row: ShardRow) -> StridedShard:
         """Map a shard; see `StridedShard` for what it raises."""
@@ -144,3 +150,11 @@ def load_catalog(path: Path) -> Catalog:
         raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
     content = {**info, "sources": tuple(info["sources"]), "target_files": tuple(info["target_files"])}
     return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
+
+
+@lru_cache(maxsize=1)
+def _load_same(path: Path, fingerprint: str) -> Catalog:
+    catalog = load_catalog(path)
+    if catalog.fingerprint != fingerprint:
+        raise MismatchError(path, "the catalog changed while it was in use", "run the same command again")
+    return catalog

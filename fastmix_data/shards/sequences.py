@@ -22,6 +22,7 @@ def half_of(num_sequences: int, *, half: Half | None, shard_number: int) -> tupl
 
     Held-out documents lie in the order of a hash, so the two halves are random samples; the odd sequence goes to the halves in turn.
     """
+    # Of many shards of one sequence each, always rounding down would leave the first half empty.
     middle = (num_sequences + (shard_number + 1) % 2) // 2
     if half is None:
         return 0, num_sequences
@@ -40,6 +41,7 @@ def spread_numbers(numbers_N: Int64s, *, num_seen_N: Int64s, num_sequences_N: In
     >>> spread_numbers(np.arange(3), num_seen_N=np.array(3), num_sequences_N=np.array(3), source_N=np.array(0)).tolist()
     [0, 1, 2]
     """
+    # Run n begins at floor(n * sequences / seen). Split into whole and rest, the products stay within int64.
     whole_N, rest_N = np.divmod(num_sequences_N, num_seen_N)
     start_N = numbers_N * whole_N + numbers_N * rest_N // num_seen_N
     size_N = whole_N + (numbers_N + 1) * rest_N // num_seen_N - numbers_N * rest_N // num_seen_N
@@ -84,6 +86,7 @@ class SequenceReader:
         for source in sources:
             shard_of_source.append(len(self._rows))
             for number, row in enumerate(catalog.shards(source, split)):
+                # The last sequence counts if it has a single label; what it lacks carries no loss.
                 first, last = half_of(-(-row.num_labels // sequence_length), half=half, shard_number=number)
                 if last > first:
                     self._rows.append(row)
@@ -92,8 +95,9 @@ class SequenceReader:
             if len(self._rows) == shard_of_source[-1]:
                 which = f"{half} half of the {split} split" if half else f"{split} split"
                 raise InputError(
-                    f"source {source}: its {which} is smaller than one sequence of {sequence_length} tokens; give it more text"
-                    + (", or raise shards.valid_fraction" if split == "valid" else ", or remove it")
+                    f"source {source}",
+                    f"its {which} is smaller than one sequence of {sequence_length} tokens",
+                    f"give it more text, or {'raise shards.valid_fraction' if split == 'valid' else 'remove it'}",
                 )
         self._first_S = np.array(firsts, np.int64)
         self._end_S = np.cumsum(counts)  # shards of all sources on one line of sequence numbers

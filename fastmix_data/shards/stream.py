@@ -24,8 +24,7 @@ class ShardNames:
 
     def path(self, shard: int) -> str:
         """Path of a shard, as the catalog has it."""
-        path = Workdir(self.root).shard(self.source, self.split, self.partition, shard)
-        return path.relative_to(self.root).as_posix()
+        return Workdir(self.root).shard(self.source, self.split, self.partition, shard).relative_to(self.root).as_posix()
 
     def key_prefix(self, shard: int) -> str:
         """What the keys of a shard's samples start with."""
@@ -84,7 +83,7 @@ class ShardStream:
 
     def _write_full_shard(self) -> None:
         self._write(self._max_blocks, num_tokens=self._shard_tokens, num_labels=self._shard_tokens)
-        # What was the last label here is the first token of the next shard.
+        # The one token beyond the full shard was stored as the label of its last position; it is the next shard's first own token.
         self._tokens[0] = self._tokens[-1]
         if self._mask is not None:
             self._mask[0] = self._mask[-1]
@@ -100,7 +99,7 @@ class ShardStream:
             self._tokens[num_tokens:end] = self._eos_id
             if self._mask is not None:
                 self._mask[num_tokens:end] = 0
-            # Nothing comes after the very last token, so it is nobody's context.
+            # The last token of the stream has no next one, so its position has no label.
             self._write(num_blocks, num_tokens=num_tokens, num_labels=num_tokens - 1)
             self._filled = 0
         return self._rows
@@ -117,6 +116,7 @@ class ShardStream:
         )
         path = self._names.path(shard)
         written = write_shard(self._names.root / path, encoded, layout=self._layout)
+        # A token carries loss where it is the label, so the mask counts from the second token on.
         num_loss_tokens = num_labels if mask is None else int(np.count_nonzero(mask[1 : num_labels + 1]))
         self._rows.append(
             ShardRow(

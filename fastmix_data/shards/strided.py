@@ -13,7 +13,7 @@ import io
 import mmap
 import tarfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +24,9 @@ from fastmix_data.arrays import Mask, Tokens
 from fastmix_data.artefacts import atomic_file
 from fastmix_data.errors import CorruptArtefactError
 
-_HEADER = 512
-_END = 1024
+_HEADER = 512  # bytes of a tar header; members are padded to its multiples
+_END = 1024  # two empty headers end a tar
+_CHECKSUM = slice(148, 156)  # of a USTAR header
 _KEY_DIGITS = 10
 TOKENS_MEMBER = "tokens.npy"
 MASK_MEMBER = "loss_mask.npy"
@@ -97,6 +98,12 @@ class ShardLayout:
         return max(1, (max_shard_bytes - _END) // self.stride)
 
 
+@cache
+def shard_layout(block_tokens: int, dtype: str, has_mask: bool) -> ShardLayout:
+    """The layout that a row of a catalog or manifest speaks of. Kept: rows are 100,000, layouts two or three, and making one is slow."""
+    return ShardLayout(block_tokens, np.dtype(dtype), has_mask)
+
+
 @dataclass(frozen=True)
 class WrittenShard:
     """What the catalog records of a shard's file."""
@@ -108,26 +115,27 @@ class WrittenShard:
 
 def _tar_header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
+    info.size, info.mode, info.mtime = size, 0o644, 0  # no owner and no time: equal tokens give equal bytes
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
 def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: str) -> None:
     """Write the tar headers of one member of all samples: digits of the block number, then the checksum."""
     num_blocks = view_NS.shape[0]
+    # Headers of a shard differ in the digits of their names and in the checksum, so `tarfile` makes one, and NumPy the others from it.
     template = bytearray(_tar_header(f"{key_prefix}{'0' * _KEY_DIGITS}.{member.name}", member.size))
-    template[148:156] = b" " * 8  # the checksum counts its own field as blanks
-    headers_N5 = view_NS[:, member.offset : member.offset + _HEADER]
-    headers_N5[:] = np.frombuffer(template, np.uint8)
+    template[_CHECKSUM] = b" " * 8  # the checksum counts its own field as blanks
+    headers_NH = view_NS[:, member.offset : member.offset + _HEADER]
+    headers_NH[:] = np.frombuffer(template, np.uint8)
     powers = 10 ** np.arange(_KEY_DIGITS - 1, -1, -1, dtype=np.int64)
     digits_ND = (np.arange(num_blocks, dtype=np.int64)[:, None] // powers % 10).astype(np.uint8)
     start = len(key_prefix)
-    headers_N5[:, start : start + _KEY_DIGITS] += digits_ND
+    headers_NH[:, start : start + _KEY_DIGITS] += digits_ND
+    # The checksum is the plain sum of a header's bytes: that of the template, whose digits are "0", and the digits themselves.
     checksums_N = sum(template) + digits_ND.sum(axis=1, dtype=np.int64)
     octal_N6 = (checksums_N[:, None] >> np.arange(15, -1, -3) & 7).astype(np.uint8) + ord("0")
-    headers_N5[:, 148:154] = octal_N6
-    headers_N5[:, 154] = 0
-    headers_N5[:, 155] = ord(" ")
+    end_N2 = np.broadcast_to(np.frombuffer(b"\0 ", np.uint8), (num_blocks, 2))  # how tar has always ended this field
+    headers_NH[:, _CHECKSUM] = np.concatenate([octal_N6, end_N2], axis=1)
 
 
 def encode_shard(
@@ -149,6 +157,7 @@ def encode_shard(
         _fill_headers(view_NS, member, key_prefix)
         start = member.offset + _HEADER
         view_NS[:, start : member.data_offset] = np.frombuffer(member.npy_header, np.uint8)
+        # Rows of T + 1 values, T apart: each block's extra token is the next one's first, without a copy of either.
         overlapping_NT = np.lib.stride_tricks.as_strided(
             np.ascontiguousarray(values, member.dtype),
             shape=(num_blocks, layout.block_tokens + 1),
@@ -189,6 +198,7 @@ def write_shard(path: Path, buffer: npt.NDArray[np.uint8], *, layout: ShardLayou
 
 
 def _cut(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    # Sequences overlap by one token like blocks do, so any length that divides the block is another view of the same bytes.
     stride, itemsize = blocks_NT.strides
     num_blocks, stored = blocks_NT.shape
     return np.lib.stride_tricks.as_strided(
@@ -218,12 +228,12 @@ class StridedShard:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (FileNotFoundError, ValueError) as error:
-            raise CorruptArtefactError(f"{path}: the shard is missing or empty; run `fastmix preprocess` again") from error
+            raise CorruptArtefactError(path, "the shard is missing or empty", "run `fastmix preprocess` again") from error
+        # Size and first sample are checked, not every header: opening stays O(1), and `fastmix verify` reads the rest.
         self.num_blocks, rest = divmod(len(self._map) - _END, layout.stride)
         if rest or self.num_blocks < 1 or not self._begins_as_expected():
-            raise CorruptArtefactError(
-                f"{path}: not a shard of {layout.block_tokens}-token blocks of {layout.dtype}; `fastmix verify` tells which are"
-            )
+            problem = f"not a shard of {layout.block_tokens}-token blocks of {layout.dtype}"
+            raise CorruptArtefactError(path, problem, "`fastmix verify` tells which are")
         views = [_strided_view(self._map, layout, member, self.num_blocks) for member in layout.members]
         self.tokens_NT: Tokens = views[0]
         self.loss_mask_NT: Mask | None = views[1].view(np.uint8) if layout.has_mask else None
@@ -251,7 +261,7 @@ class StridedShard:
         except FileNotFoundError:
             raise
         except (tarfile.TarError, ValueError, OSError, AssertionError, IndexError) as error:
-            raise CorruptArtefactError(f"{path}: not a strided shard ({error})") from error
+            raise CorruptArtefactError(path, f"not a strided shard ({error})", "give one that fastmix wrote") from error
         return cls(path, layout)
 
     def sequences(self, length: int) -> tuple[Tokens, Mask | None]:

@@ -41,7 +41,7 @@ class Encoder:
         try:
             self._fast = fastokens.Tokenizer.from_file(str(path))
         except (ValueError, RuntimeError, OSError, TypeError) as error:
-            raise FastmixError(f"{path}: fastokens cannot read this tokenizer ({error})") from error
+            raise FastmixError(path, f"fastokens cannot read this tokenizer ({error})") from error
         self._fast.no_truncation()
         self._fast.no_padding()
 
@@ -52,6 +52,7 @@ class Encoder:
             return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.int64)
         encodings = self._slow.encode_batch_fast(texts, add_special_tokens=False)
         lengths = [len(encoding) for encoding in encodings]
+        # `fromiter` with a known count: a list of all ids would be an object per token.
         flat = np.fromiter((token for encoding in encodings for token in encoding.ids), np.uint32, sum(lengths))
         return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
@@ -92,6 +93,7 @@ def encode_documents(
     if len(columns) == 1:
         ids, offsets = encoder.encode_flat(columns[0])
         return _with_ends(ids, offsets[1:], np.zeros(len(columns[0]), np.int64), eos_id=eos_id, dtype=dtype, masked=False)
+    # Encoded apart: in one text the tokenizer could merge the prompt's end with the completion's start into a token of both.
     segments = [text for prompt, completion in zip(*columns, strict=True) for text in (prompt + separator, completion)]
     ids, offsets = encoder.encode_flat(segments)
     num_prompt_tokens_D = offsets[1::2] - offsets[:-1:2]
@@ -116,6 +118,7 @@ def _with_ends(
     tokens[ends_D - 1] = eos_id
     if not masked:
         return EncodedDocuments(tokens, ends_D, num_prompt_tokens_D, None)
+    # Each document is a run of zeros, its prompt, and a run of ones, the rest with its end-of-text token, which is to be learned too.
     lengths_D = np.diff(ends_D, prepend=0)
     runs = np.stack([num_prompt_tokens_D, lengths_D - num_prompt_tokens_D], axis=1).ravel()
     loss_mask = np.repeat(np.tile(np.array([0, 1], np.uint8), num_documents), runs)

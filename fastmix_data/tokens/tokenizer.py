@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fastmix_data.errors import CorruptArtefactError, RecipeError
+from fastmix_data.messages import first_line
 
 END_OF_TEXT = "<|endoftext|>"
 _USUAL_EOS_NAMES = (
@@ -38,11 +39,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         RecipeError: there is no such file, or it is not a tokenizer.
     """
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no such tokenizer; tokenizer.file names a tokenizer.json")
+        raise RecipeError(path, "there is no such tokenizer", "tokenizer.file names a tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
-        raise RecipeError(f"{path}: not a tokenizer.json ({_first_line(error)}); save one with `tokenizer.save(path)`") from error
+        raise RecipeError(path, f"not a tokenizer.json ({first_line(error)})", "save one with `tokenizer.save(path)`") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -57,14 +58,9 @@ def download_tokenizer(name: str) -> str:
     try:
         return str(Tokenizer.from_pretrained(name).to_str())
     except Exception as error:  # the library raises Exception itself
-        raise RecipeError(
-            f"tokenizer.hf: {name!r} could not be fetched from the Hugging Face hub ({_first_line(error)}); check the name and the "
-            "network, or give a local file with tokenizer.file"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        problem = f"{name!r} could not be fetched from the Hugging Face hub ({first_line(error)})"
+        remedy = "check the name and the network, or give a local file with tokenizer.file"
+        raise RecipeError("tokenizer.hf", problem, remedy) from error
 
 
 def describe_tokenizer(path: Path, *, eos_token: str | None = None) -> TokenizerInfo:
@@ -77,11 +73,12 @@ def describe_tokenizer(path: Path, *, eos_token: str | None = None) -> Tokenizer
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise CorruptArtefactError(f"{path}: the tokenizer is missing; run `fastmix preprocess --replace`") from error
+        raise CorruptArtefactError(path, "the tokenizer is missing", "run `fastmix preprocess --replace`") from error
     tokenizer = load_tokenizer(path)
     name = find_eos_token(tokenizer, eos_token, path=path)
     eos_id = tokenizer.token_to_id(name)
     assert eos_id is not None
+    # Not the number of tokens: ids of a vocabulary may have holes, and a model's embedding is indexed by id.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return TokenizerInfo(path, vocab_size, name, eos_id, hashlib.sha256(content).hexdigest())
 
@@ -95,19 +92,20 @@ def find_eos_token(tokenizer: Tokenizer, asked: str | None, *, path: Path) -> st
     if asked is not None:
         if tokenizer.token_to_id(asked) is not None:
             return asked
-        problem = f"tokenizer.eos_token: {asked!r} is not a token of {path}"
+        where, problem = "tokenizer.eos_token", f"{asked!r} is not a token of {path}"
     else:
         for name in _USUAL_EOS_NAMES:
             if tokenizer.token_to_id(name) is not None:
                 return name
-        problem = f"{path}: has no end-of-text token of a usual name ({', '.join(_USUAL_EOS_NAMES[:4])}, ...)"
+        where, problem = str(path), f"has no end-of-text token of a usual name ({', '.join(_USUAL_EOS_NAMES[:4])}, ...)"
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     listed = f"its special tokens are {', '.join(special[:8])}" if special else "it has no special tokens"
-    raise RecipeError(f"{problem}; {listed}; name one of its tokens with tokenizer.eos_token")
+    raise RecipeError(where, f"{problem}; {listed}", "name one of its tokens with tokenizer.eos_token")
 
 
 def byte_tokenizer() -> str:
     """JSON of a tokenizer with one token per byte, and the end-of-text token: 257 in all."""
+    # The library gives it in another order in every process.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: number for number, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

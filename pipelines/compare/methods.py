@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
 from fastmix_data.errors import RecipeError
+from fastmix_data.messages import nearest
+from fastmix_data.results.comparison import REFERENCE
 
-REFERENCE = "uniform"
-_STATED = ("uniform", "proportional", "prior")
+_STATED = (REFERENCE, "proportional", "prior")
 _SEARCHED = ("fastmix", "doge", "doremi")
 _SWARMS = ("regmix", "olmix")
 _LEAST_PROXIES = 2
@@ -53,23 +53,25 @@ def parse_methods(text: str) -> list[Method]:
     names = [method.name for method in methods]
     for name in names:
         if names.count(name) > 1:
-            raise RecipeError(f"--methods {text}: {name} is given twice; remove one")
+            raise RecipeError(f"--methods {text}", f"{name} is given twice", "remove one")
     if REFERENCE not in names:
-        raise RecipeError(f"--methods {text}: {REFERENCE} is missing, which every method is compared with; add it")
+        raise RecipeError(f"--methods {text}", f"{REFERENCE} is missing, which every method is compared with", "add it")
     return methods
 
 
 def _parse(name: str) -> Method:
     kind, colon, number = name.partition(":")
     if kind not in (*_STATED, *_SEARCHED, *_SWARMS):
-        nearest = difflib.get_close_matches(kind, [*_STATED, *_SEARCHED, *_SWARMS], n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else "leave it out."
+        likely = nearest(kind, [*_STATED, *_SEARCHED, *_SWARMS])
+        hint = f"did you mean {likely}?" if likely else "leave it out."
         known = ", ".join([*_SEARCHED, *_STATED, *(f"{swarm}:N" for swarm in _SWARMS)])
-        raise RecipeError(f"--methods: there is no method {name!r}; {hint} Known are {known}")
+        raise RecipeError("--methods", f"there is no method {name!r}", f"{hint} Known are {known}")
     if kind not in _SWARMS:
         if colon:
-            raise RecipeError(f"--methods: {name!r}: only {' and '.join(_SWARMS)} take a number of proxies; write {kind}")
+            raise RecipeError(f"--methods: {name!r}", f"only {' and '.join(_SWARMS)} take a number of proxies", f"write {kind}")
         return Method(name, kind)
     if not re.fullmatch(r"[0-9]{1,6}", number) or int(number) < _LEAST_PROXIES:
-        raise RecipeError(f"--methods: {name!r} needs a number of proxies, {_LEAST_PROXIES} or more, as {kind}:32")
+        raise RecipeError(
+            f"--methods: {name!r}", f"needs a number of proxies, {_LEAST_PROXIES} or more", f"write it as {kind}:32"
+        )
     return Method(name, kind, int(number))

@@ -1,64 +1,43 @@
-"""Proxies trained on fixed mixtures, kept by what decides them, so that swarms and confirmations are shared by all targets.
-
-A run lies in `compare/runs/HASH/`: `proxy.pt` (the parameters), `run.json` (written after them, so a run with it is complete) and
-`losses.json` (its losses by half, sample size and target, as far as they were asked for).
-"""
+"""Proxies trained on fixed mixtures, kept by what decides them, so that swarms and confirmations are shared by all targets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastmix_data.artefacts import PARTIAL_SUFFIX, fsync_directory, hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError
-from fastmix_data.recipe.proxy import DeepspeedSection
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.shards.sequences import Half
+from fastmix_data.workdir import RunFolder, Workdir
+from train.proxy.training import ProxyPlan, train_on_mixture
+from train.target.target import target_losses
 
-_FORMAT_VERSION = 1
-# What of the search decides a proxy trained on a fixed mixture; the other keys move mixtures or only report.
-TRAINING_KEYS = (
-    "sequence_length",
-    "global_batch",
-    "micro_batch",
-    "learning_rate",
-    "warmup_fraction",
-    "min_lr_fraction",
-    "weight_decay",
-    "adam_betas",
-    "gradient_clipping",
-    "locality_window",
-)
+_FORMAT_VERSION = 2
 OnTokens = Callable[[int], None]
 
 
-def training_identity(recipe: Recipe, catalog: Catalog) -> dict[str, Any]:
-    """Everything but mixture and seed that decides a proxy trained for the search's budget."""
-    search = recipe.search.model_dump(mode="json")
+def short_hash(identity: dict[str, Any]) -> str:
+    """Name of the folder or file of what has this identity."""
+    return hash_of(identity)[:20]
+
+
+def training_identity(plan: ProxyPlan) -> dict[str, Any]:
+    """Everything but mixture and seed that decides a proxy; a rest of the budget that makes no step does not."""
     return {
         "format": _FORMAT_VERSION,
-        "data": catalog.fingerprint,
-        "proxy": recipe.proxy.model_dump(mode="json"),
-        "precision": recipe.deepspeed.precision,
-        "share_seen": recipe.share_seen,
-        "num_steps": recipe.search.num_steps,
-        **{key: search[key] for key in TRAINING_KEYS},
+        "data": plan.catalog.fingerprint,
+        "proxy": plan.proxy.model_dump(mode="json"),
+        "share_seen": plan.share_seen,
+        "training": plan.training.model_dump(mode="json", exclude={"seed", "token_budget"}),
+        "num_steps": plan.training.num_steps,
     }
 
 
-def on_one_rank(recipe: Recipe) -> Recipe:
-    """The recipe without ZeRO, which has nothing to spread on a single rank and does not change what is computed."""
-    deepspeed = DeepspeedSection(zero_stage=0, precision=recipe.deepspeed.precision)
-    return recipe.model_copy(update={"deepspeed": deepspeed})
-
-
 @dataclass(frozen=True)
-class RunResult:
+class ProxyResult:
     """A trained proxy's cost and losses."""
 
     num_tokens: int
@@ -71,41 +50,49 @@ class ProxyJob:
     """Train a proxy on a mixture, unless that was done before, and measure its losses.
 
     Attributes:
-        recipe: of the workdir that holds shards and runs.
+        plan: on one rank.
         weights: shares in the order of the catalog's sources.
         names: targets of the catalog to measure.
         half: of the held-out data.
+        num_sequences: of each target.
     """
 
-    recipe: Recipe
+    plan: ProxyPlan
     weights: tuple[float, ...]
     seed: int
     names: tuple[str, ...]
     half: Half
+    num_sequences: int
 
     @property
     def num_tokens(self) -> int:
         """Tokens of its training."""
-        search = self.recipe.search
-        return search.num_steps * search.tokens_per_step
+        return self.plan.training.num_tokens
 
-    def directory(self, catalog: Catalog) -> Path:
+    @property
+    def folder(self) -> RunFolder:
         """Where the run lies."""
-        identity = {**training_identity(self.recipe, catalog), "weights": list(self.weights), "seed": self.seed}
-        return catalog.root / "compare" / "runs" / hash_of(identity)[:20]
+        identity = {**training_identity(self.plan), "weights": list(self.weights), "seed": self.seed}
+        return Workdir(self.plan.catalog.root).compare.run(short_hash(identity))
 
-    def finished(self, catalog: Catalog) -> RunResult | None:
+    def finished(self) -> ProxyResult | None:
         """The result, if run and losses are on disk."""
-        directory = self.directory(catalog)
-        record = _read_record(directory)
+        folder = self.folder
+        record = _read_record(folder)
         if record is None:
             return None
-        known = _read_losses(directory).get(self._losses_key, {})
+        known = _read_losses(folder).get(self._losses_key, {})
         if any(name not in known for name in self.names):
             return None
-        return RunResult(int(record["num_tokens"]), float(record["seconds"]), {name: known[name] for name in self.names})
+        return ProxyResult(int(record["num_tokens"]), float(record["seconds"]), {name: known[name] for name in self.names})
 
-    def run(self, on_tokens: OnTokens) -> RunResult:
+    def result(self) -> ProxyResult:
+        """The result of a job that was done."""
+        found = self.finished()
+        assert found is not None
+        return found
+
+    def run(self, on_tokens: OnTokens) -> ProxyResult:
         """Do what is missing, in a process group of one rank.
 
         Args:
@@ -114,62 +101,54 @@ class ProxyJob:
         Raises:
             FastmixError: the proxy's loss is not finite.
         """
-        from train.proxy.training import load_proxy, target_losses, train_on_mixture
-
-        recipe, catalog = on_one_rank(self.recipe), load_catalog(self.recipe.paths.catalog)
-        done = self.finished(catalog)
+        done = self.finished()
         if done is not None:
             on_tokens(self.num_tokens)
             return done
-        directory = self.directory(catalog)
-        if _read_record(directory) is None:
-            per_step = self.num_tokens // recipe.search.num_steps
-            plain = train_on_mixture(
-                recipe, catalog, np.array(self.weights), seed=self.seed, on_step=lambda *_: on_tokens(per_step)
-            )
-            directory.mkdir(parents=True, exist_ok=True)
-            partial = directory / f"proxy.pt{PARTIAL_SUFFIX}"
+        plan, folder = self.plan, self.folder
+        if _read_record(folder) is None:
+            per_step = plan.training.tokens_per_step
+            plain = train_on_mixture(plan, np.array(self.weights), seed=self.seed, on_step=lambda *_: on_tokens(per_step))
+            folder.root.mkdir(parents=True, exist_ok=True)
+            partial = folder.proxy.with_name(f"{folder.proxy.name}{PARTIAL_SUFFIX}")
             plain.save(partial)
-            partial.replace(directory / "proxy.pt")
-            fsync_directory(directory)
-            weights = dict(zip(catalog.sources, self.weights, strict=True))
-            record = {"weights": weights, "seed": self.seed, "num_tokens": plain.num_tokens, "seconds": round(plain.seconds, 3)}
-            write_json(directory / "run.json", record)
+            partial.replace(folder.proxy)
+            fsync_directory(folder.root)
+            weights = dict(zip(plan.catalog.sources, self.weights, strict=True))
+            cost = {"num_tokens": self.num_tokens, "seconds": round(plain.seconds, 3)}
+            write_json(folder.record, {"weights": weights, "seed": self.seed, **cost})
             engine = plain.engine
         else:
-            engine = load_proxy(directory / "proxy.pt", recipe, catalog)
+            engine = plan.build_engine(seed=0, parameters=folder.proxy)
             on_tokens(self.num_tokens)
-        losses = _read_losses(directory)
+        losses = _read_losses(folder)
         known = losses.setdefault(self._losses_key, {})
         for name in self.names:  # one at a time: the sample of a target must not depend on the others
             if name not in known:
-                known |= target_losses(engine, recipe, catalog, names=[name], half=self.half)
-        write_json(directory / "losses.json", losses)
-        found = self.finished(catalog)
-        assert found is not None
-        return found
+                known |= target_losses(engine, plan, names=[name], half=self.half, num_sequences=self.num_sequences)
+        engine.close()
+        write_json(folder.losses, losses)
+        return self.result()
 
     @property
     def _losses_key(self) -> str:
-        return f"{self.half}, {self.recipe.search.eval_sequences} sequences"
+        return f"{self.half}, {self.num_sequences} sequences"
 
 
-def unfinished(jobs: Sequence[ProxyJob], catalog: Catalog) -> list[ProxyJob]:
+def unfinished(jobs: Sequence[ProxyJob]) -> list[ProxyJob]:
     """Those that have something left to do, each run once."""
-    left = {job.directory(catalog): job for job in jobs if job.finished(catalog) is None}
+    left = {job.folder.root: job for job in jobs if job.finished() is None}
     return list(left.values())
 
 
-def _read_record(directory: Path) -> dict[str, Any] | None:
-    path = directory / "run.json"
-    if not path.exists():
+def _read_record(folder: RunFolder) -> dict[str, Any] | None:
+    if not folder.record.exists():
         return None
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"num_tokens", "seconds"} <= record.keys() or not (directory / "proxy.pt").exists():
-        raise CorruptArtefactError(f"{directory}: not a complete run; delete it and run `fastmix compare` again")
+    record = read_json(folder.record)
+    if not isinstance(record, dict) or not {"num_tokens", "seconds"} <= record.keys() or not folder.proxy.exists():
+        raise CorruptArtefactError(folder.root, "not a complete run", "delete it and run `fastmix compare` again")
     return record
 
 
-def _read_losses(directory: Path) -> dict[str, dict[str, float]]:
-    path = directory / "losses.json"
-    return dict(read_json(path)) if path.exists() else {}
+def _read_losses(folder: RunFolder) -> dict[str, dict[str, float]]:
+    return dict(read_json(folder.losses)) if folder.losses.exists() else {}

@@ -6,38 +6,40 @@ the same seeds for every method, on the unseen half; so methods are compared see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastmix_data.artefacts import exclusive_lock, read_json, write_json
-from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog, load_catalog
+from fastmix_data.artefacts import exclusive_lock
+from fastmix_data.errors import MismatchError
+from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
+from fastmix_data.workdir import CompareFolder, Workdir
 from pipelines.compare.methods import Method, parse_methods
 from pipelines.compare.pool import Job, Result, run_jobs
-from pipelines.compare.proxies import ProxyJob, RunResult, unfinished
-from pipelines.compare.searches import Found, ReweightingJob, fit_swarm, search_fastmix, stated_mixture, swarm_jobs
+from pipelines.compare.proxies import ProxyJob, unfinished
+from pipelines.compare.searches import (
+    FoundMixture,
+    ReweightingJob,
+    fit_swarm,
+    proxy_job,
+    search_fastmix,
+    stated_mixture,
+    swarm_jobs,
+)
 from pipelines.compare.table import draw_comparison
+from train.search.plan import SearchPlan, check_search
 
-SCHEMA_VERSION = 1
-_FIRST_SEED = 100
+_FIRST_SEED = 100  # of confirming proxies: far from the seeds of searches and swarms
 
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What a call of `compare` came to.
+    """What a call of `compare` came to; `did_work` is False if it was there already."""
 
-    Attributes:
-        content: of `compare.json`.
-        did_work: False if it was there already.
-    """
-
-    content: dict[str, Any]
+    comparison: Comparison
     path: Path
     did_work: bool
     message: str
@@ -62,7 +64,7 @@ class Workers:
 
 
 def compare(
-    recipe: Recipe,
+    plan: SearchPlan,
     *,
     methods: str,
     num_seeds: int,
@@ -72,49 +74,47 @@ def compare(
 ) -> CompareResult:
     """Compare methods on a preprocessed workdir, or go on with a comparison that was stopped.
 
-    Proxies and searches are kept under `compare` in the workdir by what decides them, whatever the target and the list of methods.
+    Proxies and searches are kept in the workdir by what decides them, whatever the target and the list of methods.
 
     Args:
-        methods: names separated by commas, uniform among them; see `compare_methods`.
+        methods: names separated by commas, uniform among them; see `compare.methods`.
         num_seeds: confirming proxies of each mixture.
         replace: discard a result that was made from another recipe or other data.
-        directory: folder of compare.json and compare.svg; `compare` in the workdir when not given.
+        directory: folder of the result and its picture; that of comparisons in the workdir when not given.
 
     Raises:
         RecipeError: a method or the recipe cannot work; found before anything is trained.
         MismatchError: the folder holds a comparison of another recipe or other data.
     """
-    from train.search.artefacts import recipe_hash
-    from train.search.search import check_search
-
     wanted, workers = parse_methods(methods), workers or Workers()
-    catalog = load_catalog(recipe.paths.catalog)
-    check_search(recipe, catalog, num_ranks=1)
-    path = (directory or catalog.root / "compare") / "compare.json"
-    seeds = [recipe.search.seed + _FIRST_SEED + number for number in range(num_seeds)]
-    head = {
-        "schema_version": SCHEMA_VERSION,
-        "recipe_hash": recipe_hash(recipe, catalog),
-        "catalog_hash": catalog.fingerprint,
-        "seeds": seeds,
-    }
-    done = _finished(path, head, wanted, replace=replace)
+    check_search(plan, num_ranks=1)
+    kept = Workdir(plan.catalog.root).compare
+    result = kept if directory is None else CompareFolder(directory)
+    seeds = tuple(plan.proxy.training.seed + _FIRST_SEED + number for number in range(num_seeds))
+    done = _finished(result.comparison, plan, wanted, seeds=seeds, replace=replace)
     if done is not None:
-        return CompareResult(done, path, False, f"{path} is complete and matches the recipe; nothing to do")
-    with _hold(catalog.root / "compare"):
-        found = _find_mixtures(wanted, recipe, catalog, workers)
-        jobs = _confirmations(found, recipe, catalog, seeds=seeds)
-        workers.run(unfinished([job for row in jobs.values() for job in row], catalog), "confirm")
-        entries = {
-            name: _entry(found[name], [_result_of(job, catalog) for job in row], recipe, catalog) for name, row in jobs.items()
-        }
-        content = {**head, "token_budget": recipe.search.token_budget, "target": recipe.target.weights(), "methods": entries}
-        write_json(path, content)
-        draw_comparison(path)
-    return CompareResult(content, path, True, f"wrote {path}")
+        message = f"{result.comparison} is complete and matches the recipe; nothing to do"
+        return CompareResult(done, result.comparison, False, message)
+    with exclusive_lock(kept.lock, command="compare"):
+        found = _find_mixtures(wanted, plan, workers)
+        jobs = _confirmations(found, plan, seeds=seeds)
+        workers.run(unfinished([job for row in jobs.values() for job in row]), "confirm")
+        comparison = Comparison(
+            recipe_hash=plan.recipe_hash,
+            catalog_hash=plan.catalog.fingerprint,
+            seeds=seeds,
+            token_budget=plan.proxy.training.token_budget,
+            target=plan.target.weights(),
+            methods={name: _compared(found[name], row, plan) for name, row in jobs.items()},
+        )
+        save_comparison(result.comparison, comparison)
+        draw_comparison(comparison, result.picture)
+    return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}")
 
 
-def _finished(path: Path, head: Mapping[str, Any], wanted: Sequence[Method], *, replace: bool) -> dict[str, Any] | None:
+def _finished(
+    path: Path, plan: SearchPlan, wanted: Sequence[Method], *, seeds: tuple[int, ...], replace: bool
+) -> Comparison | None:
     """The result on disk if it is what is asked for. One with other methods or seeds is made anew, from the same runs.
 
     Raises:
@@ -122,80 +122,54 @@ def _finished(path: Path, head: Mapping[str, Any], wanted: Sequence[Method], *, 
     """
     if not path.exists():
         return None
-    content: dict[str, Any] = read_json(path)
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise CorruptArtefactError(
-            f"{path}: not a comparison of schema version {SCHEMA_VERSION}; delete it and run the command again"
-        )
-    differing = [what for what, key in (("recipe", "recipe_hash"), ("data", "catalog_hash")) if content[key] != head[key]]
+    found = load_comparison(path)
+    now = {"recipe": (found.recipe_hash, plan.recipe_hash), "data": (found.catalog_hash, plan.catalog.fingerprint)}
+    differing = [what for what, (then, here) in now.items() if then != here]
+    if differing and replace:
+        return None
     if differing:
-        if replace:
-            return None
-        raise MismatchError(
-            f"{path}: made with another {' and '.join(differing)}; give another workdir, or make it anew with --replace (proxies that "
-            "still fit are kept)"
-        )
-    same = content["seeds"] == head["seeds"] and set(content["methods"]) == {method.name for method in wanted}
-    return content if same else None
+        remedy = "give another workdir, or make it anew with --replace (proxies that still fit are kept)"
+        raise MismatchError(path, f"made with another {' and '.join(differing)}", remedy)
+    same = found.seeds == seeds and set(found.methods) == {method.name for method in wanted}
+    return found if same else None
 
 
-@contextmanager
-def _hold(directory: Path) -> Iterator[None]:
-    """Keep other comparisons out of the workdir's runs."""
-    directory.mkdir(parents=True, exist_ok=True)
-    busy = f"{directory}: another fastmix compare is running here; wait for it or choose another workdir"
-    with exclusive_lock(directory / ".lock", busy=busy):
-        yield
-
-
-def _find_mixtures(wanted: Sequence[Method], recipe: Recipe, catalog: Catalog, workers: Workers) -> dict[str, Found]:
+def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers) -> dict[str, FoundMixture]:
     """The mixture of every method; fastmix first and alone, so that its seconds are those of a machine it has to itself."""
     kinds = {method.kind for method in wanted}
-    found = {method.name: stated_mixture(method, recipe, catalog) for method in wanted if method.is_stated}
+    found = {method.name: stated_mixture(method, plan) for method in wanted if method.is_stated}
     if "fastmix" in kinds:
-        found["fastmix"] = search_fastmix(recipe, catalog, quiet=workers.quiet)
-    swarm = swarm_jobs(recipe, catalog, num_proxies=max(method.num_proxies for method in wanted))
-    reweighting = [ReweightingJob(recipe, kind) for kind in ("doge", "doremi") if kind in kinds]
-    missing: list[Job[Any]] = [job for job in reweighting if job.finished(catalog) is None]
-    workers.run([*missing, *unfinished(swarm, catalog)], "searches")
+        found["fastmix"] = search_fastmix(plan, quiet=workers.quiet)
+    swarm = swarm_jobs(plan, num_proxies=max(method.num_proxies for method in wanted))
+    reweighting = [ReweightingJob(plan, kind) for kind in ("doge", "doremi") if kind in kinds]
+    missing: list[Job[Any]] = [job for job in reweighting if job.finished() is None]
+    workers.run([*missing, *unfinished(swarm)], "searches")
     for job in reweighting:
-        result = job.finished(catalog)
+        result = job.finished()
         assert result is not None
         found[job.kind] = result
     for method in wanted:
         if method.uses_swarm:
-            found[method.name] = fit_swarm(method, recipe, catalog, swarm[: method.num_proxies])
+            found[method.name] = fit_swarm(method, plan, swarm[: method.num_proxies])
     return {method.name: found[method.name] for method in wanted}
 
 
-def _confirmations(
-    found: Mapping[str, Found], recipe: Recipe, catalog: Catalog, *, seeds: Sequence[int]
-) -> dict[str, list[ProxyJob]]:
+def _confirmations(found: Mapping[str, FoundMixture], plan: SearchPlan, *, seeds: Sequence[int]) -> dict[str, list[ProxyJob]]:
     """Fresh proxies of each mixture, brought within the recipe's constraints as a production run would have to."""
-    from train.mixture.constraints import constraints_of
-
-    constraints, names = constraints_of(recipe, catalog), tuple(recipe.target.weights())
-    jobs = {}
+    names, jobs = tuple(plan.target.weights()), {}
     for name, mixture in found.items():
-        weights = tuple(constraints.project(np.array(mixture.weights)).tolist())
-        jobs[name] = [ProxyJob(recipe, weights, seed, names, "unseen") for seed in seeds]
+        weights_K = plan.constraints.project(np.array(mixture.weights))
+        jobs[name] = [proxy_job(plan, weights_K, names=names, half="unseen", seed=seed) for seed in seeds]
     return jobs
 
 
-def _result_of(job: ProxyJob, catalog: Catalog) -> tuple[ProxyJob, RunResult]:
-    result = job.finished(catalog)
-    assert result is not None
-    return job, result
-
-
-def _entry(found: Found, confirmed: Sequence[tuple[ProxyJob, RunResult]], recipe: Recipe, catalog: Catalog) -> dict[str, Any]:
-    importance = recipe.target.weights()
-    losses = [result.losses for _, result in confirmed]
-    return {
-        "weights": dict(zip(catalog.sources, confirmed[0][0].weights, strict=True)),
-        "target_loss": [sum(importance[name] * each[name] for name in importance) for each in losses],
-        "target_losses_by_name": {name: [each[name] for each in losses] for name in importance},
-        "search_tokens": found.cost.tokens,
-        "search_seconds": round(found.cost.seconds, 3),
-        "search_flops": found.cost.flops,
-    }
+def _compared(found: FoundMixture, confirmed: Sequence[ProxyJob], plan: SearchPlan) -> ComparedMethod:
+    importance, losses = plan.target.weights(), [job.result().losses for job in confirmed]
+    return ComparedMethod(
+        weights=dict(zip(plan.catalog.sources, confirmed[0].weights, strict=True)),
+        target_loss=tuple(sum(importance[name] * each[name] for name in importance) for each in losses),
+        target_losses_by_name={name: tuple(each[name] for each in losses) for name in importance},
+        search_tokens=found.cost.tokens,
+        search_seconds=round(found.cost.seconds, 3),
+        search_flops=found.cost.flops,
+    )

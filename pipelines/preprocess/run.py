@@ -203,7 +203,7 @@ def _locked(workdir: Workdir) -> Iterator[None]:
         lock.touch()
     except OSError as error:
         raise FastmixError(root, f"the workdir cannot be written to ({error.strerror})", "name another workdir") from error
-    with exclusive_lock(lock, busy=f"{root}: another fastmix preprocess works in this workdir; wait for it, or name another"):
+    with exclusive_lock(lock, command="preprocess"):
         yield
 
 

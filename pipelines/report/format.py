@@ -14,6 +14,7 @@ def percent(share: float) -> str:
     ('60.9%', '1.54%', '<0.01%', '0%')
     """
     value = 100 * share
+    # Not at 10: 9.996 rounds to 10.00, a digit more than the 10.0 beside it.
     if value >= 9.995:
         return f"{value:.1f}%"
     return f"{value:.2f}%" if value >= 0.01 else "<0.01%" if value else "0%"
@@ -74,12 +75,3 @@ def power_of_ten(value: float) -> str:
         return "0"
     digits, _, exponent = f"{value:.1e}".partition("e")
     return f"{digits} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-
-
-def joined(parts: list[str]) -> str:
-    """Parts of a sentence.
-
-    >>> joined(["a", "b", "c"])
-    'a, b and c'
-    """
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from fastmix_data.recipe.constraints import GroupSection
 
 _FEWEST_SOURCES = 12
 _FEWEST_MEMBERS = 3
@@ -32,8 +35,12 @@ class SourceGroup:
         """The name, or what to call the sources without a group."""
         return self.name or "in no group"
 
+    def total(self, values: Mapping[str, float]) -> float:
+        """Sum over the members; one without a value counts nothing."""
+        return sum(values.get(name, 0.0) for name in self.sources)
 
-def group_sources(sources: Sequence[str], constrained: Mapping[str, Mapping[str, Any]]) -> tuple[SourceGroup, ...]:
+
+def group_sources(sources: Sequence[str], constrained: Mapping[str, GroupSection]) -> tuple[SourceGroup, ...]:
     """Groups that partition the sources; empty where grouping would not help a reader.
 
     Args:
@@ -41,19 +48,18 @@ def group_sources(sources: Sequence[str], constrained: Mapping[str, Mapping[str,
         constrained: `search.constraints.groups` of the resolved recipe. Empty: sources are grouped by the beginning of their name
             if there are at least 12 of them and most fall into two or more groups of at least 3.
 
-    >>> group_sources(["python", "c", "web"], {"code": {"sources": ["c", "python"], "min": 0.0, "max": 0.3}})[0]
+    >>> group_sources(["python", "c", "web"], {"code": GroupSection(sources=("c", "python"), max=0.3)})[0]
     SourceGroup(name='code', sources=('python', 'c'), low=0.0, high=0.3)
     """
     if constrained:
-        group_of = {member: name for name, group in constrained.items() for member in group["sources"]}
-        bounds = {name: (group["min"], group["max"]) for name, group in constrained.items()}
+        group_of = {member: name for name, group in constrained.items() for member in group.sources}
+        bounds = {name: (group.min, group.max) for name, group in constrained.items()}
         return _partition(sources, group_of, bounds)
     if len(sources) < _FEWEST_SOURCES:
         return ()
     groups = _partition(sources, _by_beginning(sources), {})
-    named = [group for group in groups if group.name]
-    most = 2 * sum(len(group.sources) for group in named) >= len(sources)
-    return groups if len(named) > 1 and most else ()
+    num_sources = [len(group.sources) for group in groups if group.name]
+    return groups if len(num_sources) > 1 and 2 * sum(num_sources) >= len(sources) else ()
 
 
 def _partition(
@@ -67,15 +73,11 @@ def _partition(
 
 def _by_beginning(sources: Sequence[str]) -> dict[str, str]:
     """The first part of each name in which they differ, for the sources that share it with enough others."""
-    num_shared = 0  # parts that every name begins with
-    for parts in zip(*(_SEPARATOR.split(name) for name in sources), strict=False):
-        if len(set(parts)) > 1:
-            break
-        num_shared += 1
+    # What every name begins with, as the name of the corpus in dolma_code_c and dolma_web_en, tells none of them apart.
+    parts_by_place = zip(*(_SEPARATOR.split(name) for name in sources), strict=False)
+    num_shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, parts_by_place))
     beginnings = {name: _beginning(name, num_parts=num_shared + 1) for name in sources}
-    counts: dict[str, int] = {}
-    for beginning in beginnings.values():
-        counts[beginning] = counts.get(beginning, 0) + 1
+    counts = Counter(beginnings.values())
     return {name: beginning for name, beginning in beginnings.items() if counts[beginning] >= _FEWEST_MEMBERS}
 
 

@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from fastmix_data.arrays import Float64s
-from fastmix_data.artefacts import read_json
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.manifest import Manifest, ManifestSource, load_manifest
-from fastmix_data.results.mixture import Mixture, load_mixture
+from fastmix_data.recipe.constraints import GroupSection
+from fastmix_data.results.comparison import Comparison, load_comparison
+from fastmix_data.results.mixture import Certainty, Mixture, Origin, TargetRecord, load_mixture
+from fastmix_data.results.searched_recipe import SearchedRecipe, load_searched_recipe
+from fastmix_data.results.trajectory import TrajectoryTable, read_trajectory
 from fastmix_data.shards.catalog import Catalog, load_catalog
-from pipelines.report.certainty import Certainty, certainty_of
+from fastmix_data.workdir import Workdir
 from pipelines.report.groups import SourceGroup, group_sources
-from pipelines.report.method_figures import Comparison, MethodFigures, method_figures, read_comparison
+from pipelines.report.method_figures import MethodFigures, method_figures
 
+# Weights that were copied by hand into `--mixture FILE` are the same mixture, though their last digits and their hash are not.
 _SAME_WEIGHT = 1e-6
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class TrajectoryTable:
-    """The trajectory of a search as arrays: U updates of K sources and G targets, in the order of `sources` and `targets`.
-
-    `target_losses_UG` is not a number where a target was in no batch yet; G is 0 where targets were not recorded.
-    """
-
-    sources: tuple[str, ...]
-    tokens_U: Float64s
-    weights_UK: Float64s
-    scores_UK: Float64s
-    train_loss_U: Float64s
-    target_loss_U: Float64s
-    targets: tuple[str, ...]
-    target_weights_UG: Float64s
-    target_losses_UG: Float64s
+_Artefact = TypeVar("_Artefact")
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The artefacts of a workdir; None for each that is not there yet."""
+    """The artefacts of a workdir; None for each that is not there yet.
 
-    workdir: Path
+    Attributes:
+        unreadable: remarks about artefacts that are there but left out.
+    """
+
+    paths: Workdir
     catalog: Catalog | None
     mixture: Mixture | None
     trajectory: TrajectoryTable | None
     manifest: Manifest | None
-    recipe: dict[str, Any]
-    comparison: Comparison | None = None
+    recipe: SearchedRecipe | None
+    comparison: Comparison | None
+    unreadable: tuple[str, ...] = ()
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -65,14 +50,13 @@ class ReportInputs:
             return tuple(sorted(weights, key=lambda name: (-weights[name], name)))
         catalog = self.catalog
         if catalog is None:
-            return tuple(source.name for source in self.manifest.sources) if self.manifest is not None else ()
+            return tuple(self.emitted)
         return tuple(sorted(catalog.sources, key=lambda name: (-catalog.num_tokens(name), name)))
 
     @cached_property
-    def constrained_groups(self) -> dict[str, dict[str, Any]]:
+    def constrained_groups(self) -> Mapping[str, GroupSection]:
         """Groups of the recipe beside the search, by name."""
-        groups: dict[str, dict[str, Any]] = self.recipe.get("search", {}).get("constraints", {}).get("groups", {})
-        return groups
+        return self.recipe.search.constraints.groups if self.recipe is not None else {}
 
     @cached_property
     def groups(self) -> tuple[SourceGroup, ...]:
@@ -102,22 +86,22 @@ class ReportInputs:
         """Results of the compared methods, the best first; empty without a comparison."""
         return method_figures(self.comparison) if self.comparison is not None else []
 
-    @cached_property
+    @property
     def certainty(self) -> Certainty:
         """How far to trust the weights; empty without a mixture."""
-        return certainty_of(self.mixture) if self.mixture is not None else Certainty({}, (), {}, {}, "")
+        return self.mixture.certainty if self.mixture is not None else Certainty()
 
-    @cached_property
+    @property
+    def target(self) -> TargetRecord:
+        """What the proxy came to on the target; empty without a mixture."""
+        return self.mixture.target if self.mixture is not None else TargetRecord()
+
+    @property
     def binding(self) -> dict[str, str]:
         """Constraints that the answer lies at, by source or group."""
         return self.mixture.binding if self.mixture is not None else {}
 
-    @cached_property
-    def start_weights(self) -> dict[str, float]:
-        """The mixture before the first update; empty without a search."""
-        return self.mixture.initial_weights if self.mixture is not None else {}
-
-    @cached_property
+    @property
     def missing(self) -> tuple[str, ...]:
         """What is not there yet, each with the command that makes it."""
         wanted = (
@@ -128,105 +112,83 @@ class ReportInputs:
         )
         return tuple(text for artefact, text in wanted if artefact is None)
 
-    @cached_property
+    @property
     def disagreements(self) -> tuple[str, ...]:
         """Artefacts that were made from others than the ones beside them."""
+        catalog_hash = self.catalog.fingerprint if self.catalog is not None else ""
+        searched = self.mixture.made_from if self.mixture is not None else Origin()
         found = []
-        now = self.catalog.fingerprint if self.catalog is not None else ""
-        searched = self.mixture.catalog_hash if self.mixture is not None else ""
-        emitted = self.manifest.catalog_hash if self.manifest is not None else ""
-        if now and searched and now != searched:
+        if _differ(catalog_hash, searched.catalog):
             found.append("The mixture was learned on other data than this catalog holds; run `fastmix search` again.")
-        if now and emitted and now != emitted:
+        if self.manifest is not None and _differ(catalog_hash, self.manifest.catalog_hash):
             found.append("The manifest was written from another catalog; run `fastmix emit` again.")
-        if self.mixture is not None and self.emitted.keys() == self.mixture.weights.keys():
-            weights = self.mixture.weights
-            if any(abs(source.weight - weights[name]) > _SAME_WEIGHT for name, source in self.emitted.items()):
-                found.append("The manifest was written from another mixture than the one shown here; run `fastmix emit` again.")
-        found += self._disagreements_of_comparison()
+        if self._is_manifest_of_another_mixture:
+            found.append("The manifest was written from another mixture than the one shown here; run `fastmix emit` again.")
+        compared = self.comparison
+        if compared is not None:
+            other_data = _differ(catalog_hash, compared.catalog_hash)
+            other_recipe = _differ(searched.recipe, compared.recipe_hash)
+            if other_data or other_recipe:
+                what = "on other data" if other_data else "with another recipe"
+                found.append(
+                    f"The methods were compared {what} than the mixture shown here comes from; run `fastmix compare` again."
+                )
         return tuple(found)
 
-    def _disagreements_of_comparison(self) -> list[str]:
-        compared, mixture = self.comparison, self.mixture
-        if compared is None:
-            return []
-        now = self.catalog.fingerprint if self.catalog is not None else ""
-        searched = mixture.recipe_hash if mixture is not None else ""
-        other_data = now and compared.catalog_hash and now != compared.catalog_hash
-        other_recipe = searched and compared.recipe_hash and searched != compared.recipe_hash
-        what = "on other data" if other_data else "with another recipe" if other_recipe else ""
-        return (
-            [f"The methods were compared {what} than the mixture shown here comes from; run `fastmix compare` again."]
-            if what
-            else []
-        )
+    @property
+    def _is_manifest_of_another_mixture(self) -> bool:
+        if self.mixture is None or self.emitted.keys() != self.mixture.weights.keys():
+            return False
+        weights = self.mixture.weights
+        return any(abs(source.weight - weights[name]) > _SAME_WEIGHT for name, source in self.emitted.items())
 
 
-def read_inputs(workdir: Path) -> ReportInputs:
+def _differ(one: str, other: str) -> bool:
+    """Whether two hashes differ; an empty one is not known, which is no disagreement."""
+    return bool(one and other) and one != other
+
+
+def read_inputs(paths: Workdir) -> ReportInputs:
     """Read what is there.
 
     Raises:
         InputError: nothing is.
         FastmixError: an artefact is damaged.
     """
-    search = workdir / "search"
+    search = paths.search
+    recipe, unreadable = _read_recipe(search.recipe)
     inputs = ReportInputs(
-        workdir=workdir,
-        catalog=_if_there(workdir / "catalog.parquet", load_catalog),
-        mixture=_if_there(search / "mixture.json", load_mixture),
-        trajectory=_if_there(search / "trajectory.parquet", read_trajectory),
-        manifest=_if_there(workdir / "manifest" / "manifest.json", load_manifest),
-        recipe=_if_there(search / "recipe.json", read_json) or {},
-        comparison=_if_there(workdir / "compare" / "compare.json", read_comparison),
+        paths=paths,
+        catalog=_if_there(paths.catalog, load_catalog),
+        mixture=_if_there(search.mixture, load_mixture),
+        trajectory=_if_there(search.trajectory, read_trajectory),
+        manifest=_if_there(paths.manifest.manifest, load_manifest),
+        recipe=recipe,
+        comparison=_if_there(paths.compare.comparison, load_comparison),
+        unreadable=unreadable,
     )
     if inputs.catalog is None and inputs.mixture is None and inputs.manifest is None:
-        raise InputError(f"{workdir}: nothing to report on yet; run `fastmix run` or `fastmix preprocess` first")
-    for name, found in (
-        ("trajectory.parquet", inputs.trajectory.sources if inputs.trajectory else ()),
-        ("manifest.json", tuple(inputs.emitted)),
-    ):
-        if found and set(found) != set(inputs.sources):
-            raise CorruptArtefactError(
-                f"{workdir}: {name} and the mixture are of different sources; run `fastmix search` and `fastmix emit` again with --replace"
-            )
+        raise InputError(paths.root, "nothing to report on yet", "run `fastmix run` or `fastmix preprocess` first")
+    of_trajectory = inputs.trajectory.sources if inputs.trajectory is not None else ()
+    for path, names in ((search.trajectory, of_trajectory), (paths.manifest.manifest, inputs.emitted)):
+        if names and set(names) != set(inputs.sources):
+            problem = f"{path.name} and the mixture are of different sources"
+            raise CorruptArtefactError(paths.root, problem, "run `fastmix search` and `fastmix emit` again with --replace")
     return inputs
 
 
-def _if_there(path: Path, read: Callable[[Path], _T]) -> _T | None:
+def _if_there(path: Path, read: Callable[[Path], _Artefact | None]) -> _Artefact | None:
     return read(path) if path.is_file() else None
 
 
-def read_trajectory(path: Path) -> TrajectoryTable | None:
-    """Read a trajectory; None if it has no row yet.
-
-    Raises:
-        CorruptArtefactError: it is not one.
-    """
+def _read_recipe(path: Path) -> tuple[SearchedRecipe | None, tuple[str, ...]]:
+    """The recipe of the search, or a remark that it is left out."""
     try:
-        table = pq.read_table(path)
-        names = orjson.loads(table.schema.metadata[b"fastmix"])
-        sources, targets = tuple(names["sources"]), tuple(names.get("targets", ()))
-        columns = {name: table[name].to_numpy().astype(np.float64) for name in ("tokens", "train_loss", "target_loss")}
-        lists = {name: _matrix(table, name, len(sources)) for name in ("weights", "scores")}
-        lists |= {name: _matrix(table, name, len(targets)) for name in ("target_weights", "target_losses") if targets}
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise CorruptArtefactError(f"{path}: not a trajectory of fastmix; run `fastmix search --replace`") from error
-    if not table.num_rows:
-        return None
-    none_UG = np.zeros((table.num_rows, 0))
-    return TrajectoryTable(
-        sources=sources,
-        tokens_U=columns["tokens"],
-        weights_UK=lists["weights"],
-        scores_UK=lists["scores"],
-        train_loss_U=columns["train_loss"],
-        target_loss_U=columns["target_loss"],
-        targets=targets,
-        target_weights_UG=lists.get("target_weights", none_UG),
-        target_losses_UG=lists.get("target_losses", none_UG),
-    )
-
-
-def _matrix(table: pa.Table, name: str, width: int) -> Float64s:
-    """A column of lists as an array of `width` columns."""
-    return np.array(table[name].to_pylist(), np.float64).reshape(table.num_rows, width)
+        return _if_there(path, load_searched_recipe), ()
+    except CorruptArtefactError:
+        # The answer is in the mixture; the recipe only explains it, so a page without it is better than none.
+        remark = (
+            f"The settings of the search and its groups with their bounds are left out: {path.name} is not the recipe of a search of this "
+            "version; run `fastmix search --replace`."
+        )
+        return None, (remark,)

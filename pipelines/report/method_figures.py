@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from scipy import stats
 
-from fastmix_data.artefacts import read_json
-from fastmix_data.errors import CorruptArtefactError
-from pipelines.report.intervals import mean_interval
-
-REFERENCE = "uniform"
-
-
-class ComparedMethod(BaseModel):
-    """A method in `compare.json`; `target_loss` has a value per seed, in nats per token."""
-
-    model_config = ConfigDict(frozen=True)
-
-    weights: dict[str, float] = Field(default_factory=dict)
-    target_loss: tuple[FiniteFloat, ...] = Field(min_length=1)
-    search_tokens: int = Field(0, ge=0)
-    search_seconds: float = Field(0.0, ge=0)
-    search_flops: float = Field(0.0, ge=0)
-
-
-class Comparison(BaseModel):
-    """`compare.json`, as far as the report needs it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    methods: dict[str, ComparedMethod] = Field(min_length=1)
-    seeds: tuple[int, ...] = ()
-    catalog_hash: str = ""
-    recipe_hash: str = ""
+from fastmix_data.results.comparison import REFERENCE, Comparison
 
 
 @dataclass(frozen=True)
@@ -64,6 +37,7 @@ class MethodFigures:
 def method_figures(comparison: Comparison) -> list[MethodFigures]:
     """Figures of every method by rising mean loss.
 
+    >>> from fastmix_data.results.comparison import ComparedMethod
     >>> loss = {"uniform": (4.2, 4.3), "regmix": (4.1, 4.25), "fastmix": (4.0, 4.1)}
     >>> found = method_figures(Comparison(methods={name: ComparedMethod(target_loss=values) for name, values in loss.items()}))
     >>> [(each.name, round(each.mean_loss, 3), each.gain_share and round(each.gain_share, 3)) for each in found]
@@ -75,6 +49,7 @@ def method_figures(comparison: Comparison) -> list[MethodFigures]:
     found = []
     for name in sorted(means, key=lambda name: (means[name], name)):
         method = comparison.methods[name]
+        # In pairs: proxies of one seed share their initial weights and their order of data, and most of the noise with them.
         pairs = zip(method.target_loss, reference.target_loss, strict=True) if reference is not None and name != REFERENCE else ()
         differences = tuple(loss - uniform for loss, uniform in pairs)
         found.append(
@@ -93,26 +68,23 @@ def method_figures(comparison: Comparison) -> list[MethodFigures]:
     return found
 
 
-def read_comparison(path: Path) -> Comparison:
-    """Read `compare.json`.
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 90% interval of the mean of independent values; None for fewer than two of them.
 
-    Raises:
-        CorruptArtefactError: it is not one, or its methods were not scored on the same seeds.
+    >>> low, high = mean_interval([1.0, 2.0, 3.0])
+    >>> round(low, 4), round(high, 4)
+    (0.3141, 3.6859)
     """
-    try:
-        comparison = Comparison.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CorruptArtefactError(f"{path}: {where}: {first['msg']}; run `fastmix compare` again") from error
-    counts = {name: len(method.target_loss) for name, method in comparison.methods.items()}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise CorruptArtefactError(
-            f"{path}: target_loss has a value per seed, but not as many for all ({listed}); run `fastmix compare` again"
-        )
-    return comparison
+    count = len(values)
+    if count < 2:
+        return None
+    mean = _mean(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    # By the quantile, for `t.interval` gives no number where all values are equal.
+    half = float(stats.t.ppf(0.95, count - 1)) * math.sqrt(variance / count)
+    return mean - half, mean + half
 
 
-def _mean(values: tuple[float, ...]) -> float:
+def _mean(values: Sequence[float]) -> float:
+    # Exact up to the last rounding, so the order of the seeds cannot change which of two equal methods comes first.
     return math.fsum(values) / len(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.report.format import joined
+from fastmix_data.messages import and_more, joined
 from pipelines.report.inputs import ReportInputs
 
 _MOST_NAMES = 5
@@ -13,22 +13,20 @@ _MOST_SETS = 6
 
 def notes(inputs: ReportInputs) -> dict[str, list[str]]:
     """Remarks by the section that they belong to."""
-    first = (
-        ["Of the first of these searches, as are the losses and scores over time."] if inputs.certainty.num_searches > 1 else []
-    )
+    first = "Of the first of these searches, as are the losses and scores over time."
     return {
-        "mixture": first,
-        "weights": [*_seeds(inputs), *_binding(inputs), *_interchangeable(inputs)],
+        "mixture": [first] if inputs.certainty.num_searches > 1 else [],
+        "weights": [*_several_searches(inputs), *_binding(inputs), *_interchangeable(inputs)],
         "targets": _worst(inputs),
     }
 
 
 def warnings(inputs: ReportInputs) -> list[str]:
     """What a reader must know before trusting the rest."""
-    return [*inputs.disagreements, *_broken_limits(inputs)]
+    return [*inputs.disagreements, *inputs.unreadable, *_broken_limits(inputs)]
 
 
-def _seeds(inputs: ReportInputs) -> list[str]:
+def _several_searches(inputs: ReportInputs) -> list[str]:
     count = inputs.certainty.num_searches
     if count == 1:
         return []
@@ -42,7 +40,7 @@ def _binding(inputs: ReportInputs) -> list[str]:
     held: dict[str, list[str]] = {}
     for name, what in inputs.binding.items():
         held.setdefault(what, []).append(name)
-    parts = [f"{what}: {_some(names)}" for what, names in held.items()]
+    parts = [f"{what}: {_list_names(names)}" for what, names in held.items()]
     return [f"Held at the recipe's bounds: {'; '.join(parts)}."] if parts else []
 
 
@@ -51,24 +49,22 @@ def _interchangeable(inputs: ReportInputs) -> list[str]:
     if not found:
         return []
     more = f"; {len(found) - _MOST_SETS} more such groups are marked in the table" if len(found) > _MOST_SETS else ""
-    sets = "; ".join(_some(list(names)) for names in found[:_MOST_SETS])
+    sets = "; ".join(_list_names(names) for names in found[:_MOST_SETS])
     return [f"Interchangeable, their scores cannot be told apart, so only their sum is settled: {sets}{more}."]
 
 
 def _worst(inputs: ReportInputs) -> list[str]:
-    worst = inputs.mixture.worst if inputs.mixture is not None else None
+    worst = inputs.target.worst
     if worst is None:
         return []
     return [f"The largest regret is that of {worst.target}: {worst.regret:+.4f} nats against the reference run."]
 
 
 def _broken_limits(inputs: ReportInputs) -> list[str]:
-    limits = inputs.mixture.limits if inputs.mixture is not None else {}
+    limits = inputs.target.limits
     broken = [f"{name} by {limit.loss - limit.reference:.3f} nats" for name, limit in limits.items() if not limit.kept]
     return [f"Not kept: target.not_worse_than, on {joined(broken)}."] if broken else []
 
 
-def _some(names: Sequence[str]) -> str:
-    if len(names) <= _MOST_NAMES:
-        return joined(list(names))
-    return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} others"
+def _list_names(names: Sequence[str]) -> str:
+    return joined(names) if len(names) <= _MOST_NAMES else and_more(names, shown=_MOST_NAMES, more="others")

@@ -10,49 +10,49 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastmix_data.artefacts import atomic_file
-from pipelines.report import words as report_text
+from fastmix_data.workdir import Workdir
 from pipelines.report.inputs import ReportInputs, read_inputs
 from pipelines.report.notes import notes, warnings
 from pipelines.report.plots.drawing import draw_plots
+from pipelines.report.plots.svg import STYLE_SHEET
 from pipelines.report.sections import SECTIONS
 from pipelines.report.small_tables import small_tables
 from pipelines.report.source_table import source_table
+from pipelines.report.words import facts, grouping, headline, lead, provenance
 
-TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 _ROWS_AT_FIRST = 40
 
 
-def write_report(workdir: Path, output: Path | None = None) -> Path:
+def write_report(paths: Workdir, output: Path | None = None) -> Path:
     """Write a self-contained HTML page about whatever the workdir holds; the same bytes for the same artefacts.
 
     Args:
-        output: the file to write; `report.html` in the workdir when not given.
+        output: the file to write; the workdir's own `report.html` when not given.
 
     Raises:
         InputError: the workdir holds nothing to report on.
         FastmixError: an artefact is damaged.
     """
-    path = output if output is not None else workdir / "report.html"
-    page = render_report(read_inputs(workdir))
+    path = output if output is not None else paths.report
+    page = render_report(read_inputs(paths))
     with atomic_file(path) as file:
         file.write(page.encode())
     return path
 
 
-def report_pictures(workdir: Path, directory: Path) -> list[Path]:
+def report_pictures(paths: Workdir, directory: Path) -> list[Path]:
     """Write each plot as an SVG file of its own and return their paths.
 
     Raises:
         InputError: the workdir holds nothing to report on.
         FastmixError: an artefact is damaged.
     """
-    css = (TEMPLATES / "plots.css").read_text()
-    paths: list[Path] = []
-    for name, canvas in draw_plots(read_inputs(workdir)).items():
-        paths.append(directory / f"{name}.svg")
-        with atomic_file(paths[-1]) as file:
-            file.write(canvas.standalone(css).encode())
-    return paths
+    written = []
+    for name, canvas in draw_plots(read_inputs(paths)).items():
+        written.append(directory / f"{name}.svg")
+        canvas.save(written[-1])
+    return written
 
 
 def render_report(inputs: ReportInputs) -> str:
@@ -60,7 +60,7 @@ def render_report(inputs: ReportInputs) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     plots, tables, remarks = draw_plots(inputs), small_tables(inputs), notes(inputs)
     sections = [
@@ -76,18 +76,18 @@ def render_report(inputs: ReportInputs) -> str:
         if name in plots or name in tables
     ]
     return environment.get_template("report.html.j2").render(
-        title=inputs.workdir.resolve().name,
-        headline=report_text.headline(inputs),
-        lead=report_text.lead(inputs),
-        facts=report_text.facts(inputs),
+        title=inputs.paths.root.resolve().name,
+        headline=headline(inputs),
+        lead=lead(inputs),
+        facts=facts(inputs),
         missing=inputs.missing,
         warnings=warnings(inputs),
         sections=sections,
         table=source_table(inputs),
-        grouped=report_text.grouping(inputs),
+        grouped=grouping(inputs),
         few=_ROWS_AT_FIRST,
-        provenance=report_text.provenance(inputs),
-        plots_css=(TEMPLATES / "plots.css").read_text(),
-        report_css=(TEMPLATES / "report.css").read_text(),
-        script=(TEMPLATES / "report.js").read_text(),
+        provenance=provenance(inputs),
+        plots_css=STYLE_SHEET.read_text(),
+        report_css=(_TEMPLATES / "report.css").read_text(),
+        script=(_TEMPLATES / "report.js").read_text(),
     )

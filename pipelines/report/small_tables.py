@@ -32,7 +32,7 @@ def small_tables(inputs: ReportInputs) -> dict[str, TextTable]:
 
 def _losses(inputs: ReportInputs) -> TextTable:
     """Target loss at the start and the end of both halves."""
-    found = inputs.mixture.target_loss if inputs.mixture is not None else {}
+    found = inputs.target.loss
     rows: list[tuple[str, ...]] = []
     for half, label in (("search", "half that drives the search"), ("unseen", "half never seen")):
         start, end = found.get(f"{half}_start"), found.get(f"{half}_end")
@@ -71,11 +71,10 @@ def _comparison(inputs: ReportInputs) -> TextTable:
 
 def _targets(inputs: ReportInputs) -> TextTable:
     """A row per target with the columns that have something in them; none for a lone target without a reference run."""
-    mixture = inputs.mixture
-    losses = mixture.target_losses if mixture is not None else {}
-    if mixture is None or (len(losses) < 2 and not mixture.limits and mixture.worst is None):
+    target, losses = inputs.target, inputs.target.losses
+    if len(losses) < 2 and not target.limits and target.worst is None:
         return TextTable((), [])
-    columns: dict[str, dict[str, str]] = {"weight": {name: percent(weight) for name, weight in mixture.target_weights.items()}}
+    columns: dict[str, dict[str, str]] = {"weight": {name: percent(weight) for name, weight in target.weights.items()}}
     for key, head in _TARGET_LOSSES.items():
         columns[head] = {name: f"{found[key]:.4f}" for name, found in losses.items() if key in found}
     columns["against reference"] = {
@@ -83,7 +82,7 @@ def _targets(inputs: ReportInputs) -> TextTable:
         for name, found in losses.items()
         if {"search_end", "reference_end"} <= found.keys()
     }
-    columns["limit"] = {name: "kept" if limit.kept else "not kept" for name, limit in mixture.limits.items()}
+    columns["limit"] = {name: "kept" if limit.kept else "not kept" for name, limit in target.limits.items()}
     filled = {head: cells for head, cells in columns.items() if cells}
     rows = [(name, *(cells.get(name, "") for cells in filled.values())) for name in losses]
     return TextTable(("target", *filled), rows)

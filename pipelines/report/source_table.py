@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fastmix_data.results.mixture import Intervals
+from fastmix_data.results.trajectory import TrajectoryTable
 from pipelines.report.format import percent, times, tokens
 from pipelines.report.groups import SourceGroup
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.plots.frame import colour
-from pipelines.report.plots.time import sparkline
+from pipelines.report.plots.lines import sparkline
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ def source_table(inputs: ReportInputs) -> SourceTable:
 
 
 def _with_bounds(group: SourceGroup) -> str:
-    bounds = [f"at least {percent(group.low)}"] if group.low > 0 else []
-    bounds += [f"at most {percent(group.high)}"] if group.high < 1 else []
-    number = f"{len(group.sources)} source{'s' if len(group.sources) > 1 else ''}"
-    return ", ".join([number, *bounds])
+    parts = [f"{len(group.sources)} source{'s' if len(group.sources) > 1 else ''}"]
+    parts += [f"at least {percent(group.low)}"] if group.low > 0 else []
+    parts += [f"at most {percent(group.high)}"] if group.high < 1 else []
+    return ", ".join(parts)
 
 
-def _numbers(
+def _number_column(
     inputs: ReportInputs,
     key: str,
     text: str,
@@ -112,97 +114,90 @@ def _numbers(
         name: Cell(show(values[name]), values[name], marked=name in marked) if name in values else Cell()
         for name in inputs.sources
     }
-    sums: dict[str, Cell] = {}
-    if total is not None:
-        for group in inputs.groups:
-            value = total(group)
-            sums[group.name] = Cell(show(value), value)
-    return Column(key, text, hint, cells, sums)
+    totals = {group.name: total(group) for group in inputs.groups} if total is not None else {}
+    return Column(key, text, hint, cells, {name: Cell(show(value), value) for name, value in totals.items()})
+
+
+def _interval_column(inputs: ReportInputs, key: str, text: str, hint: str, *, intervals: Intervals) -> Column:
+    """A column of intervals, sorted by their width: by their ends they stand much as the weights do."""
+    cells = {
+        name: Cell(f"{percent(intervals[name][0])} – {percent(intervals[name][1])}", intervals[name][1] - intervals[name][0])
+        if name in intervals
+        else Cell()
+        for name in inputs.sources
+    }
+    return Column(key, text, f"{hint}; sorted by its width", cells)
 
 
 def _sum_of(values: Mapping[str, float]) -> Callable[[SourceGroup], float]:
-    return lambda group: sum(values.get(name, 0.0) for name in group.sources)
+    return lambda group: group.total(values)
 
 
 def _search_columns(inputs: ReportInputs) -> list[Column]:
     """What the search found."""
-    mixture, num_sources = inputs.mixture, len(inputs.sources)
-    columns = [_over_the_search(inputs)] if inputs.trajectory is not None else []
-    if mixture is None:
+    columns = [_course_column(inputs, inputs.trajectory)] if inputs.trajectory is not None else []
+    if inputs.mixture is None:
         return columns
-    weights = mixture.weights
-    columns.append(
-        _numbers(inputs, "weight", "weight", "share of training tokens", values=weights, show=percent, total=_sum_of(weights))
-    )
-    if mixture.interval:
-        cells = {name: _interval_cell(mixture.interval.get(name)) for name in inputs.sources}
-        columns.append(Column("interval", "90% interval", "of the weight; sorted by its width", cells))
-    columns += _certainty_columns(inputs)
+    weights, interval, num_sources = inputs.mixture.weights, inputs.certainty.interval, len(inputs.sources)
     ratios = {name: weight * num_sources for name, weight in weights.items()}
-    columns.append(
-        _numbers(
-            inputs,
-            "uniform",
-            "÷ uniform",
-            "weight over that of an equal share",
-            values=ratios,
-            show=times,
-            total=lambda group: sum(ratios[name] for name in group.sources) / len(group.sources),
-        )
-    )
+
+    def ratio_of(group: SourceGroup) -> float:
+        return group.total(ratios) / len(group.sources)
+
+    hint = "share of training tokens"
+    columns.append(_number_column(inputs, "weight", "weight", hint, values=weights, show=percent, total=_sum_of(weights)))
+    if interval:
+        columns.append(_interval_column(inputs, "interval", "90% interval", "of the weight", intervals=interval))
+    columns += _certainty_columns(inputs)
+    hint = "weight over that of an equal share"
+    columns.append(_number_column(inputs, "uniform", "÷ uniform", hint, values=ratios, show=times, total=ratio_of))
     return columns
 
 
 def _certainty_columns(inputs: ReportInputs) -> list[Column]:
     """How far to trust a weight, and what holds it where it is."""
-    certainty, binding, sources = inputs.certainty, inputs.binding, inputs.sources
-    columns = []
+    certainty, columns = inputs.certainty, []
     if certainty.seed_interval:
-        cells = {name: _interval_cell(certainty.seed_interval.get(name)) for name in sources}
-        columns.append(Column("seeds", "over seeds", "90% interval for the weight of one more seed; sorted by its width", cells))
+        hint = "90% interval for the weight of one more seed"
+        columns.append(_interval_column(inputs, "seeds", "over seeds", hint, intervals=certainty.seed_interval))
     if certainty.signal_to_noise:
         hint = "of the source's score against the mixture's; below 2 in size they cannot be told apart"
         ratios = certainty.signal_to_noise
-        columns.append(_numbers(inputs, "signal", "signal to noise", hint, values=ratios, show=lambda value: f"{value:+.1f}"))
-    if certainty.interchangeable:
-        set_of = {name: number for number, names in enumerate(certainty.interchangeable, 1) for name in names}
-        alike = {name: Cell(f"set {set_of[name]}", set_of[name]) if name in set_of else Cell() for name in sources}
-        columns.append(Column("alike", "inter\u00adchangeable", "sources of a set cannot be told apart by their scores", alike))
-    if binding:
-        kinds = sorted(set(binding.values()))
-        held = {
-            name: Cell(binding[name], kinds.index(binding[name]), marked=True) if name in binding else Cell() for name in sources
-        }
-        sums = {
-            group.name: Cell(binding[group.name], kinds.index(binding[group.name]), marked=True)
-            for group in inputs.groups
-            if group.name in inputs.constrained_groups and group.name in binding
-        }
-        columns.append(Column("held", "held at", "the bound of the recipe that a weight lies at", held, sums))
-    return columns
-
-
-def _over_the_search(inputs: ReportInputs) -> Column:
-    trajectory = inputs.trajectory
-    assert trajectory is not None
-    number = {name: at for at, name in enumerate(trajectory.sources)}
-    cells = {
-        name: Cell(picture=sparkline(trajectory.weights_UK[:, number[name]], css=colour(rank)))
-        for rank, name in enumerate(inputs.sources)
-    }
-    sums = {
-        group.name: Cell(
-            picture=sparkline(trajectory.weights_UK[:, [number[name] for name in group.sources]].sum(axis=1), css="cx")
+        columns.append(
+            _number_column(inputs, "signal", "signal to noise", hint, values=ratios, show=lambda ratio: f"{ratio:+.1f}")
         )
-        for group in inputs.groups
-    }
+    if certainty.interchangeable:
+        set_of, hint = _set_numbers(inputs), "sources of a set cannot be told apart by their scores"
+        cells = {name: Cell(f"set {set_of[name]}", set_of[name]) if name in set_of else Cell() for name in inputs.sources}
+        # A soft hyphen lets the browser break this heading, which alone would widen a column of short cells.
+        columns.append(Column("alike", "inter\u00adchangeable", hint, cells))
+    return [*columns, _held_column(inputs)] if inputs.binding else columns
+
+
+def _held_column(inputs: ReportInputs) -> Column:
+    binding = inputs.binding
+    kinds = sorted(set(binding.values()))  # a number for each to sort by, so that what is held alike stands together
+
+    def held(name: str) -> Cell:
+        return Cell(binding[name], kinds.index(binding[name]), marked=True) if name in binding else Cell()
+
+    # `binding` names sources and groups: "code" may be a source, and no group that was made from names beginning with it.
+    sums = {group.name: held(group.name) for group in inputs.groups if group.name in inputs.constrained_groups}
+    cells = {name: held(name) for name in inputs.sources}
+    return Column("held", "held at", "the bound of the recipe that a weight lies at", cells, sums)
+
+
+def _course_column(inputs: ReportInputs, trajectory: TrajectoryTable) -> Column:
+    """The weights over the search, in small."""
+    column_of = {name: column for column, name in enumerate(trajectory.sources)}
+
+    def course(names: Sequence[str], css: str) -> Cell:
+        weights_U = trajectory.weights_UK[:, [column_of[name] for name in names]].sum(axis=1)
+        return Cell(picture=sparkline(weights_U, css=css))
+
+    cells = {name: course([name], colour(rank)) for rank, name in enumerate(inputs.sources)}
+    sums = {group.name: course(group.sources, "cx") for group in inputs.groups}
     return Column("course", "over the search", "weight, scaled to its own largest value", cells, sums, sortable=False)
-
-
-def _interval_cell(interval: tuple[float, float] | None) -> Cell:
-    if interval is None:
-        return Cell()
-    return Cell(f"{percent(interval[0])} – {percent(interval[1])}", interval[1] - interval[0])
 
 
 def _size_columns(inputs: ReportInputs) -> list[Column]:
@@ -210,9 +205,10 @@ def _size_columns(inputs: ReportInputs) -> list[Column]:
     sizes, shares = inputs.sizes, inputs.size_shares
     if not sizes:
         return []
+    hint = "share of the catalog's tokens"
     return [
-        _numbers(inputs, "unique", "unique tokens", "in the catalog", values=sizes, show=tokens, total=_sum_of(sizes)),
-        _numbers(inputs, "size", "by size", "share of the catalog's tokens", values=shares, show=percent, total=_sum_of(shares)),
+        _number_column(inputs, "unique", "unique tokens", "in the catalog", values=sizes, show=tokens, total=_sum_of(sizes)),
+        _number_column(inputs, "size", "by size", hint, values=shares, show=percent, total=_sum_of(shares)),
     ]
 
 
@@ -225,17 +221,15 @@ def _manifest_columns(inputs: ReportInputs) -> list[Column]:
     shares = {name: source.share for name, source in emitted.items()}
     epochs = {name: source.epochs for name, source in emitted.items()}
     caps = {name: source.max_epochs for name, source in emitted.items()}
-    capped = frozenset(name for name, source in emitted.items() if source.capped)
 
     def epochs_of(group: SourceGroup) -> float:
-        return _sum_of(given)(group) / max(_sum_of(sizes)(group), 1.0)
+        return group.total(given) / max(group.total(sizes), 1.0)
 
+    hint = "of the manifest's tokens"
     return [
-        _numbers(inputs, "tokens", "shipped tokens", "in the manifest", values=given, show=tokens, total=_sum_of(given)),
-        _numbers(
-            inputs, "share", "shipped share", "of the manifest's tokens", values=shares, show=percent, total=_sum_of(shares)
-        ),
-        _numbers(
+        _number_column(inputs, "tokens", "shipped tokens", "in the manifest", values=given, show=tokens, total=_sum_of(given)),
+        _number_column(inputs, "share", "shipped share", hint, values=shares, show=percent, total=_sum_of(shares)),
+        _number_column(
             inputs,
             "epochs",
             "epochs",
@@ -243,48 +237,41 @@ def _manifest_columns(inputs: ReportInputs) -> list[Column]:
             values=epochs,
             show=lambda value: f"{value:.2f}",
             total=epochs_of if sizes else None,
-            marked=capped,
+            marked=frozenset(name for name, source in emitted.items() if source.capped),
         ),
-        _numbers(inputs, "cap", "cap", "most epochs allowed", values=caps, show=lambda value: f"{value:g}"),
+        _number_column(inputs, "cap", "cap", "most epochs allowed", values=caps, show=lambda value: f"{value:g}"),
     ]
 
 
+def _set_numbers(inputs: ReportInputs) -> dict[str, int]:
+    """Number of the interchangeable sources that a source is one of."""
+    return {name: number for number, names in enumerate(inputs.certainty.interchangeable, 1) for name in names}
+
+
 def _csv(inputs: ReportInputs) -> str:
-    """Every number of every source with all its digits."""
-    mixture, sizes, emitted = inputs.mixture, inputs.sizes, inputs.emitted
-    further = _further_values(inputs)
-    group_of = {name: group.name for group in inputs.groups for name in group.sources}
-    heads = ["source"]
-    heads += ["group"] if group_of else []
-    heads += ["weight", "interval_low", "interval_high"] if mixture is not None else []
-    heads += list(further)
-    heads += ["unique_tokens"] if sizes else []
-    heads += ["manifest_tokens", "manifest_share", "epochs", "max_epochs", "capped"] if emitted else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    for name in inputs.sources:
-        cells: list[object] = [name]
-        cells += [group_of[name]] if group_of else []
-        if mixture is not None:
-            cells += [mixture.weights[name], *mixture.interval.get(name, ("", ""))]
-        cells += [values.get(name, "") for values in further.values()]
-        cells += [sizes[name]] if sizes else []
-        if emitted:
-            source = emitted[name]
-            cells += [source.num_tokens, source.share, source.epochs, source.max_epochs, str(source.capped).lower()]
-        writer.writerow(cells)
-    return text.getvalue()
-
-
-def _further_values(inputs: ReportInputs) -> dict[str, Mapping[str, object]]:
-    """Columns of the CSV that only some searches have."""
-    certainty = inputs.certainty
+    """Every number of every source with all its digits; columns without any are left out."""
+    certainty, emitted = inputs.certainty, inputs.emitted
+    weights = inputs.mixture.weights if inputs.mixture is not None else {}
     columns: dict[str, Mapping[str, object]] = {
+        "group": {name: group.name for group in inputs.groups for name in group.sources},
+        "weight": weights,
+        "interval_low": {name: certainty.interval.get(name, ("", ""))[0] for name in weights},
+        "interval_high": {name: certainty.interval.get(name, ("", ""))[1] for name in weights},
         "seed_interval_low": {name: low for name, (low, _) in certainty.seed_interval.items()},
         "seed_interval_high": {name: high for name, (_, high) in certainty.seed_interval.items()},
         "signal_to_noise": certainty.signal_to_noise,
-        "interchangeable_set": {name: number for number, names in enumerate(certainty.interchangeable, 1) for name in names},
+        "interchangeable_set": _set_numbers(inputs),
         "held_at": inputs.binding,
+        "unique_tokens": inputs.sizes,
+        "manifest_tokens": {name: source.num_tokens for name, source in emitted.items()},
+        "manifest_share": {name: source.share for name, source in emitted.items()},
+        "epochs": {name: source.epochs for name, source in emitted.items()},
+        "max_epochs": {name: source.max_epochs for name, source in emitted.items()},
+        "capped": {name: str(source.capped).lower() for name, source in emitted.items()},
     }
-    return {head: values for head, values in columns.items() if values}
+    known = {head: values for head, values in columns.items() if values}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["source", *known])
+    writer.writerows([name, *(values.get(name, "") for values in known.values())] for name in inputs.sources)
+    return text.getvalue()

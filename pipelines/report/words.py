@@ -1,14 +1,19 @@
-"""What the report says in words and tables."""
+"""What the report says in words: headline, lead, figures and provenance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from pipelines.report.format import duration, joined, percent, tokens
+from fastmix_data.messages import joined
+from fastmix_data.results.mixture import Mixture
+from pipelines.report.format import duration, percent, tokens
 from pipelines.report.inputs import ReportInputs
 
 _NAMED_SOURCES = 4
 _ENOUGH = 0.9
+_MOST_CAPPED = 3
 
 
 def headline(inputs: ReportInputs) -> str:
@@ -33,59 +38,57 @@ def lead(inputs: ReportInputs) -> str:
     """What it cost and what came of it, in a few sentences."""
     sentences: list[str] = []
     mixture, manifest = inputs.mixture, inputs.manifest
-    if mixture is not None and mixture.num_updates:
-        count, size = inputs.certainty.num_searches, tokens(mixture.num_parameters)
-        trained = f"{count} proxies of {size} parameters each trained" if count > 1 else f"one proxy of {size} parameters trained"
-        ranks = f"{mixture.world_size} rank{'s' if mixture.world_size > 1 else ''}"
-        sentences.append(
-            f"Learned while {trained}: {tokens(mixture.search_tokens)} tokens, "
-            f"{duration(mixture.search_seconds)} on {ranks}, {mixture.num_updates} updates of the mixture in {mixture.num_steps} steps."
-        )
-        if mixture.start_trials:
-            sentences.append(_trials(mixture.start_trials, num_searches=count))
-        if inputs.certainty.stopped:
-            sentences.append(f"The search ended: {inputs.certainty.stopped.rstrip('.')}.")
-        loss = mixture.target_loss
-        if {"unseen_start", "unseen_end"} <= loss.keys():
-            sentences.append(
-                f"On the half of the target that the search never saw, the proxy's loss went from {loss['unseen_start']:.3f} to "
-                f"{loss['unseen_end']:.3f} nats per token."
-            )
-    elif mixture is not None:
-        sentences.append("The mixture was given, not learned.")
+    if mixture is not None:
+        sentences += _about_search(mixture) if mixture.search.num_updates else ["The mixture was given, not learned."]
     if manifest is not None:
         capped = [source.name for source in manifest.sources if source.capped]
-        stopped = (
-            f"; {_some(capped)} reached {'its cap' if len(capped) == 1 else 'their caps'}"
-            if capped
-            else "; no source reached its cap"
-        )
-        sentences.append(f"The manifest ships {tokens(manifest.num_tokens)} tokens{stopped}.")
+        which = joined(capped) if 0 < len(capped) <= _MOST_CAPPED else f"{len(capped)} sources" if capped else "no source"
+        whose = "their caps" if len(capped) > 1 else "its cap"
+        sentences.append(f"The manifest ships {tokens(manifest.num_tokens)} tokens; {which} reached {whose}.")
     return " ".join(sentences)
 
 
-def _trials(losses: dict[str, list[float]], *, num_searches: int) -> str:
+def _about_search(mixture: Mixture) -> list[str]:
+    """What one search or several took, how they began and ended, and what the proxy gained."""
+    search, loss, count = mixture.search, mixture.target.loss, mixture.certainty.num_searches
+    size = tokens(search.num_parameters)
+    trained = f"{count} proxies of {size} parameters each trained" if count > 1 else f"one proxy of {size} parameters trained"
+    ranks = f"{search.world_size} rank{'s' if search.world_size > 1 else ''}"
+    sentences = [
+        f"Learned while {trained}: {tokens(search.num_tokens)} tokens, {duration(search.seconds)} on {ranks}, "
+        f"{search.num_updates} updates of the mixture in {search.num_steps} steps."
+    ]
+    if mixture.start.trials:
+        sentences.append(_about_trials(mixture.start.trials, num_searches=count))
+    if search.stopped:
+        sentences.append(f"The search ended: {search.stopped.rstrip('.')}.")
+    if {"unseen_start", "unseen_end"} <= loss.keys():
+        sentences.append(
+            f"On the half of the target that the search never saw, the proxy's loss went from {loss['unseen_start']:.3f} to "
+            f"{loss['unseen_end']:.3f} nats per token."
+        )
+    return sentences
+
+
+def _about_trials(losses: Mapping[str, Sequence[float]], *, num_searches: int) -> str:
     """How the start was chosen, by each of the searches."""
+    # `losses` has the trials of one seed after another, equally many of each; every search chose by its own alone.
     means_by_power = {power: np.mean(np.reshape(found, (num_searches, -1)), axis=1) for power, found in losses.items()}
     chosen = [min(means_by_power, key=lambda power: means_by_power[power][search]) for search in range(num_searches)]
     if num_searches > 1:
-        counts = joined([f"{chosen.count(power)} on {_raised(power)}" for power in losses])
+        counts = joined([f"{chosen.count(power)} on {_start_name(power)}" for power in losses])
         return f"Short trials decided where each search started: {counts}."
     (best,) = chosen
     beside = joined([f"{mean:.3f}" for power, (mean,) in means_by_power.items() if power != best])
     count = sum(len(found) for found in losses.values())
     return (
-        f"Of {count} short trials, those on {_raised(best)} ended lower, at {means_by_power[best][0]:.3f} nats instead of {beside}: "
+        f"Of {count} short trials, those on {_start_name(best)} ended lower, at {means_by_power[best][0]:.3f} nats instead of {beside}: "
         "it started there."
     )
 
 
-def _raised(power: str) -> str:
+def _start_name(power: str) -> str:
     return "the bigram mixture" if power == "1" else f"the bigram mixture raised to the power {power}"
-
-
-def _some(names: list[str]) -> str:
-    return joined(names) if len(names) <= 3 else f"{len(names)} sources"
 
 
 def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
@@ -93,14 +96,14 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     found = [("sources", f"{len(inputs.sources)}")]
     if inputs.sizes:
         found.append(("training tokens", tokens(sum(inputs.sizes.values()))))
-    mixture = inputs.mixture
-    if mixture is not None and mixture.num_updates:
+    if inputs.mixture is not None and inputs.mixture.search.num_updates:
+        search = inputs.mixture.search
         found += [
-            ("search tokens", tokens(mixture.search_tokens)),
-            ("search time", duration(mixture.search_seconds)),
-            ("parameters", tokens(mixture.num_parameters)),
-            ("ranks", f"{mixture.world_size}"),
-            ("updates", f"{mixture.num_updates}"),
+            ("search tokens", tokens(search.num_tokens)),
+            ("search time", duration(search.seconds)),
+            ("parameters", tokens(search.num_parameters)),
+            ("ranks", f"{search.world_size}"),
+            ("updates", f"{search.num_updates}"),
         ]
     if inputs.manifest is not None:
         found.append(("shipped tokens", tokens(inputs.manifest.num_tokens)))
@@ -116,7 +119,7 @@ def grouping(inputs: ReportInputs) -> str:
 
 def provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
     """Seeds, hashes and settings, as far as they are recorded."""
-    catalog, mixture, manifest = inputs.catalog, inputs.mixture, inputs.manifest
+    catalog, mixture, recipe, manifest = inputs.catalog, inputs.mixture, inputs.recipe, inputs.manifest
     rows: list[tuple[str, str]] = []
     if catalog is not None:
         info = catalog.info
@@ -130,15 +133,16 @@ def provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
     if mixture is not None:
         rows += [
             ("method", mixture.method),
-            ("search seed", "" if mixture.seed is None else str(mixture.seed)),
-            ("search's recipe", mixture.recipe_hash),
-            ("search's catalog", mixture.catalog_hash),
-            ("trajectory", mixture.trajectory_sha256),
+            ("search seed", "" if mixture.search.seed is None else str(mixture.search.seed)),
+            ("search's recipe", mixture.made_from.recipe),
+            ("search's catalog", mixture.made_from.catalog),
+            ("trajectory", mixture.made_from.trajectory),
         ]
-    targets = inputs.recipe.get("target", {})
-    named = [*targets.get("sources", {}), *targets.get("files", {})]
-    rows.append(("target", ", ".join(named)))
-    rows += [(f"search.{key}", str(value)) for key, value in sorted(inputs.recipe.get("search", {}).items()) if value is not None]
+    if recipe is not None:
+        rows.append(("target", ", ".join(recipe.target.weights())))
+        for name, section in (("training", recipe.training), ("search", recipe.search)):
+            settings = section.model_dump(mode="json")
+            rows += [(f"{name}.{key}", str(value)) for key, value in sorted(settings.items()) if value is not None]
     if manifest is not None:
         rows += [
             ("manifest", manifest.sha256),

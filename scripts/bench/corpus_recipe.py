@@ -16,6 +16,7 @@ from fastmix_data.recipe.file import parse_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.shards.catalog import Catalog
+from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 
 QA_SETS = ("arc_challenge", "piqa", "sciq", "hellaswag", "gsm8k", "strategyqa")
@@ -54,14 +55,8 @@ def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 600_000, v
         "target": {"sources": target_sources("all", list(sources)), "files": _questions(corpus, questions)},
         "proxy": {"config": PROXY},
         "deepspeed": {"zero_stage": 0},
-        "search": {
-            "token_budget": token_budget,
-            "sequence_length": 64,
-            "global_batch": 16,
-            "learning_rate": 6e-3,
-            "eval_sequences": 96,
-            "constraints": {"epoch_caps": False},
-        },
+        "training": {"token_budget": token_budget, "sequence_length": 64, "global_batch": 16, "learning_rate": 6e-3},
+        "search": {"eval_sequences": 96, "constraints": {"epoch_caps": False}},
         "emit": {"token_budget": token_budget},
     }
     return parse_recipe(content, name="benchmark corpus").located(corpus)
@@ -88,14 +83,14 @@ def _questions(corpus: Path, questions: dict[str, Any]) -> dict[str, Any]:
 
 def with_target(recipe: Recipe, target: str) -> Recipe:
     """The recipe with one of TARGETS; the catalog stays the same."""
-    files = recipe.target.files if target == "qa" else {}
+    files = recipe.required("target").files if target == "qa" else {}
     section = TargetSection(sources=target_sources(target, list(recipe.sources)), files=files)
     return recipe.model_copy(update={"target": section}).located(recipe.base)
 
 
 def prepare(recipe: Recipe) -> Catalog:
     """Preprocess once; later calls find it done."""
-    return preprocess(recipe, num_workers=None, scheduler=None, replace=False, quiet=True).catalog
+    return preprocess(plan_preprocess(recipe), quiet=True).catalog
 
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 import webdataset as wds
 
 from fastmix_data.loader import ManifestDataset
-from fastmix_data.manifest.manifest import emit_manifest
-from fastmix_data.recipe.recipe import EmitSection
+from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.sequences import SequenceReader

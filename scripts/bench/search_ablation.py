@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,14 @@ from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe
 from fastmix_data.artefacts import hash_of
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture
-from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.shards.catalog import Catalog
+from fastmix_data.workdir import SearchFolder
+from train.proxy.engine import process_group
+from train.proxy.training import ProxyPlan, train_on_mixture
+from train.search.plan import SearchPlan, plan_search
+from train.search.search import search
+from train.search.start import stated_start
+from train.target.target import target_losses
 
 UNIFORM, BIGRAM, DEFAULT = "uniform", "bigram alone", "default"
 # The scores without a prior, where differences between them show; with it the same call measures what is left of those.
@@ -74,63 +80,61 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def varied(recipe: Recipe, changes: dict[str, Any], *, seed: int) -> Recipe:
-    """The recipe with other settings of the search."""
-    search = recipe.search.model_validate({**recipe.search.model_dump(), **changes, "seed": seed})
-    return recipe.model_copy(update={"search": search}).located(recipe.base)
+    """The recipe with other settings of the search, and a seed."""
+    settings = recipe.search.model_validate({**recipe.search.model_dump(), **changes})
+    training = recipe.required("training").with_seed(seed)
+    return recipe.model_copy(update={"search": settings, "training": training}).located(recipe.base)
 
 
-def learned(recipe: Recipe) -> Mixture:
+def learned(plan: SearchPlan) -> Mixture:
     """What `fastmix search` finds, in a folder that does not stay."""
-    from train.search.search import search
-
     with tempfile.TemporaryDirectory(prefix="fastmix-ablation-") as folder:
-        return search(recipe.searching_in(Path(folder)), quiet=True).mixture
+        return search(plan.in_folder(SearchFolder(Path(folder))), quiet=True).mixture
 
 
-def measure(recipe: Recipe, variant: str, target: str, seed: int) -> dict[str, Any]:
-    """One search and its confirmation, in a worker process."""
-    from train.mixture.stated import start_and_prior
-    from train.proxy.engine import process_group
-    from train.proxy.training import target_losses, train_on_mixture
-
-    catalog = load_catalog(recipe.paths.catalog)
-    seconds = 0.0
-    if variant == UNIFORM:
-        weights = [1 / len(catalog.sources)] * len(catalog.sources)
-    elif variant == BIGRAM:
-        weights = start_and_prior(recipe, catalog)[0].tolist()
-    else:
-        found = learned(recipe)
-        weights, seconds = found.weights_K(catalog.sources).tolist(), found.search_seconds
+def confirm(proxy: ProxyPlan, weights: list[float], *, seed: int, names: list[str], num_sequences: int) -> dict[str, float]:
+    """Losses of a fresh proxy, trained on a mixture, on the half of each target that no search saw."""
     with process_group(rank=0, world_size=1):
-        proxy = train_on_mixture(recipe, catalog, np.array(weights), seed=seed + 100)
-        names = list(recipe.target.weights())
-        losses = target_losses(proxy.engine, recipe, catalog, names=names, half="unseen")
-    loss = sum(weight * losses[name] for name, weight in recipe.target.weights().items())
+        engine = train_on_mixture(proxy, np.array(weights), seed=seed).engine
+        losses = target_losses(engine, proxy, names=names, half="unseen", num_sequences=num_sequences)
+        engine.close()
+    return losses
+
+
+def measure(plan: SearchPlan, variant: str, target: str, seed: int) -> dict[str, Any]:
+    """One search and its confirmation, in a worker process."""
+    sources, importance, seconds = plan.catalog.sources, plan.target.weights(), 0.0
+    if variant == UNIFORM:
+        weights = [1 / len(sources)] * len(sources)
+    elif variant == BIGRAM:
+        weights = stated_start(plan).initial
+    else:
+        found = learned(plan)
+        weights, seconds = found.weights_K(sources).tolist(), found.search.seconds
+    names, num_sequences = list(importance), plan.search.eval_sequences
+    losses = confirm(plan.proxy, weights, seed=seed + 100, names=names, num_sequences=num_sequences)
+    loss = sum(weight * losses[name] for name, weight in importance.items())
     return {"target": target, "seed": seed, "weights": weights, "seconds": seconds, "loss": loss, "losses": losses}
 
 
-def jobs(recipe: Recipe, options: argparse.Namespace) -> Iterator[tuple[str, Recipe, str, str, int]]:
-    """(key, recipe, variant, target, seed), all variants of a seed before the next seed."""
+def jobs(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[tuple[str, str, int], tuple[str, SearchPlan]]:
+    """Key and plan by variant, target and seed, all variants of a seed before the next seed."""
+    found = {}
     for seed in range(options.seeds):
         for variant in options.variants:
             for target in options.targets:
-                job = varied(with_target(recipe, target), VARIANTS[variant], seed=seed)
-                key = hash_of(
-                    [
-                        variant if variant in (UNIFORM, BIGRAM) else "",
-                        job.search.model_dump(mode="json"),
-                        job.target.model_dump(mode="json"),
-                    ]
-                )
-                yield key, job, variant, target, seed
+                plan = plan_search(varied(with_target(recipe, target), VARIANTS[variant], seed=seed), catalog)
+                key = hash_of([variant if variant in (UNIFORM, BIGRAM) else "", plan.sections.model_dump(mode="json")])
+                found[variant, target, seed] = key, plan
+    return found
 
 
-def run_all(recipe: Recipe, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Do what the file does not have yet; returns all results by key."""
+def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[tuple[str, str, int], float]:
+    """Do what the file does not have yet; returns losses by variant, target and seed."""
     path = options.workdir / "ablation.jsonl"
     done = {row["key"]: row for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
-    missing = {key: job for key, *job in jobs(recipe, options) if key not in done}
+    wanted = jobs(recipe, catalog, options)
+    missing = {key: (plan, *job) for job, (key, plan) in wanted.items() if key not in done}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool, path.open("a") as file:
         pending = {pool.submit(measure, *job): key for key, job in missing.items()}
@@ -140,22 +144,21 @@ def run_all(recipe: Recipe, options: argparse.Namespace) -> dict[str, dict[str, 
             file.flush()
             print(f"\r{number} of {len(missing)} runs", end="", flush=True)
     print()
-    return done
+    return {job: done[key]["loss"] for job, (key, _) in wanted.items()}
 
 
-def losses_of(variant: str, recipe: Recipe, options: argparse.Namespace, done: dict[str, dict[str, Any]]) -> np.ndarray:
+def losses_of(variant: str, options: argparse.Namespace, found: dict[tuple[str, str, int], float]) -> np.ndarray:
     """Loss of the confirming proxies, shape (targets, seeds)."""
-    found = {(target, seed): done[key]["loss"] for key, _, name, target, seed in jobs(recipe, options) if name == variant}
-    return np.array([[found[target, seed] for seed in range(options.seeds)] for target in options.targets])
+    return np.array([[found[variant, target, seed] for seed in range(options.seeds)] for target in options.targets])
 
 
-def print_table(recipe: Recipe, options: argparse.Namespace, done: dict[str, dict[str, Any]]) -> None:
+def print_table(options: argparse.Namespace, found: dict[tuple[str, str, int], float]) -> None:
     """Markdown: loss minus that of the uniform mixture, seed by seed, and minus that of the default."""
-    uniform, default = (losses_of(variant, recipe, options, done) for variant in (UNIFORM, DEFAULT))
+    uniform, default = (losses_of(variant, options, found) for variant in (UNIFORM, DEFAULT))
     print(f"| variant | {' | '.join(options.targets)} | mean | against default | seeds and targets won |")
     print("|---" * (len(options.targets) + 4) + "|")
     for variant in options.variants:
-        losses = losses_of(variant, recipe, options, done)
+        losses = losses_of(variant, options, found)
         gains, against = losses - uniform, losses - default
         error = against.std(ddof=1) / against.size**0.5 if against.size > 1 else 0.0
         cells = " | ".join(f"{gain:+.3f}" for gain in gains.mean(axis=1))
@@ -180,9 +183,8 @@ def main() -> None:
     options.variants = list(dict.fromkeys([UNIFORM, DEFAULT, *options.variants]))
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
     if options.from_uniform:
-        recipe = varied(recipe, FROM_UNIFORM, seed=recipe.search.seed)
-    prepare(recipe)
-    print_table(recipe, options, run_all(recipe, options))
+        recipe = varied(recipe, FROM_UNIFORM, seed=0)
+    print_table(options, run_all(recipe, prepare(recipe), options))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ import torch
 from torch import nn
 
 from fastmix_data.recipe.file import parse_recipe
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.losses import sequence_losses
+from train.search.plan import SearchPlan, plan_search
 from train.search.search import build_run
 from train.search.start import stated_start
 
@@ -52,7 +51,7 @@ def make_catalog(root: Path, num_sources: int) -> Catalog:
     return Catalog(root, CatalogInfo(BLOCK, VOCABULARY, 0, "", sources=names), rows)
 
 
-def make_recipe(catalog: Catalog) -> Recipe:
+def make_plan(catalog: Catalog) -> SearchPlan:
     """The default search on a catalog of random tokens."""
     content = {
         "workdir": str(catalog.root),
@@ -60,10 +59,10 @@ def make_recipe(catalog: Catalog) -> Recipe:
         "sources": {name: {"files": "none"} for name in catalog.sources},
         "target": {"sources": dict.fromkeys(catalog.sources[:2], 1.0)},
         "proxy": {"config": PROXY},
-        "search": {"token_budget": 10**9, "weights_warmup_steps": 0, "constraints": {"epoch_caps": False}},
-        "emit": {"token_budget": 10**9},
+        "training": {"token_budget": 10**9},
+        "search": {"weights_warmup_steps": 0},
     }
-    return parse_recipe(content, name="benchmark")
+    return plan_search(parse_recipe(content, name="benchmark"), catalog)
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
@@ -73,23 +72,21 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
     return time.perf_counter() - started
 
 
-def separate_passes(engine: ProxyEngine, search: SearchSection, num_sources: int, parameters: list[nn.Parameter]) -> None:
+def separate_passes(engine: ProxyEngine, plan: SearchPlan, parameters: list[nn.Parameter]) -> None:
     """One update of the kind this replaces: K + 1 forward and backward passes, the target's and every source's."""
-    slice_size = max(1, search.global_batch // num_sources)
-    sizes = [search.target_batch, *([slice_size] * num_sources)]
+    training, num_sources = plan.proxy.training, len(plan.catalog.sources)
+    sizes = [plan.search.target_batch, *([max(1, training.global_batch // num_sources)] * num_sources)]
     for size in sizes:
-        tokens = torch.randint(0, VOCABULARY, (size, search.sequence_length + 1))
+        tokens = torch.randint(0, VOCABULARY, (size, training.sequence_length + 1))
         torch.autograd.grad(sequence_losses(engine.module(input_ids=tokens[:, :-1]).logits, tokens[:, 1:]).mean(), parameters)
 
 
 def measure(num_sources: int, rounds: int) -> None:
     """A line of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        catalog = make_catalog(Path(folder), num_sources)
-        recipe = make_recipe(catalog)
-        search, interval = recipe.search, recipe.search.update_interval
-        start = stated_start(recipe, catalog)
-        run, engine, _ = build_run(recipe, catalog, 1, start=start)  # one proxy in both roles: nothing but the role differs
+        plan = make_plan(make_catalog(Path(folder), num_sources))
+        interval, start = plan.search.update_interval, stated_start(plan)
+        run, engine, _ = build_run(plan, 1, start=start)  # one proxy in both roles: nothing but the role differs
         everything, head = list(engine.module.parameters()), [engine.module.get_output_embeddings().weight]
         ratios, per_step, separate = [], [], []
         for number in range(rounds + 1):
@@ -101,10 +98,11 @@ def measure(num_sources: int, rounds: int) -> None:
             ratios.append(times[0] / times[1])
             per_step.append(times[1] / interval)
             if number % 5 == 1:
-                passes = [seconds(lambda p=p: separate_passes(engine, search, num_sources, p)) for p in (everything, head)]
+                passes = [seconds(lambda p=p: separate_passes(engine, plan, p)) for p in (everything, head)]
                 separate.append([1 + taken / times[1] for taken in passes])
+        engine.close()
     low, median, high = np.percentile(ratios, [25, 50, 75])
-    tokens = search.tokens_per_step / np.median(per_step)
+    tokens = plan.proxy.training.tokens_per_step / np.median(per_step)
     of_all, of_head = np.median(separate, axis=0)
     print(
         f"| {num_sources} | {tokens:,.0f} | {median:.3f} | {low:.3f} to {high:.3f} | {of_all:.2f} | {of_head:.2f} | "

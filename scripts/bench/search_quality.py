@@ -4,7 +4,7 @@
 
 Every proxy is kept in the workdir, so a stopped call goes on and another target or method costs only itself. Prints, for each method, the
 mean paired difference to uniform on each target (nats, on the half that no search saw) with the share of the attainable gain, then the
-mean rank over all targets and seeds, and its search tokens beside those of the largest RegMix. Markdown, for docs/search.md.
+mean rank over all targets and seeds, and its search tokens beside those of the largest RegMix. Markdown, for docs/results.md.
 """
 
 from __future__ import annotations
@@ -12,43 +12,47 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
 from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.results.comparison import REFERENCE, ComparedMethod
+from fastmix_data.shards.catalog import Catalog
 from fastmix_data.units import format_count
-from pipelines.compare.methods import REFERENCE
 from pipelines.compare.run import Workers, compare
 from pipelines.compare.table import mean_ranks
-from pipelines.report.intervals import mean_interval
+from pipelines.report.method_figures import mean_interval
+from train.search.plan import plan_search
 
 METHODS = "fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32"
-Comparisons = dict[str, list[dict[str, Any]]]  # by target, one for each seed of the search
+Compared = Mapping[str, ComparedMethod]  # by name of the method
+Comparisons = dict[str, list[Compared]]  # by target, one for each seed of the search
 
 
-def run_all(recipe: Recipe, options: argparse.Namespace) -> Comparisons:
+def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> Comparisons:
     """Results of every target and seed of the search."""
     workers = Workers(num_workers=options.workers)
     results: Comparisons = {target: [] for target in options.targets}
     for seed in range(options.search_seeds):
-        search = recipe.search.model_copy(update={"seed": seed})
+        training = recipe.required("training").with_seed(seed)
         for target in options.targets:
-            one = with_target(recipe.model_copy(update={"search": search}), target)
+            plan = plan_search(with_target(recipe.model_copy(update={"training": training}), target), catalog)
             print(f"target {target}, search seed {seed}", flush=True)
-            folder = one.paths.root / "compare" / "targets" / f"{target}-{seed}"
-            done = compare(one, methods=options.methods, num_seeds=options.seeds, workers=workers, replace=True, directory=folder)
-            results[target].append(done.content["methods"])
+            folder = recipe.paths.compare.root / "targets" / f"{target}-{seed}"
+            done = compare(
+                plan, methods=options.methods, num_seeds=options.seeds, workers=workers, replace=True, directory=folder
+            )
+            results[target].append(done.comparison.methods)
     return results
 
 
-def losses_of(results: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def losses_of(results: Sequence[Compared], name: str) -> np.ndarray:
     """Losses of a method's confirming proxies on one target, over seeds of search and confirmation, shape (R,)."""
-    return np.concatenate([methods[name]["target_loss"] for methods in results])
+    return np.concatenate([methods[name].target_loss for methods in results])
 
 
-def cell(results: Sequence[Mapping[str, Any]], name: str) -> str:
+def cell(results: Sequence[Compared], name: str) -> str:
     """Mean difference to uniform, its 90% interval over proxies, and the share of the attainable gain."""
     if name == REFERENCE:
         return f"{losses_of(results, name).mean():.3f}"
@@ -65,9 +69,7 @@ def table(results: Comparisons) -> str:
     """Markdown: a row per method, best mean rank first."""
     first = next(iter(results.values()))[0]
     ranks = mean_ranks({name: np.concatenate([losses_of(found, name) for found in results.values()]).tolist() for name in first})
-    tokens = {
-        name: np.mean([methods[name]["search_tokens"] for found in results.values() for methods in found]) for name in first
-    }
+    tokens = {name: np.mean([methods[name].search_tokens for found in results.values() for methods in found]) for name in first}
     swarms = [tokens[name] for name in first if name.startswith("regmix")]
     rows = [["method", *results, "mean rank", "search tokens", "RegMix's tokens over these"]]
     for name in sorted(ranks, key=lambda name: (ranks[name], name)):
@@ -91,8 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     budget = {} if options.token_budget is None else {"token_budget": options.token_budget}
     recipe = corpus_recipe(corpus_of(options), options.workdir.resolve(), **budget)
-    prepare(recipe)
-    print(table(run_all(recipe, options)))
+    print(table(run_all(recipe, prepare(recipe), options)))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,20 @@ import argparse
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from corpus_recipe import PROXY, TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
-from search_ablation import learned, varied
+from search_ablation import confirm, learned, varied
 
 from fastmix_data.recipe.proxy import ProxySection
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.shards.catalog import Catalog
+from train.proxy.model import build_proxy
+from train.proxy.training import ProxyPlan
+from train.search.plan import SearchPlan, plan_search
 
 MIXTURES = ("uniform", "proportional", "fastmix")
 LARGE: dict[str, Any] = {
@@ -33,47 +37,47 @@ LARGE: dict[str, Any] = {
 }
 
 
-def search(recipe: Recipe) -> tuple[list[float], int]:
-    """Weights that the small proxy finds, and its number of parameters."""
-    found = learned(recipe)
-    return found.weights_K(load_catalog(recipe.paths.catalog).sources).tolist(), found.num_parameters
+def weights_of_search(plan: SearchPlan) -> list[float]:
+    """What the small proxy finds."""
+    weights: list[float] = learned(plan).weights_K(plan.catalog.sources).tolist()
+    return weights
 
 
-def confirm(recipe: Recipe, weights: list[float]) -> tuple[dict[str, float], int]:
-    """Loss of a fresh large model on every target's parts, and its number of parameters."""
-    from train.proxy.engine import process_group
-    from train.proxy.training import target_losses, train_on_mixture
-
-    catalog = load_catalog(recipe.paths.catalog)
-    narrower = (
-        PROXY["hidden_size"] / LARGE["hidden_size"]
-    )  # the learning rate goes with the width's inverse (muP, arXiv 2203.03466)
-    settings = recipe.search.model_copy(update={"learning_rate": recipe.search.learning_rate * narrower})
-    large = recipe.model_copy(update={"proxy": ProxySection(config=LARGE), "search": settings}).located(recipe.base)
-    with process_group(rank=0, world_size=1):
-        proxy = train_on_mixture(large, catalog, np.array(weights), seed=recipe.search.seed + 100)
-        names = list(catalog.info.target_files) + [name for name in catalog.sources if name != "junk"]
-        return target_losses(proxy.engine, large, catalog, names=names, half="unseen"), proxy.engine.num_parameters
+def losses_of_large(plan: SearchPlan, weights: list[float]) -> dict[str, float]:
+    """Loss of a fresh large model on every target's parts."""
+    names = list(plan.catalog.info.target_files) + [name for name in plan.catalog.sources if name != "junk"]
+    seed = plan.proxy.training.seed + 100
+    return confirm(large_proxy(plan.proxy), weights, seed=seed, names=names, num_sequences=plan.search.eval_sequences)
 
 
-def measure(recipe: Recipe, options: argparse.Namespace) -> tuple[dict[tuple[str, str], list[float]], float]:
-    """Losses by target and mixture, one per seed, and how many times as large the large model is."""
-    catalog = load_catalog(recipe.paths.catalog)
+def large_proxy(small: ProxyPlan) -> ProxyPlan:
+    """The large model with the same budget."""
+    # The learning rate goes with the width's inverse (muP, arXiv 2203.03466).
+    rate = small.training.learning_rate * PROXY["hidden_size"] / LARGE["hidden_size"]
+    return replace(small, proxy=ProxySection(config=LARGE), training=small.training.model_copy(update={"learning_rate": rate}))
+
+
+def num_parameters(plan: ProxyPlan) -> int:
+    model = build_proxy(plan.proxy, config=plan.config, base=plan.base, seed=0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
+    """Losses by target and mixture, one per seed."""
     sizes_K = catalog.num_tokens_K() / catalog.num_tokens_K().sum()
     plain = {"uniform": [1 / len(sizes_K)] * len(sizes_K), "proportional": sizes_K.tolist()}
     losses: dict[tuple[str, str], list[float]] = {(t, m): [] for t in options.targets for m in MIXTURES}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for seed in range(options.seeds):
-            recipes = {target: varied(with_target(recipe, target), {}, seed=seed) for target in options.targets}
-            found = dict(zip(recipes, pool.map(search, recipes.values()), strict=True))
-            jobs: dict[str, Any] = {**plain, **{target: weights for target, (weights, _) in found.items()}}
-            first = next(iter(recipes.values()))
-            results = dict(zip(jobs, pool.map(confirm, [first] * len(jobs), jobs.values()), strict=True))
+            plans = {t: plan_search(varied(with_target(recipe, t), {}, seed=seed), catalog) for t in options.targets}
+            jobs = {**plain, **dict(zip(plans, pool.map(weights_of_search, plans.values()), strict=True))}
+            first = next(iter(plans.values()))
+            results = dict(zip(jobs, pool.map(losses_of_large, [first] * len(jobs), jobs.values()), strict=True))
             for target, mixture in losses:
-                parts, _ = results[target if mixture == "fastmix" else mixture]
-                losses[target, mixture].append(sum(w * parts[name] for name, w in recipes[target].target.weights().items()))
-    return losses, results["uniform"][1] / found[options.targets[0]][1]
+                parts = results[target if mixture == "fastmix" else mixture]
+                losses[target, mixture].append(sum(w * parts[name] for name, w in plans[target].target.weights().items()))
+    return losses
 
 
 def main() -> None:
@@ -87,8 +91,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
-    prepare(recipe)
-    losses, ratio = measure(recipe, options)
+    catalog = prepare(recipe)
+    losses, small = measure(recipe, catalog, options), plan_search(recipe, catalog).proxy
+    ratio = num_parameters(large_proxy(small)) / num_parameters(small)
     print(f"{ratio:.1f} times the proxy's parameters, {options.seeds} seed(s)")
     print("loss of uniform in nats; of the others the paired difference to it, mean and range over seeds\n")
     print(f"| target | {' | '.join(MIXTURES)} |\n" + "|---" * (len(MIXTURES) + 1) + "|")

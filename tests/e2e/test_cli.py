@@ -1,52 +1,60 @@
-"""The flow as a user drives it."""
+"""The flow as a user drives it.
+
+Only what needs a process of its own gets one: what is printed beside the JSON, the launcher, and how much is imported.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import webdataset
-import yaml
-from installed_command import FASTMIX, fastmix
+from installed_command import FASTMIX, fastmix, installed_fastmix, read_recipe, run_process, write_recipe
 
 from fastmix_data.loader import ManifestDataset
 from fastmix_data.manifest.manifest import load_manifest
+from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.workdir import Workdir
+
+
+def times_of_writing(workdir: Path) -> dict[Path, int]:
+    """Of every file but locks and the report, which is always written."""
+    files = [path for path in workdir.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path: path.stat().st_mtime_ns for path in files if path.name != "report.html"}
 
 
 def test_run_leaves_every_artefact_and_a_token_exact_manifest(finished_run: Path) -> None:
-    run = finished_run / "run"
-    for artefact in (
-        "catalog.parquet",
-        "tokenizer/tokenizer.json",
-        "search/mixture.json",
-        "search/trajectory.parquet",
-        "report.html",
-    ):
-        assert (run / artefact).is_file(), artefact
-    manifest = load_manifest(run / "manifest")
-    block = load_catalog(run / "catalog.parquet").info.block_tokens
+    paths = Workdir(finished_run / "run")
+    for artefact in (paths.catalog, paths.tokenizer, paths.search.mixture, paths.search.trajectory, paths.report):
+        assert artefact.is_file(), artefact
+    manifest = load_manifest(paths.manifest.root)
+    block = load_catalog(paths.catalog).info.block_tokens
     assert abs(manifest.num_tokens - 30_000) <= block
-    labels = sum(int((item["labels"] != -100).sum()) for item in ManifestDataset(run / "manifest", sequence_length=64))
+    labels = sum(int((item["labels"] != -100).sum()) for item in ManifestDataset(paths.manifest.root, sequence_length=64))
     assert labels == sum(part.num_labels * part.repeats for part in manifest.parts)
-    assert not list(run.rglob("*.partial"))
+    assert not list(paths.root.rglob("*.partial"))
 
 
 def test_the_target_wins_and_noise_loses(finished_run: Path) -> None:
-    weights = json.loads((finished_run / "run/search/mixture.json").read_text())["weights"]
+    weights = load_mixture(Workdir(finished_run / "run").search.mixture).weights
     assert weights["prose"] > 1 / 3 > weights["noise"]
 
 
-def test_a_second_run_does_nothing_and_json_is_one_object(finished_run: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (finished_run / "run").rglob("*.tar")}
-    again = fastmix("run", "recipe.yaml", "--json", cwd=finished_run)
-    result = json.loads(again.stdout)
-    assert result["num_tokens"] > 0 and set(result["mixture"]["weights"]) == {"prose", "code", "noise"}
-    assert {path: path.stat().st_mtime_ns for path in (finished_run / "run").rglob("*.tar")} == before
+def test_a_second_run_does_nothing_and_says_the_same(finished_run: Path) -> None:
+    before = times_of_writing(finished_run / "run")
+    printed = json.loads((finished_run / "printed.json").read_text())
+    assert printed["num_tokens"] > 0 and set(printed["mixture"]["weights"]) == {"prose", "code", "noise"}
+    assert json.loads(fastmix("run", "recipe.yaml", "--json", cwd=finished_run).stdout) == printed
+    shown = fastmix("run", "recipe.yaml", cwd=finished_run)
+    assert shown.stderr.count("nothing to do") == 3 and f"manifest: {printed['num_tokens']:,} tokens" in shown.stdout
+    assert times_of_writing(finished_run / "run") == before
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,8 @@ def test_a_second_run_does_nothing_and_json_is_one_object(finished_run: Path) ->
     ids=" ".join,
 )
 def test_every_command_prints_one_json_object(finished_run: Path, arguments: tuple[str, ...]) -> None:
-    assert isinstance(json.loads(fastmix(*arguments, "--json", cwd=finished_run).stdout), dict)
+    printed = fastmix(*arguments, "--json", cwd=finished_run)
+    assert isinstance(json.loads(printed.stdout), dict) and printed.stderr == ""
 
 
 def test_inspect_shows_the_text_of_a_block(finished_run: Path) -> None:
@@ -85,12 +94,13 @@ def test_webdataset_reads_the_export(finished_run: Path, tmp_path: Path) -> None
     assert all(sample["tokens.npy"].shape == (257,) for sample in samples)
 
 
-def test_a_mixture_of_ones_own_is_emitted(finished_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "mixture.json").write_text(json.dumps({"weights": {"prose": 0.2, "code": 0.5, "noise": 0.3}}))
-    recipe = yaml.safe_load((finished_run / "recipe.yaml").read_text())
-    (finished_run / "other.yaml").write_text(yaml.safe_dump(recipe))
-    refused = fastmix("emit", "other.yaml", "--mixture", tmp_path / "mixture.json", cwd=finished_run, code=2)
+def test_a_mixture_of_ones_own_is_emitted(copied_run: Path) -> None:
+    wanted = {"prose": 0.2, "code": 0.5, "noise": 0.3}
+    (copied_run / "own.json").write_text(json.dumps({"weights": wanted}))
+    refused = fastmix("emit", "recipe.yaml", "--mixture", "own.json", cwd=copied_run, code=2)
     assert "--replace" in refused.stderr and refused.stderr.count("\n") == 1
+    fastmix("emit", "recipe.yaml", "--mixture", "own.json", "--replace", cwd=copied_run)
+    assert {source.name: source.weight for source in load_manifest(copied_run / "run/manifest").sources} == wanted
 
 
 def test_init_writes_a_recipe_that_loads(corpus: Path) -> None:
@@ -100,20 +110,25 @@ def test_init_writes_a_recipe_that_loads(corpus: Path) -> None:
     assert set(sources) == {"prose", "code", "noise"}
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import pipelines.cli, sys; print([m for m in ('torch', 'pyarrow', 'dask', 'pydantic', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+@pytest.mark.parametrize("command", [[FASTMIX], [sys.executable, "-m", "train.search"]], ids=["fastmix", "train.search"])
+def test_help_imports_nothing_heavy(command: list[object], tmp_path: Path) -> None:
+    finished = run_process([*command, "--help"], cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert "Usage: fastmix" in finished.stdout
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "pipelines" in imported
+    assert imported.isdisjoint({"torch", "pyarrow", "dask", "distributed", "pydantic", "numpy", "transformers", "deepspeed"})
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("search.sed=1", "search.sed: unknown key; did you mean 'seed'?"),
+        ("search.explorations=1", "search.explorations: unknown key; did you mean 'exploration'?"),
+        ("training.sed=1", "training.sed: unknown key; did you mean 'seed'?"),
         ("sources.prose.files=prsoe.jsonl", "prose.jsonl"),
         ("sources.prose.text=body", "the keys there are text"),
         ("target.sources.poetry=1", "there is no source 'poetry'; the sources are prose, code, noise"),
-        ("search.sequence_length=100", "does not divide shards.block_tokens 256"),
-        ("search.micro_batch=3", "search.micro_batch 3 does not divide"),
+        ("training.sequence_length=100", "does not divide shards.block_tokens 256"),
+        ("training.micro_batch=3", "training.micro_batch: 3 does not divide"),
         ("proxy.config.hiden_size=3", "did you mean 'hidden_size'"),
         ("sources.a/b={files: prose.jsonl}", "'a/b' is not a usable name"),
         ("emit.token_budget=many", "write it like 2M or 100B"),
@@ -124,6 +139,68 @@ def test_mistakes_are_one_line_and_leave_nothing(corpus: Path, change: str, expe
     refused = fastmix("run", "recipe.yaml", "--set", change, cwd=corpus, code=2)
     assert expected in refused.stderr and refused.stderr.count("\n") == 1 and refused.stdout == ""
     assert not (corpus / "run").exists()
+
+
+def test_a_recipe_of_version_0_1_is_refused_with_the_place_of_each_key_that_moved(corpus: Path) -> None:
+    recipe = read_recipe(corpus)
+    for key in TrainingSection.model_fields:
+        section = "deepspeed" if key == "precision" else "search"
+        old = {**recipe, "training": None, section: {**recipe.get(section, {}), key: recipe["training"].get(key, 1)}}
+        write_recipe(corpus, {name: content for name, content in old.items() if content is not None})
+        refused = fastmix("run", "recipe.yaml", cwd=corpus, code=2)
+        assert refused.stderr == f"error: recipe.yaml: {section}.{key}: has moved; write it as training.{key}\n"
+    assert not (corpus / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "lacking", "remedy"),
+    [
+        ("run", "training", "add training: {token_budget: 2M}"),
+        ("run", "target", "add target: {sources: {NAME: 1}}"),
+        ("run", "emit", "add emit: {token_budget: 100M}"),
+        ("search", "training", "add training: {token_budget: 2M}"),
+        ("search", "target", "add target: {sources: {NAME: 1}}"),
+        ("compare", "training", "add training: {token_budget: 2M}"),
+        ("emit", "emit", "add emit: {token_budget: 100M}"),
+    ],
+)
+def test_a_section_that_a_command_needs_is_asked_for_before_any_work(
+    corpus: Path, command: str, lacking: str, remedy: str
+) -> None:
+    recipe = read_recipe(corpus)
+    del recipe[lacking]
+    write_recipe(corpus, recipe)
+    refused = fastmix(command, "recipe.yaml", cwd=corpus, code=2)
+    assert refused.stderr.startswith(f"error: {lacking}: ") and remedy in refused.stderr and refused.stderr.count("\n") == 1
+    assert not (corpus / "run").exists()
+
+
+def test_preprocess_needs_a_tokenizer_and_sources_only(finished_run: Path, corpus: Path) -> None:
+    recipe = read_recipe(corpus)
+    kept = {name: recipe[name] for name in ("workdir", "tokenizer", "sources", "shards")}
+    write_recipe(corpus, kept)
+    fastmix("preprocess", "recipe.yaml", "--workers", 1, cwd=corpus)
+    made, whole = (load_catalog(folder / "run/catalog.parquet") for folder in (corpus, finished_run))
+    assert made.fingerprint == whole.fingerprint
+    write_recipe(corpus, {name: kept[name] for name in ("tokenizer", "sources")})
+    fastmix("preprocess", "recipe.yaml", "--workers", 1, "--replace", cwd=corpus)
+    assert load_catalog(corpus / "run/catalog.parquet").sources == made.sources
+
+
+def test_commands_do_not_ask_for_sections_that_they_do_not_need(copied_run: Path) -> None:
+    recipe, paths = read_recipe(copied_run), Workdir(copied_run / "run")
+    before = paths.manifest.manifest.read_bytes(), paths.report.read_bytes()
+    shutil.rmtree(paths.manifest.root)
+    write_recipe(copied_run, {name: recipe[name] for name in ("workdir", "tokenizer", "sources", "shards", "emit")})
+    fastmix("emit", "recipe.yaml", cwd=copied_run)
+    paths.report.unlink()
+    write_recipe(copied_run, {name: recipe[name] for name in ("workdir", "tokenizer", "sources")})
+    fastmix("report", "recipe.yaml", cwd=copied_run)
+    assert (paths.manifest.manifest.read_bytes(), paths.report.read_bytes()) == before
+    write_recipe(copied_run, {name: content for name, content in recipe.items() if name != "emit"})
+    small = ("training.token_budget=20K", "search.trial_fraction=0")
+    fastmix("search", "recipe.yaml", *(f"--set={key}" for key in small), "--replace", cwd=copied_run)
+    assert load_mixture(paths.search.mixture).search.num_steps == 19
 
 
 def test_a_source_named_twice_is_refused(corpus: Path) -> None:
@@ -139,8 +216,8 @@ def test_a_budget_beyond_the_caps_is_refused_before_the_search(corpus: Path) -> 
 
 
 def test_a_missing_recipe_names_the_nearest(corpus: Path) -> None:
-    refused = fastmix("run", "recipie.yaml", "--json", cwd=corpus, code=2)
-    assert "did you mean recipe.yaml?" in refused.stderr
+    refused = installed_fastmix("run", "recipie.yaml", "--json", cwd=corpus, code=2)
+    assert "did you mean recipe.yaml?" in refused.stderr and refused.stderr.count("\n") == 1
     assert "did you mean" in json.loads(refused.stdout)["error"]
 
 
@@ -164,31 +241,12 @@ def test_debug_shows_the_traceback(corpus: Path) -> None:
     assert "Traceback" in fastmix("run", "nothing.yaml", "--debug", cwd=corpus, code=2).stderr
 
 
-def test_deepspeed_launcher_starts_the_same_module(finished_run: Path) -> None:
+def test_deepspeed_launcher_starts_the_same_command(copied_run: Path) -> None:
     launcher = Path(FASTMIX).with_name("deepspeed")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PATH": f"{launcher.parent}:{os.environ['PATH']}",
-    }
-    command = [
-        launcher,
-        "--num_accelerators",
-        "1",
-        "--module",
-        "train.search",
-        "recipe.yaml",
-        "--set",
-        "search.seed=5",
-        "--replace",
-    ]
-    recipe = finished_run / "launched"
-    recipe.mkdir()
-    (recipe / "run").mkdir()
-    for name in ("shards", "catalog.parquet", "tokenizer"):
-        (recipe / "run" / name).symlink_to(finished_run / "run" / name)
-    (recipe / "recipe.yaml").write_text((finished_run / "recipe.yaml").read_text())
-    finished = subprocess.run(list(map(str, command)), cwd=recipe, capture_output=True, text=True, timeout=300, env=environment)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert json.loads((recipe / "run/search/mixture.json").read_text())["seed"] == 5
+    path = f"{launcher.parent}:{os.environ['PATH']}"
+    changes = ("training.seed=5", "training.token_budget=20K", "search.trial_fraction=0")
+    options = [part for change in changes for part in ("--set", change)]
+    command = [launcher, "--num_accelerators", 1, "--module", "train.search", "recipe.yaml", *options, "--replace"]
+    run_process(command, cwd=copied_run, DS_ACCELERATOR="cpu", PATH=path)
+    searched = load_mixture(Workdir(copied_run / "run").search.mixture).search
+    assert (searched.seed, searched.world_size) == (5, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from installed_command import fastmix
+from installed_command import fastmix, installed_fastmix
 
 CORPUS = os.environ.get("FASTMIX_CORPUS")
 pytestmark = pytest.mark.skipif(not CORPUS, reason="FASTMIX_CORPUS does not name the corpus")
@@ -38,13 +38,8 @@ def write_recipe(folder: Path) -> Path:
                 "intermediate_size": 128,
             }
         },
-        "search": {
-            "token_budget": "500K",
-            "sequence_length": 128,
-            "global_batch": 16,
-            "learning_rate": 5e-3,
-            "eval_sequences": 32,
-        },
+        "training": {"token_budget": "300K", "sequence_length": 128, "global_batch": 16, "learning_rate": 5e-3},
+        "search": {"eval_sequences": 32},
         "emit": {"token_budget": "20M", "max_epochs": 4},
     }
     path = folder / "recipe.yaml"
@@ -54,10 +49,10 @@ def write_recipe(folder: Path) -> Path:
 
 def test_targets_gain_junk_loses_and_the_scarce_source_is_capped(tmp_path: Path) -> None:
     write_recipe(tmp_path)
-    result = json.loads(fastmix("run", "recipe.yaml", "--json", cwd=tmp_path).stdout)
+    result = json.loads(installed_fastmix("run", "recipe.yaml", "--json", cwd=tmp_path).stdout)
     weights, uniform = result["mixture"]["weights"], 1 / 12
     assert weights["junk"] < uniform < min(weights["verse_en"], weights["classics_en"])
     assert max(result["epochs"].values()) <= 4
-    loss = result["mixture"]["target_loss"]
+    loss = result["mixture"]["target"]["loss"]
     assert loss["unseen_end"] < loss["unseen_start"] - 1
     assert "all as recorded" in fastmix("verify", "run", cwd=tmp_path).stdout

@@ -22,9 +22,9 @@ from pipelines.demo.corpus import write_sample_corpus
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = (
     "tokenizer.train.vocab_size=512",
-    "search.token_budget=24K",
-    "search.global_batch=8",
-    "search.sequence_length=32",
+    "training.token_budget=24K",
+    "training.global_batch=8",
+    "training.sequence_length=32",
     "search.eval_sequences=8",
     "search.update_interval=2",
     "search.weights_warmup_steps=4",
@@ -38,8 +38,8 @@ Check = Callable[[dict[str, Any]], bool]
 
 # Large enough that the mixture stands still before the end; a production run long enough that topics reaches its two epochs.
 MORE = {
-    "trials": ("search.token_budget=160K", "search.global_batch=8", "search.sequence_length=64"),
-    "stop": ("search.token_budget=400K", "search.stop.tolerance=0.3"),
+    "trials": ("training.token_budget=78K",),
+    "stop": ("training.token_budget=100K", "search.stop.tolerance=0.3"),
     "repetition": ("emit.token_budget=1.2M",),
 }
 
@@ -53,15 +53,15 @@ CHECKS: dict[str, Check] = {
         m["weights"]["code"] + m["weights"]["headers"] <= 0.5 + 1e-9
         and m["weights"]["topics"] + m["weights"]["docstrings"] >= 0.3 - 1e-9
     ),
-    "trials": lambda m: [len(losses) for losses in m["start_trials"].values()] == [3, 3],
-    "start": lambda m: max(m["initial_weights"].values()) == pytest.approx(1 / len(m["weights"])),
+    "trials": lambda m: [len(losses) for losses in m["start"]["trials"].values()] == [3, 3],
+    "start": lambda m: max(m["start"]["weights"].values()) == pytest.approx(1 / len(m["weights"])),
     "prior": lambda m: m["weights"]["topics"] + m["weights"]["docstrings"] < 0.75,
     "repetition": lambda m: m["binding"]["topics"] == "epoch cap",
-    "targets": lambda m: set(m["target_losses"]) == {"docstrings", "packages"},
-    "worst_case": lambda m: bool(m["worst"]) and set(m["target_weights"]) == {"topics", "code", "licences"},
-    "not_worse_than": lambda m: set(m["limits"]) == {"docstrings", "code"},
-    "stop": lambda m: "stood still" in m["stopped"] and m["search_tokens"] < 400_000,
-    "seeds": lambda m: len(m["seed_weights"]) == 2 and set(m["seed_interval"]) == set(m["weights"]),
+    "targets": lambda m: set(m["target"]["losses"]) == {"docstrings", "packages"},
+    "worst_case": lambda m: bool(m["target"]["worst"]) and set(m["target"]["weights"]) == {"topics", "code", "licences"},
+    "not_worse_than": lambda m: set(m["target"]["limits"]) == {"docstrings", "code"},
+    "stop": lambda m: "stood still" in m["search"]["stopped"] and m["search"]["num_tokens"] < 100_000,
+    "seeds": lambda m: len(m["certainty"]["seed_weights"]) == 2 and set(m["certainty"]["seed_interval"]) == set(m["weights"]),
     "compare": lambda m: sum(m["weights"].values()) == pytest.approx(1),
 }
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
 from fastmix_data.loader import IGNORED_LABEL, ManifestDataset
-from fastmix_data.manifest.manifest import Manifest, emit_manifest, load_manifest
+from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.order import ManifestOrder
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.results.mixture import Mixture

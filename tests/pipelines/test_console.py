@@ -1,9 +1,24 @@
+"""What the terminal shows: columns under their titles, notes, and nothing from a console that is muted."""
+
 from __future__ import annotations
 
-from fastmix_data.results.mixture import Mixture
-from pipelines.console import mixture_notes, mixture_table
+import pytest
+
+from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord
+from pipelines.console import Console, mixture_notes, mixture_table
 
 WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_muted_console_prints_nothing(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    Console(as_json=as_json).result({"answer": 1}, "answer: 1")
+    assert capsys.readouterr().out == ('{\n  "answer": 1\n}\n' if as_json else "answer: 1\n")
+    console = Console(as_json=as_json, is_muted=True)
+    console.say("working", "still")
+    console.result({"answer": 1}, "answer: 1")
+    console.fail("error", "what; remedy")
+    assert console.is_quiet and capsys.readouterr() == ("", "")
 
 
 def test_given_weights_make_a_table_from_large_to_small() -> None:
@@ -15,9 +30,11 @@ def test_given_weights_make_a_table_from_large_to_small() -> None:
 def test_columns_stand_under_their_titles() -> None:
     mixture = Mixture(
         weights=WEIGHTS,
-        interval={name: (weight - 0.05, weight + 0.05) for name, weight in WEIGHTS.items()},
-        seed_interval=dict.fromkeys(WEIGHTS, (0.0, 1.0)),
-        signal_to_noise={"web": 0.4, "code": 13.25, "copy": -102.0},
+        certainty=Certainty(
+            interval={name: (weight - 0.05, weight + 0.05) for name, weight in WEIGHTS.items()},
+            seed_interval=dict.fromkeys(WEIGHTS, (0.0, 1.0)),
+            signal_to_noise={"web": 0.4, "code": 13.25, "copy": -102.0},
+        ),
     )
     heading, *lines = mixture_table(mixture, dict.fromkeys(WEIGHTS, 1.5)).splitlines()
     for title, cell in (("90% interval", "[ 65.0  75.0]"), ("another seed", "[  0.0 100.0]")):
@@ -32,7 +49,9 @@ def test_columns_stand_under_their_titles() -> None:
 
 def test_notes_name_interchangeable_sources_with_the_sum_of_their_shares_and_the_end() -> None:
     mixture = Mixture(
-        weights=WEIGHTS, interchangeable=[["code", "copy"]], stopped="used up its budget of 61.4K tokens (120 steps)"
+        weights=WEIGHTS,
+        certainty=Certainty(interchangeable=[["code", "copy"]]),
+        search=SearchRecord(stopped="used up its budget of 61.4K tokens (120 steps)"),
     )
     assert mixture_notes(mixture) == [
         "code and copy are interchangeable: their scores cannot be told apart; only the sum of their shares (75.0%) is meaningful",

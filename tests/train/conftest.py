@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 import yaml
-from planted_shards import BLOCK, write_split
+from planted_shards import BLOCK, training_and_search, write_split
 
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 
@@ -57,7 +57,7 @@ def planted_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planted_recipe(planted_template: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a recipe whose workdir is already preprocessed; `sources` chooses among the planted ones."""
 
-    def make(*, sources: tuple[str, ...] = ("noise", "same", "other"), name: str = "run", **search: Any) -> Path:
+    def make(*, sources: tuple[str, ...] = ("noise", "same", "other"), name: str = "run", **settings: Any) -> Path:
         root = tmp_path / name
         root.mkdir(exist_ok=True)
         if not (root / "shards").exists():
@@ -96,7 +96,7 @@ def planted_recipe(planted_template: Path, tmp_path: Path) -> Callable[..., Path
                     "intermediate_size": 48,
                 }
             },
-            "search": {**defaults, **search},
+            **training_and_search({**defaults, **settings}),
             "emit": {"token_budget": 1000},
         }
         path = tmp_path / f"{name}.yaml"

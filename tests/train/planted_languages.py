@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from planted_shards import BLOCK
+from planted_shards import BLOCK, training_and_search
 
 ALPHABET, NUM_LANGUAGES = 120, 3
 BLEND = (0.7, 0.2, 0.1)
@@ -70,6 +70,6 @@ def recipe(workdir: str, sources: Sequence[str], settings: dict[str, Any]) -> di
         "shards": {"block_tokens": BLOCK},
         "target": {"files": {"blend": {"files": "blend.txt"}}},
         "proxy": {"config": proxy},
-        "search": {**defaults, **settings},
+        **training_and_search({**defaults, **settings}),
         "emit": {"token_budget": 1000},
     }

@@ -1,15 +1,23 @@
-"""Shards of tokens that a test made up, without text and tokenizer."""
+"""Shards of tokens that a test made up, without text and tokenizer, and recipes for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.shards.catalog import ShardRow
 from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
 
 BLOCK = 64
+
+
+def training_and_search(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Both sections of a recipe from keys of either."""
+    training = {key: value for key, value in settings.items() if key in TrainingSection.model_fields}
+    return {"training": training, "search": {key: value for key, value in settings.items() if key not in training}}
 
 
 def write_split(root: Path, source: str, split: str, tokens: np.ndarray, *, masked: bool = False) -> ShardRow:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog
-from train.proxy.model import proxy_config
+from train.proxy.training import ProxyPlan
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,10 @@ def flops(num_parameters: int, *, trained: int = 0, forward_only: int = 0) -> fl
     return 6.0 * num_parameters * trained + 2.0 * num_parameters * forward_only
 
 
-def matmul_parameters(recipe: Recipe, catalog: Catalog) -> int:
+def matmul_parameters(plan: ProxyPlan) -> int:
     """Parameters of the proxy that take part in matrix products: all but the input embedding, unless the output head is tied to it."""
-    config = proxy_config(
-        recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=recipe.search.sequence_length
-    )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(plan.config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return int(num_parameters if embedding is head else num_parameters - embedding.numel())

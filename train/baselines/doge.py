@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastmix_data.arrays import Float64s
+from train.mixture.simplex import softmax
 
 MU = 0.01  # the paper's range is 0.01 to 0.05; the smallest moves furthest in a short run
 _LARGEST = 5.0
@@ -32,6 +33,4 @@ def doge_update(weights_K: Float64s, scores_K: Float64s, *, mu: float = MU) -> F
     [0.7311, 0.2689]
     """
     logits_K = np.log(np.maximum(weights_K, 1e-30)) + scores_K / mu
-    raised_K: Float64s = np.exp(logits_K - logits_K.max())
-    raised_K /= raised_K.sum()
-    return raised_K
+    return softmax(logits_K)

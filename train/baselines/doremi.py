@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastmix_data.arrays import Float64s
+from train.mixture.simplex import softmax
 
 STEP_SIZE, SMOOTHING = 1.0, 1e-3
 
@@ -21,6 +22,4 @@ def doremi_update(
     [0.708, 0.292]
     """
     logits_K = np.log(np.maximum(weights_K, 1e-30)) + step_size * excess_K
-    raised_K = np.exp(logits_K - logits_K.max())
-    updated_K: Float64s = (1 - smoothing) * raised_K / raised_K.sum() + smoothing / len(weights_K)
-    return updated_K
+    return (1 - smoothing) * softmax(logits_K) + smoothing / len(weights_K)

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from fastmix_data.arrays import Float64s
 from train.mixture.constraints import MixtureConstraints
+from train.mixture.simplex import softmax
 
 KL_STRENGTH = 0.1
 _HUBER_DELTA = 0.02
@@ -112,9 +113,7 @@ def _mirror_step(
 ) -> Float64s:
     logits_K = inverse_rate * np.log(np.maximum(weights_K, _TINY)) + kl_strength * np.log(prior_K) - gradient_K
     logits_K = logits_K / (inverse_rate + kl_strength)
-    moved_K: Float64s = np.exp(logits_K - logits_K.max())
-    moved_K /= moved_K.sum()
-    return moved_K
+    return softmax(logits_K)
 
 
 def _divergence(left_K: Float64s, right_K: Float64s) -> float:

@@ -9,19 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fastmix_data.arrays import Float64s, Int64s
-from fastmix_data.errors import FastmixError
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.sampler import MixtureSampler
-from fastmix_data.shards.catalog import Catalog
-from fastmix_data.shards.sequences import SequenceReader
+from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import IGNORED, loss_weights, sequence_losses, to_tensors
-from train.proxy.model import build_proxy, proxy_config
-from train.search.proxy_run import learning_rate_at
+from train.proxy.losses import IGNORED, loss_weights, sequence_losses
+from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 
 
 class SourceSums:
@@ -66,20 +60,10 @@ class Rule(Protocol):
         ...
 
 
-def fresh_engine(recipe: Recipe, catalog: Catalog) -> ProxyEngine:
-    """The proxy that a search of this recipe starts from, on this process alone."""
-    search = recipe.search
-    config = proxy_config(
-        recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=search.sequence_length
-    )
-    model = build_proxy(recipe.proxy, config=config, resolve=recipe.resolve, seed=search.seed)
-    return ProxyEngine(model, search=search, deepspeed=recipe.deepspeed, micro_batch=search.micro_batch or search.global_batch)
-
-
 def run_reweighting(
-    recipe: Recipe, catalog: Catalog, *, engine: ProxyEngine, rule: Rule, on_tokens: Callable[[int], None]
+    plan: ProxyPlan, *, engine: ProxyEngine, rule: Rule, on_tokens: Callable[[int], None]
 ) -> tuple[Float64s, float]:
-    """Train for the search's budget under a mixture that starts uniform and moves after every step.
+    """Train on one rank under a mixture that starts uniform and moves after every step.
 
     Both papers move the mixture before the step's own gradient is taken; here it is one step behind, so that a step costs one pass.
 
@@ -92,42 +76,35 @@ def run_reweighting(
     Raises:
         FastmixError: the loss is not finite.
     """
-    assert dist.get_world_size() == 1
-    search, num_sources = recipe.search, len(catalog.sources)
-    reader = SequenceReader(
-        catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length, share_seen=recipe.share_seen
-    )
-    sampler = MixtureSampler(
-        reader.num_sequences_K,
-        sources=catalog.sources,
-        global_batch=search.global_batch,
-        seed=search.seed,
-        fingerprint=catalog.fingerprint,
-        window=search.locality_window,
-    )
-    uniform_K = np.full(num_sources, 1 / num_sources)
-    weights_K, total_K, loss = uniform_K, np.zeros(num_sources), torch.zeros(())
+    assert engine.world_size == 1
+    run = MixtureTraining(plan, engine, seed=plan.training.seed)
+    uniform_K = uniform(len(plan.catalog.sources))
+    weights_K, total_K, loss = uniform_K, np.zeros_like(uniform_K), torch.zeros(())
+
+    def train_on(batch: MicroBatch) -> None:
+        nonlocal loss
+        factor_B = torch.from_numpy(factor_K[batch.source_B]).to(engine.device)
+        with rule.watch(batch.inputs_BT, batch.labels_BT, batch.source_B, factor_B) as see:
+            logits = engine.forward(batch.inputs_BT)
+            see(logits)
+            losses_B = sequence_losses(logits, batch.labels_BT)
+            loss = (losses_B * factor_B.to(losses_B)).sum()
+            engine.backward(loss)
+
     started = time.monotonic()
-    for step in range(search.num_steps):
+    for _ in range(plan.training.num_steps):
         factor_K = loss_weights(
-            weights_K, exploration=1.0, mean_loss_tokens_K=reader.mean_loss_tokens_K, global_batch=search.global_batch
+            weights_K,
+            exploration=1.0,  # sources are drawn alike; the mixture is in the losses' weights alone
+            mean_loss_tokens_K=run.reader.mean_loss_tokens_K,
+            global_batch=plan.training.global_batch,
         )
-        plan, learning_rate = sampler.next(uniform_K), learning_rate_at(step, search)
+        learning_rate = run.learning_rate
         rule.begin()
-        for number in range(engine.num_micro_batches):
-            part = plan.slice(number, engine.num_micro_batches)
-            inputs, labels = to_tensors(*reader.read(part.source_B, part.sequence_B), device=engine.device)
-            factor_B = torch.from_numpy(factor_K[part.source_B]).to(engine.device)
-            with rule.watch(inputs, labels, part.source_B, factor_B) as see:
-                logits = engine.forward(inputs)
-                see(logits)
-                losses_B = sequence_losses(logits, labels)
-                loss = (losses_B * factor_B.to(losses_B)).sum()
-                engine.backward(loss)
-            engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
+        run.train_step(uniform_K, train_on)
         weights_K = rule.update(weights_K, learning_rate=learning_rate)
         total_K = total_K + weights_K
-        on_tokens(search.tokens_per_step)
+        on_tokens(plan.training.tokens_per_step)
     if not (np.isfinite(float(loss.detach())) and np.isfinite(total_K).all()):
-        raise FastmixError(f"the proxy's loss is not finite; lower search.learning_rate (now {search.learning_rate})")
+        raise not_finite(plan.training)
     return total_K / total_K.sum(), time.monotonic() - started

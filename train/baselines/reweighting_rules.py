@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmix_data.arrays import Float64s, Int64s
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.target import TargetSection
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
-from train.baselines.reweighting import SourceSums, fresh_engine, run_reweighting
+from train.baselines.reweighting import SourceSums, run_reweighting
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import IGNORED
+from train.proxy.training import ProxyPlan
 from train.scores.hypergradient import HypergradientProbe
 from train.target.target import Target
 
@@ -95,45 +96,32 @@ def _token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return losses.view_as(labels_BT)
 
 
-def search_doge(recipe: Recipe, catalog: Catalog, *, on_tokens: Callable[[int], None]) -> tuple[Float64s, SearchCost]:
-    """The mixture that DoGE finds for the recipe's target with one proxy of its budget, shape (K,), and its cost.
+def search_doge(
+    plan: ProxyPlan, target: TargetSection, search: SearchSection, *, on_tokens: Callable[[int], None]
+) -> tuple[Float64s, SearchCost]:
+    """The mixture that DoGE finds for a target with one proxy, shape (K,), and its cost.
 
     DoGE's rule on scores from the training pass; gradients are not clipped one by one, and |g| of a source is the mean over its sequences.
     """
-    search = recipe.search
-    engine = fresh_engine(recipe, catalog)
-    target = Target(
-        catalog,
-        weights=recipe.target.weights(),
-        sequence_length=search.sequence_length,
-        target_batch=search.target_batch,
-        micro_batch=search.micro_batch or search.global_batch,
-        seed=search.seed,
-    )
-    rule = DogeRule(engine, target, num_sources=len(catalog.sources))
-    weights_K, seconds = run_reweighting(recipe, catalog, engine=engine, rule=rule, on_tokens=on_tokens)
-    trained, num_parameters = training_tokens(recipe), matmul_parameters(recipe, catalog)
-    total = trained + target.num_tokens_read
+    engine = plan.build_engine(seed=plan.training.seed)
+    held_out = Target.of_plan(plan, target, search, num_ranks=1)
+    rule = DogeRule(engine, held_out, num_sources=len(plan.catalog.sources))
+    weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens)
+    engine.close()
+    trained, num_parameters = plan.training.num_tokens, matmul_parameters(plan)
+    total = trained + held_out.num_tokens_read
     # scoring is one more matrix product per layer and token, as a forward pass is
     return weights_K, SearchCost(total, flops(num_parameters, trained=total, forward_only=trained), seconds)
 
 
-def search_doremi(
-    recipe: Recipe, catalog: Catalog, *, reference: ProxyEngine, on_tokens: Callable[[int], None]
-) -> tuple[Float64s, SearchCost]:
+def search_doremi(plan: ProxyPlan, *, reference: ProxyEngine, on_tokens: Callable[[int], None]) -> tuple[Float64s, SearchCost]:
     """The mixture that DoReMi finds with one proxy beside a trained reference, shape (K,), and the cost but for the reference's training.
 
     It does not look at the target: it evens out how far sources are from what the reference reaches on them.
     """
-    engine = fresh_engine(recipe, catalog)
-    rule = DoremiRule(reference, num_sources=len(catalog.sources))
-    weights_K, seconds = run_reweighting(recipe, catalog, engine=engine, rule=rule, on_tokens=on_tokens)
-    trained = training_tokens(recipe)
-    return weights_K, SearchCost(
-        trained, flops(matmul_parameters(recipe, catalog), trained=trained, forward_only=trained), seconds
-    )
-
-
-def training_tokens(recipe: Recipe) -> int:
-    """Tokens that one proxy trains on."""
-    return recipe.search.num_steps * recipe.search.tokens_per_step
+    engine = plan.build_engine(seed=plan.training.seed)
+    rule = DoremiRule(reference, num_sources=len(plan.catalog.sources))
+    weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens)
+    engine.close()
+    trained = plan.training.num_tokens
+    return weights_K, SearchCost(trained, flops(matmul_parameters(plan), trained=trained, forward_only=trained), seconds)

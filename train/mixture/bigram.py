@@ -11,6 +11,7 @@ of the target only, whatever the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,9 @@ import numpy.typing as npt
 
 from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.permutation import derive_keys, permute
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
+from train.mixture.simplex import uniform
+from train.proxy.training import ProxyPlan
 
 _CONTEXT_STRENGTH, _TOKEN_STRENGTH = 30.0, 1000.0  # C and c
 _MOST_TARGET_TOKENS, _MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS = 1 << 17, 1 << 20, 1 << 26
@@ -51,19 +52,23 @@ class BigramCounts:
     vocab_size: int
 
 
-def bigram_weights(recipe: Recipe, catalog: Catalog) -> Float64s:
-    """The best mixture for a bigram model of as many tokens as the search trains on, shape (K,), on the half of the target it may see."""
-    return best_weights(count_bigrams(recipe, catalog), num_tokens=recipe.search.token_budget)
+def bigram_weights(plan: ProxyPlan, targets: Mapping[str, float]) -> Float64s:
+    """The best mixture for a bigram model of as many tokens as the proxy trains on, shape (K,), on the half of the target it may see.
+
+    Args:
+        targets: weights of the targets by name, summing to 1.
+    """
+    return best_weights(count_bigrams(plan, targets), num_tokens=plan.training.token_budget)
 
 
-def count_bigrams(recipe: Recipe, catalog: Catalog) -> BigramCounts:
+def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts:
     """Count in the target's search half and in a sample of each source; the samples are fixed.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
     """
-    vocab_size, length = catalog.info.vocab_size, recipe.search.sequence_length
-    targets = recipe.target.weights()
+    catalog, length = plan.catalog, plan.training.sequence_length
+    vocab_size = catalog.info.vocab_size
     target_reader = SequenceReader(catalog, sources=list(targets), split="valid", sequence_length=length, half="search")
     keys: list[Int64s] = []
     shares: list[Float64s] = []
@@ -78,7 +83,7 @@ def count_bigrams(recipe: Recipe, catalog: Catalog) -> BigramCounts:
     seconds_B, second_M = np.unique(pairs_M % vocab_size, return_inverse=True)
 
     num_sources = len(catalog.sources)
-    reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=length, share_seen=recipe.share_seen)
+    reader = plan.training_data()
     counts = BigramCounts(
         importance_M=np.bincount(inverse, weights=np.concatenate(shares), minlength=len(pairs_M)).astype(np.float64),
         first_M=first_M,
@@ -114,7 +119,8 @@ def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int
 
 def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: float) -> tuple[float, Float64s]:
     """The target's loss in nats per token under the bigram model of `num_tokens` of a mixture, and its derivative in the weights."""
-    c, big_c, n = _TOKEN_STRENGTH, _CONTEXT_STRENGTH, float(num_tokens)
+    c, big_c, n = _TOKEN_STRENGTH, _CONTEXT_STRENGTH, float(num_tokens)  # as in the formula above
+    # Back-off: of a context seen n_a times, C / (n_a + C) of the probability is the unigram's, whatever the context.
     seen = n * (weights_K @ counts.labels_K) + c
     unigram_B = (n * (weights_K @ counts.seconds_KB) + c / counts.vocab_size) / seen
     unigram_M = unigram_B[counts.second_M]
@@ -122,6 +128,7 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
     context_A = n * (weights_K @ counts.firsts_KA) + big_c
     loss = -float(counts.importance_M @ (np.log(numerator_M) - np.log(context_A)[counts.first_M]))
 
+    # d log P / dp_k = (what k adds to the pair) / numerator - (what k adds to the context) / denominator; the unigram is in the numerator.
     by_numerator_M = counts.importance_M / numerator_M
     by_second_B = np.bincount(counts.second_M, weights=by_numerator_M, minlength=len(unigram_B))
     by_first_A = np.bincount(counts.first_M, weights=counts.importance_M, minlength=len(context_A)) / context_A
@@ -133,8 +140,7 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
 
 def best_weights(counts: BigramCounts, *, num_tokens: float) -> Float64s:
     """Minimise the loss over mixtures: exponentiated gradient from uniform, at a rate that grows while it gains and halves otherwise."""
-    num_sources = len(counts.labels_K)
-    weights_K, rate = np.full(num_sources, 1 / num_sources), 1.0
+    weights_K, rate = uniform(len(counts.labels_K)), 1.0
     loss, gradient_K = loss_and_gradient(counts, weights_K, num_tokens=num_tokens)
     for _ in range(_MOST_MOVES):
         exponent_K = -rate * gradient_K

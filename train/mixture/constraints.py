@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.errors import RecipeError
-from fastmix_data.manifest.manifest import check_emit, emittable_tokens
+from fastmix_data.manifest.emit import check_emit
+from fastmix_data.messages import and_more
 from fastmix_data.recipe.constraints import ConstraintsSection
-from fastmix_data.recipe.recipe import EmitSection, Recipe
+from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.units import format_count
 from train.mixture.projection import GroupBounds, project
 
-_NAMES_SHOWN = 4
 _SLACK = 1e-9  # sums of decimals are not exact: ten floors of 0.1 are a mixture
 _AT_BOUND = 1e-3
 
@@ -79,26 +79,26 @@ class MixtureConstraints:
         return found
 
 
-def constraints_of(recipe: Recipe, catalog: Catalog) -> MixtureConstraints:
-    """What a search has to keep to: search.constraints, and with epoch_caps what emit can make of the catalog.
+def constraints_of(section: ConstraintsSection, catalog: Catalog, emit: EmitSection | None) -> MixtureConstraints:
+    """What a search has to keep to: the recipe's bounds, and with epoch_caps what emit can make of the catalog.
 
     A source's epoch cap is the share of emit.token_budget that its blocks can fill within emit.max_epochs: the very cap that emit
-    holds it to, so that emit need not move tokens of a searched mixture to other sources.
+    holds it to, so that emit need not move tokens of a searched mixture to other sources. Without an emit section nothing is known of
+    production, and there are no caps.
 
     Raises:
         RecipeError: no mixture meets them; names what contradicts what, with the remedy.
         InfeasibleBudgetError: emit.token_budget is beyond the epoch caps whatever the mixture.
     """
-    section = recipe.search.constraints
     stated = stated_constraints(section, sources=catalog.sources)
-    if not section.epoch_caps:
+    if emit is None or not section.epoch_caps:
         return stated
-    check_emit(catalog, recipe.emit)
-    tokens_K = np.asarray(emittable_tokens(catalog, recipe.emit), np.int64)
-    capped = _with_caps(stated, tokens_K / recipe.emit.token_budget)
+    tokens_K = check_emit(catalog, emit)
+    capped = _with_caps(stated, tokens_K / emit.token_budget)
     problem = _contradiction(capped)
     if problem is not None:
-        raise RecipeError(f"{problem.what}; {_production_remedy(stated, tokens_K, recipe.emit)}, or {problem.remedy}")
+        remedy = f"{_production_remedy(stated, tokens_K, emit)}, or {problem.remedy}"
+        raise RecipeError(problem.where, problem.what, remedy)
     return capped
 
 
@@ -125,7 +125,7 @@ def stated_constraints(section: ConstraintsSection, *, sources: Sequence[str]) -
     )
     problem = _contradiction(stated)
     if problem is not None:
-        raise RecipeError(f"{problem.what}; {problem.remedy}")
+        raise RecipeError(*problem)
     return stated
 
 
@@ -139,35 +139,35 @@ def _with_caps(stated: MixtureConstraints, cap_K: Float64s) -> MixtureConstraint
 
 
 class _Contradiction(NamedTuple):
+    where: str
     what: str
     remedy: str
 
 
 def _contradiction(bounds: MixtureConstraints) -> _Contradiction | None:
     """The first reason why no mixture meets the bounds: one source's own, a group's with its members', then those of all."""
+    key = "search.constraints"
     for k in np.flatnonzero(bounds.floor_K > bounds.ceiling_K).tolist():
-        what = f"search.constraints: {_floor_text(bounds, k)} is above {_ceiling_text(bounds, k)}"
-        return _Contradiction(what, "change one of the two")
+        return _Contradiction(key, f"{_floor_text(bounds, k)} is above {_ceiling_text(bounds, k)}", "change one of the two")
     least_K, most_K = bounds.floor_K.copy(), bounds.ceiling_K.copy()
     for name, (members, least, most) in bounds.groups.items():
-        where, needed, allowed = f"search.constraints.groups.{name}", least_K[members].sum(), most_K[members].sum()
+        where, needed, allowed = f"{key}.groups.{name}", least_K[members].sum(), most_K[members].sum()
         if needed > most + _SLACK:
-            what = f"{where}: its max {most:.6g} is less than the {needed:.6g} its members need ({_floors(bounds, members)})"
-            return _Contradiction(what, "raise the one or lower the other")
+            what = f"its max {most:.6g} is less than the {needed:.6g} its members need ({_floors(bounds, members)})"
+            return _Contradiction(where, what, "raise the one or lower the other")
         if allowed < least - _SLACK:
-            what = (
-                f"{where}: its min {least:.6g} is more than the {allowed:.6g} its members may have ({_ceilings(bounds, members)})"
-            )
-            return _Contradiction(what, "lower the one or raise the other")
-        least_K[members], most_K[members] = 0.0, 0.0  # the total stands for the members
+            what = f"its min {least:.6g} is more than the {allowed:.6g} its members may have ({_ceilings(bounds, members)})"
+            return _Contradiction(where, what, "lower the one or raise the other")
+        # From here on the group counts as one source: its total stands at the place of its first member.
+        least_K[members], most_K[members] = 0.0, 0.0
         least_K[members[0]], most_K[members[0]] = max(needed, least), min(allowed, most)
     everything = np.arange(len(bounds.sources))
     if least_K.sum() > 1 + _SLACK:
-        what = f"search.constraints: they ask for {least_K.sum():.6g} in all, more than 1 ({_floors(bounds, everything)})"
-        return _Contradiction(what, "lower some of these")
+        what = f"they ask for {least_K.sum():.6g} in all, more than 1 ({_floors(bounds, everything)})"
+        return _Contradiction(key, what, "lower some of these")
     if most_K.sum() < 1 - _SLACK:
-        what = f"search.constraints: they allow {most_K.sum():.6g} in all, less than 1 ({_ceilings(bounds, everything)})"
-        return _Contradiction(what, "raise some of these")
+        what = f"they allow {most_K.sum():.6g} in all, less than 1 ({_ceilings(bounds, everything)})"
+        return _Contradiction(key, what, "raise some of these")
     return None
 
 
@@ -185,7 +185,7 @@ def _floors(bounds: MixtureConstraints, members: Int64s) -> str:
     by_size = sorted(members.tolist(), key=lambda k: (-bounds.floor_K[k], k))
     groups = [f"the min {group.least:.6g} of group {name}" for name, group in bounds.groups.items() if group.least > 0]
     texts = [_floor_text(bounds, k) for k in by_size if bounds.floor_K[k] > 0]
-    return _listed([*(groups if len(members) == len(bounds.sources) else []), *texts])
+    return and_more([*(groups if len(members) == len(bounds.sources) else []), *texts])
 
 
 def _ceilings(bounds: MixtureConstraints, members: Int64s) -> str:
@@ -193,12 +193,7 @@ def _ceilings(bounds: MixtureConstraints, members: Int64s) -> str:
     by_size = sorted(members.tolist(), key=lambda k: (bounds.ceiling_K[k], k))
     groups = [f"the max {group.most:.6g} of group {name}" for name, group in bounds.groups.items() if group.most < 1]
     texts = [_ceiling_text(bounds, k) for k in by_size if bounds.ceiling_K[k] < 1]
-    return _listed([*(groups if len(members) == len(bounds.sources) else []), *texts])
-
-
-def _listed(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _NAMES_SHOWN} more" if len(texts) > _NAMES_SHOWN else ""
-    return ", ".join(texts[:_NAMES_SHOWN]) + more
+    return and_more([*(groups if len(members) == len(bounds.sources) else []), *texts])
 
 
 def _production_remedy(stated: MixtureConstraints, tokens_K: Int64s, emit: EmitSection) -> str:

@@ -54,10 +54,9 @@ def project(weights_K: Float64s, *, floor_K: Float64s, ceiling_K: Float64s, grou
 
 def scale_to_total(positive_N: Float64s, *, floor_N: Float64s, ceiling_N: Float64s, total: float) -> Float64s:
     """clip(c * positive, floor, ceiling) for the c with this total, shape (N,); all floors or all ceilings if it lies beyond them."""
-    lower_N, upper_N = (
-        floor_N / positive_N,
-        ceiling_N / positive_N,
-    )  # c at which an entry leaves its floor and reaches its ceiling
+    # The total grows with c in straight pieces: an entry rests on its floor up to c = lower, grows with c, and rests on its ceiling from
+    # c = upper on. Between two neighbouring breakpoints the same entries are free, so that c there is one division.
+    lower_N, upper_N = floor_N / positive_N, ceiling_N / positive_N
     breakpoints = np.unique(np.concatenate([lower_N, upper_N]))
     piece = bisect_right(breakpoints, total, key=lambda c: float(np.clip(c * positive_N, floor_N, ceiling_N).sum()))
     if piece == 0:
@@ -65,6 +64,7 @@ def scale_to_total(positive_N: Float64s, *, floor_N: Float64s, ceiling_N: Float6
     if piece == len(breakpoints):
         return ceiling_N.copy()
     left, right = breakpoints[piece - 1 : piece + 1]
+    # Ties go to the bound: an entry that leaves its floor at `right`, or reached its ceiling at `left`, is not free on this piece.
     scaled_N = np.where(upper_N <= left, ceiling_N, floor_N)
     free_N = (lower_N <= left) & (upper_N >= right)
     if free_N.any():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
 from train.mixture.bigram import bigram_weights
+from train.mixture.simplex import at_least_a_thousandth
+from train.proxy.training import ProxyPlan
 
 
 def stated_weights(catalog: Catalog, choice: str | dict[str, float]) -> Float64s:
@@ -22,36 +24,31 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float]) -> Float64s
     return weights_K
 
 
-def start_and_prior(recipe: Recipe, catalog: Catalog) -> tuple[Float64s, Float64s]:
-    """Where the recipe's search starts and what it is pulled to, both of shape (K,); `bigram` is counted, once.
+def start_and_prior(search: SearchSection, plan: ProxyPlan, targets: Mapping[str, float]) -> tuple[Float64s, Float64s]:
+    """Where a search starts and what it is pulled to, both of shape (K,); `bigram` is counted, once.
+
+    Args:
+        targets: weights of the targets by name, summing to 1.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
     """
-    initial, prior = recipe.search.initial_weights, recipe.search.prior
-    prior = initial if prior is None else prior
-    known = {"bigram": at_least_a_thousandth(bigram_weights(recipe, catalog))} if "bigram" in (initial, prior) else {}
+    initial = search.initial_weights
+    prior = initial if search.prior is None else search.prior
+    known = {"bigram": at_least_a_thousandth(bigram_weights(plan, targets))} if "bigram" in (initial, prior) else {}
     initial_K, prior_K = (
-        known[choice] if isinstance(choice, str) and choice in known else stated_weights(catalog, choice)
+        known[choice] if isinstance(choice, str) and choice in known else stated_weights(plan.catalog, choice)
         for choice in (initial, prior)
     )
     return initial_K, prior_K
 
 
-def swarm_centre(recipe: Recipe, catalog: Catalog) -> Float64s:
+def swarm_centre(search: SearchSection, catalog: Catalog) -> Float64s:
     """The prior of methods that know none of ours, shape (K,): uniform unless the recipe states one without a target in it."""
-    prior = recipe.search.prior
-    return stated_weights(catalog, "uniform" if prior is None or prior == "bigram" else prior)
+    return stated_weights(catalog, "uniform" if search.prior in (None, "bigram") else search.prior)
 
 
 def weights_by_name(given: dict[str, float], *, sources: Sequence[str]) -> Float64s:
     """Given weights in the order of `sources`, normalised; sources not named get a thousandth of the uniform share."""
     weights_K = np.array([given.get(name, 0.0) for name in sources])
     return at_least_a_thousandth(weights_K / weights_K.sum())
-
-
-def at_least_a_thousandth(weights_K: Float64s) -> Float64s:
-    """Logits of weights near 0 would not come back: none is less than a thousandth of the uniform share."""
-    raised_K = np.maximum(weights_K, 1e-3 / len(weights_K))
-    normalised_K: Float64s = raised_K / raised_K.sum()
-    return normalised_K

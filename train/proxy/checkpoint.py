@@ -73,10 +73,8 @@ def check_checkpoint(directory: Path, *, identity: dict[str, Any]) -> None:
     for name, value in identity.items():
         if saved.get(name) != value:
             what = f" (it was {saved.get(name)}, now {value})" if isinstance(value, int) else ""
-            raise MismatchError(
-                f"{directory}: a stopped search with another {name.replace('_', ' ')}{what} lies here; go on with that one, or start "
-                "afresh with --replace"
-            )
+            problem = f"a stopped search with another {name.replace('_', ' ')}{what} lies here"
+            raise MismatchError(directory, problem, "go on with that one, or start afresh with --replace")
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from fastmix_data.recipe.proxy import DeepspeedSection
-from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.training import TrainingSection
 from train.proxy.losses import has_learned_positions, model_inputs
 
 
@@ -91,30 +91,30 @@ class ProxyEngine:
         num_micro_batches: forward and backward passes of one optimiser step on this rank.
     """
 
-    def __init__(self, model: nn.Module, *, search: SearchSection, deepspeed: DeepspeedSection, micro_batch: int) -> None:
+    def __init__(self, model: nn.Module, *, training: TrainingSection, deepspeed: DeepspeedSection, micro_batch: int) -> None:
         """Spread the model over the ranks of the process group."""
         _keep_freed_memory()
         ds = _import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.num_micro_batches = search.global_batch // (self.world_size * micro_batch)
+        self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
         self._zero_stage, self._moments_linked = deepspeed.zero_stage, False
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        use_bf16 = deepspeed.precision == "bf16" or (
-            deepspeed.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        use_bf16 = training.precision == "bf16" or (
+            training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         )
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": self.num_micro_batches,
-            "gradient_clipping": search.gradient_clipping,
+            "gradient_clipping": training.gradient_clipping,
             "zero_optimization": {"stage": deepspeed.zero_stage},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": use_bf16},
             "steps_per_print": 10**12,
         }
         optimizer = torch.optim.AdamW(
-            _decay_groups(model, search.weight_decay),
-            lr=search.learning_rate,
-            betas=search.adam_betas,
+            _decay_groups(model, training.weight_decay),
+            lr=training.learning_rate,
+            betas=training.adam_betas,
             fused=torch.cuda.is_available(),
         )
         self._basic_optimizer = optimizer
@@ -191,6 +191,9 @@ class ProxyEngine:
         """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
+
+    def close(self) -> None:
+        """Give the memory back; the proxy cannot be used any more."""
 
     def save(self, directory: Path) -> None:
         """Write model and optimiser of every rank into a folder."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,22 @@ from typing import Any
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from fastmix_data.errors import FastmixError, Interrupted
+from fastmix_data.errors import FastmixError
+
+
+@dataclass(frozen=True)
+class LaunchedRank:
+    """Which rank this process is, of how many, in a run that torchrun or the deepspeed launcher started."""
+
+    rank: int
+    world_size: int
+
+
+def launched_rank() -> LaunchedRank | None:
+    """This process's rank, if a launcher started it: only launchers name a master's address."""
+    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+        return None
+    return LaunchedRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
@@ -25,33 +41,32 @@ def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> 
     Raises:
         FastmixError: as the first rank that failed raised it.
     """
-    messages: SimpleQueue[tuple[bool, str]] = mp.get_context("spawn").SimpleQueue()
+    errors: SimpleQueue[FastmixError] = mp.get_context("spawn").SimpleQueue()
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
     try:
         with tempfile.TemporaryDirectory(prefix="fastmix-ranks-") as folder:
             rendezvous = f"file://{Path(folder) / 'rendezvous'}"
             context = start_processes(
-                _run_rank, (work, arguments, num_ranks, rendezvous, messages), nprocs=num_ranks, join=False, start_method="spawn"
+                _run_rank, (work, arguments, num_ranks, rendezvous, errors), nprocs=num_ranks, join=False, start_method="spawn"
             )
             assert context is not None
-            _join(context, messages)
+            _join(context, errors)
     finally:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _join(context: Any, messages: SimpleQueue[tuple[bool, str]]) -> None:
+def _join(context: Any, errors: SimpleQueue[FastmixError]) -> None:
     # ctrl-C reaches the ranks too, which save their state and end; until then the parent waits
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         while not context.join():
             pass
     except (ProcessExitedException, ProcessRaisedException):
-        if messages.empty():
+        if errors.empty():
             raise
-        interrupted, text = messages.get()
-        raise (Interrupted if interrupted else FastmixError)(text) from None
+        raise errors.get() from None
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -62,11 +77,11 @@ def _run_rank(
     arguments: tuple[Any, ...],
     world_size: int,
     rendezvous: str,
-    messages: SimpleQueue[tuple[bool, str]],
+    errors: SimpleQueue[FastmixError],
 ) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     try:
         work(*arguments, rank, world_size, rendezvous)
     except FastmixError as error:
-        messages.put((isinstance(error, Interrupted), str(error)))
+        errors.put(error)
         sys.exit(2)

@@ -1,141 +1,257 @@
-"""Plain training of a proxy on a fixed mixture, and its losses on targets: what confirms a mixture, and what a swarm is made of."""
+"""Training a proxy on a mixture: the one loop, which the search, trials, reference runs, confirmations and baselines all run."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
-from fastmix_data.arrays import Float64s
-from fastmix_data.errors import FastmixError
-from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.arrays import Bools, Float64s, Int64s
+from fastmix_data.errors import FastmixError, RecipeError
+from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
+from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
-from fastmix_data.shards.sequences import Half, SequenceReader
+from fastmix_data.shards.sequences import SequenceReader
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import sequence_losses, to_tensors
 from train.proxy.model import build_proxy, proxy_config
-from train.search.proxy_run import learning_rate_at
-from train.target.target import Target
+
+
+@dataclass(frozen=True)
+class ProxyPlan:
+    """What the proxies of a run have in common: data, model, and how they are trained. It can be sent to other processes.
+
+    Attributes:
+        base: folder that a relative path of a checkpoint starts from.
+        production_tokens: of the production run, where the proxy is to repeat data as often as that will; else None.
+    """
+
+    catalog: Catalog
+    proxy: ProxySection
+    base: Path
+    training: TrainingSection
+    deepspeed: DeepspeedSection
+    production_tokens: int | None = None
+
+    @property
+    def share_seen(self) -> float:
+        """Part of every source's sequences that the proxy may see: its own tokens over production's, where that matters."""
+        return 1.0 if self.production_tokens is None else min(1.0, self.training.num_tokens / self.production_tokens)
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration; see `proxy_config` for what it raises."""
+        return proxy_config(
+            self.proxy,
+            base=self.base,
+            vocab_size=self.catalog.info.vocab_size,
+            sequence_length=self.training.sequence_length,
+        )
+
+    def with_steps(self, num_steps: int) -> ProxyPlan:
+        """The same proxy, trained for another number of steps."""
+        return replace(self, training=self.training.with_steps(num_steps))
+
+    def on_one_rank(self) -> ProxyPlan:
+        """Without ZeRO, which has nothing to spread on a single rank and does not change what is computed."""
+        return replace(self, deepspeed=DeepspeedSection(zero_stage=0))
+
+    def build_engine(self, *, seed: int, parameters: Path | None = None) -> ProxyEngine:
+        """A fresh proxy, or one with parameters that `PlainRun.save` wrote, on all ranks of the process group together."""
+        model = build_proxy(self.proxy, config=self.config, base=self.base, seed=seed)
+        if parameters is not None:
+            model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
+        size = micro_batch(self.training, dist.get_world_size())
+        return ProxyEngine(model, training=self.training, deepspeed=self.deepspeed, micro_batch=size)
+
+    def training_data(self) -> SequenceReader:
+        """The sequences that may be trained on.
+
+        Raises:
+            InputError: a source is smaller than one sequence.
+        """
+        return SequenceReader(
+            self.catalog,
+            sources=self.catalog.sources,
+            split="train",
+            sequence_length=self.training.sequence_length,
+            share_seen=self.share_seen,
+        )
+
+
+def micro_batch(training: TrainingSection, num_ranks: int) -> int:
+    """Sequences of one pass on one rank.
+
+    Raises:
+        RecipeError: the global batch cannot be divided evenly.
+    """
+    check_divides("training.global_batch", training.global_batch, num_ranks)
+    share = training.global_batch // num_ranks
+    size = training.micro_batch or share
+    if share % size:
+        over = f"global_batch {training.global_batch} over {num_ranks} ranks"
+        raise RecipeError("training.micro_batch", f"{size} does not divide a rank's {share} sequences ({over})", "use a divisor")
+    return size
+
+
+def check_divides(key: str, batch: int, num_ranks: int) -> None:
+    """Refuse a batch that cannot be divided over the ranks.
+
+    Raises:
+        RecipeError: names the next multiple.
+    """
+    if batch % num_ranks:
+        remedy = f"use a multiple, for example {-(-batch // num_ranks) * num_ranks}"
+        raise RecipeError(key, f"{batch} cannot be divided over {num_ranks} ranks", remedy)
+
+
+def learning_rate_at(step: int, training: TrainingSection) -> float:
+    """Linear warm-up to the peak, then cosine down to min_lr_fraction of it; `step` counts from 0."""
+    warmup = max(1, round(training.warmup_fraction * training.num_steps))
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, training.num_steps - warmup)
+    scale = training.min_lr_fraction + (1 - training.min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+    return training.learning_rate * scale
+
+
+def not_finite(training: TrainingSection, *, step: int | None = None) -> FastmixError:
+    """The error for a proxy that diverged."""
+    at = "" if step is None else f" at step {step}"
+    return FastmixError("", f"the proxy's loss is not finite{at}", f"lower training.learning_rate (now {training.learning_rate})")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The sequences of one pass on this rank: inputs and labels (B, T), and for each sequence the index of its source."""
+
+    inputs_BT: Tensor
+    labels_BT: Tensor
+    source_B: Int64s
+    carries_loss_BT: Bools
+
+    @property
+    def num_loss_tokens_B(self) -> Int64s:
+        """Labels of each sequence that carry loss."""
+        counts_B: Int64s = self.carries_loss_BT.sum(axis=1)
+        return counts_B
+
+
+class MixtureTraining:
+    """A proxy in training on sequences that are drawn from the sources by shares which may change at every step.
+
+    Attributes:
+        reader: of the training data.
+        sampler: plans every global batch, whatever the number of ranks.
+        step: optimiser steps done.
+    """
+
+    def __init__(self, plan: ProxyPlan, engine: ProxyEngine, *, seed: int) -> None:
+        """Start at step 0.
+
+        Raises:
+            InputError: a source is smaller than one sequence.
+        """
+        self._training, self._engine = plan.training, engine
+        self.reader = plan.training_data()
+        self.sampler = MixtureSampler(
+            self.reader.num_sequences_K,
+            sources=plan.catalog.sources,
+            global_batch=plan.training.global_batch,
+            seed=seed,
+            fingerprint=plan.catalog.fingerprint,
+            window=plan.training.locality_window,
+        )
+        self.step = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        return learning_rate_at(self.step, self._training)
+
+    def train_step(self, sampled_K: Float64s, train_on: Callable[[MicroBatch], None]) -> None:
+        """One optimiser step.
+
+        Args:
+            sampled_K: shares that sequences are drawn by, shape (K,).
+            train_on: makes the forward and the backward pass of a micro-batch.
+        """
+        engine, learning_rate = self._engine, self.learning_rate
+        mine = self.sampler.next(sampled_K).slice(engine.rank, engine.world_size)
+        for number in range(engine.num_micro_batches):
+            part = mine.slice(number, engine.num_micro_batches)
+            tokens_BS, carries_loss_BT = self.reader.read(part.source_B, part.sequence_B)
+            inputs_BT, labels_BT = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
+            train_on(MicroBatch(inputs_BT, labels_BT, part.source_B, carries_loss_BT))
+            engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
+        self.step += 1
 
 
 @dataclass(frozen=True)
 class PlainRun:
-    """A proxy trained on a mixture.
+    """A proxy trained on a fixed mixture.
 
     Attributes:
-        engine: the trained proxy.
-        num_tokens: tokens it trained on.
+        engine: the trained proxy; whoever asked for it closes it.
         seconds: time of training, set-up left out.
     """
 
     engine: ProxyEngine
-    num_tokens: int
     seconds: float
 
     def save(self, path: Path) -> None:
-        """Write the parameters, from which `load_proxy` makes the proxy again."""
+        """Write the parameters, from which `ProxyPlan.build_engine` makes the proxy again."""
         torch.save(self.engine.module.state_dict(), path)
 
 
 def train_on_mixture(
-    recipe: Recipe,
-    catalog: Catalog,
+    plan: ProxyPlan,
     weights_K: Float64s,
     *,
     seed: int,
     on_step: Callable[[int, ProxyEngine], None] | None = None,
 ) -> PlainRun:
-    """Train a fresh proxy for the recipe's search budget on fixed weights, on all ranks of the process group together.
+    """Train a fresh proxy on fixed weights, on all ranks of the process group together.
 
     Sequences are drawn by the weights; model, initial weights, learning rate and batch are those of a search with this seed, and so is
     the part of the sources that is seen with match_repetition.
 
     Args:
         weights_K: shares of tokens in the order of the catalog's sources, shape (K,).
-        seed: fixes the proxy's initial weights and the order of the data; replaces the recipe's.
+        seed: fixes the proxy's initial weights and the order of the data; replaces the plan's.
         on_step: called on every rank after each optimiser step with the number of steps done; its time is not training time.
 
     Raises:
         FastmixError: the loss is not finite.
     """
-    search = recipe.search
-    engine = ProxyEngine(
-        _model(recipe, catalog, seed),
-        search=search,
-        deepspeed=recipe.deepspeed,
-        micro_batch=search.micro_batch or search.global_batch // dist.get_world_size(),
-    )
-    reader = SequenceReader(
-        catalog,
-        sources=catalog.sources,
-        split="train",
-        sequence_length=search.sequence_length,
-        share_seen=recipe.share_seen,
-    )
-    sampler = MixtureSampler(
-        reader.num_sequences_K,
-        sources=catalog.sources,
-        global_batch=search.global_batch,
-        seed=seed,
-        fingerprint=catalog.fingerprint,
-        window=search.locality_window,
-    )
-    factor = 1 / (search.global_batch * float(weights_K @ reader.mean_loss_tokens_K))
+    engine = plan.build_engine(seed=seed)
+    run = MixtureTraining(plan, engine, seed=seed)
+    # What is drawn by the weights is not weighted again, but each batch is divided by the loss tokens it has in expectation.
+    factor = 1 / (plan.training.global_batch * float(weights_K @ run.reader.mean_loss_tokens_K))
+    loss = torch.zeros(())
+
+    def train_on(batch: MicroBatch) -> None:
+        nonlocal loss
+        loss = sequence_losses(engine.forward(batch.inputs_BT), batch.labels_BT).sum() * factor
+        engine.backward(loss)
+
     started, seconds_paused = time.monotonic(), 0.0
-    for step in range(search.num_steps):
-        plan = sampler.next(weights_K).slice(engine.rank, engine.world_size)
-        for number in range(engine.num_micro_batches):
-            part = plan.slice(number, engine.num_micro_batches)
-            inputs, labels = to_tensors(*reader.read(part.source_B, part.sequence_B), device=engine.device)
-            loss = sequence_losses(engine.forward(inputs), labels).sum() * factor
-            engine.backward(loss)
-            engine.step(learning_rate_at(step, search), last_micro_batch=number == engine.num_micro_batches - 1)
+    for _ in range(plan.training.num_steps):
+        run.train_step(weights_K, train_on)
         if on_step is not None:
             paused = time.monotonic()
-            on_step(step + 1, engine)
+            on_step(run.step, engine)
             seconds_paused += time.monotonic() - paused
     if not np.isfinite(float(engine.sum_over_ranks(loss.detach()))):
-        raise FastmixError(f"the proxy's loss is not finite; lower search.learning_rate (now {search.learning_rate})")
-    num_tokens = search.num_steps * search.tokens_per_step
-    return PlainRun(engine, num_tokens, time.monotonic() - started - seconds_paused)
-
-
-def load_proxy(path: Path, recipe: Recipe, catalog: Catalog) -> ProxyEngine:
-    """The proxy whose parameters `PlainRun.save` wrote."""
-    model = _model(recipe, catalog, seed=0)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    search = recipe.search
-    return ProxyEngine(model, search=search, deepspeed=recipe.deepspeed, micro_batch=search.micro_batch or search.global_batch)
-
-
-def target_losses(engine: ProxyEngine, recipe: Recipe, catalog: Catalog, *, names: list[str], half: Half) -> dict[str, float]:
-    """Mean token loss in nats on a fixed sample of each named held-out split.
-
-    Args:
-        names: sources or target files; every one gets `search.eval_sequences` sequences, the same for every proxy.
-    """
-    search = recipe.search
-    target = Target(
-        catalog,
-        weights=dict.fromkeys(names, 1 / len(names)),
-        sequence_length=search.sequence_length,
-        target_batch=search.target_batch,
-        micro_batch=search.micro_batch or search.global_batch,
-        seed=0,
-    )
-    losses_G = target.evaluate_each(engine, half=half, num_sequences=search.eval_sequences)
-    return dict(zip(names, losses_G.tolist(), strict=True))
-
-
-def _model(recipe: Recipe, catalog: Catalog, seed: int) -> nn.Module:
-    config = proxy_config(
-        recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=recipe.search.sequence_length
-    )
-    return build_proxy(recipe.proxy, config=config, resolve=recipe.resolve, seed=seed)
+        raise not_finite(plan.training)
+    return PlainRun(engine, time.monotonic() - started - seconds_paused)

@@ -238,7 +238,7 @@ def _last_block(model: nn.Module) -> nn.Module:
     """The last of the model's blocks: of the longest list of modules that lies outside any other."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists or not len(max(lists, key=len)):
-        raise FastmixError(f"proxy: {type(model).__name__} has no list of blocks; use search.hypergradient: all or head")
+        raise FastmixError("proxy", f"{type(model).__name__} has no list of blocks", "use search.hypergradient: all or head")
     return max(lists, key=len)[-1]
 
 

@@ -16,12 +16,12 @@ from fastmix_data.arrays import Float64s
 _TINY = 1e-300
 
 
-def less_the_mixtures(alignment_K: Float64s, divisor_K: Float64s, *, over_sampled_K: Float64s) -> Float64s:
+def less_the_mixtures(alignment_K: Float64s, divisor_K: Float64s, *, importance_K: Float64s) -> Float64s:
     """Alignments of one batch less what the mixture's score would make of each source's tokens, so that what all sources share cancels.
 
     The mixture's score is sum_k f_k A_k / sum_k f_k D_k with f = p / q, weights over sampling shares: it needs no source to be present.
     """
-    mixture = float(over_sampled_K @ alignment_K) / max(float(over_sampled_K @ divisor_K), _TINY)
+    mixture = float(importance_K @ alignment_K) / max(float(importance_K @ divisor_K), _TINY)
     centred_K: Float64s = alignment_K - mixture * divisor_K
     return centred_K
 
@@ -33,14 +33,14 @@ class ScoreReliability:
         """Start without evidence: nothing is reliable yet."""
         self._sums_5K = np.zeros((5, num_sources))
 
-    def add(self, alignment_K: Float64s, divisor_K: Float64s, *, over_sampled_K: Float64s) -> None:
+    def add(self, alignment_K: Float64s, divisor_K: Float64s, *, importance_K: Float64s) -> None:
         """Add what one update saw.
 
         Args:
             alignment_K, divisor_K: sums over the scored batch, reduced over ranks; 0 for an absent source.
-            over_sampled_K: weights over sampling shares.
+            importance_K: weights over sampling shares.
         """
-        centred_K = less_the_mixtures(alignment_K, divisor_K, over_sampled_K=over_sampled_K)
+        centred_K = less_the_mixtures(alignment_K, divisor_K, importance_K=importance_K)
         self._sums_5K += [centred_K, divisor_K, centred_K**2, centred_K * divisor_K, divisor_K**2]
 
     @property

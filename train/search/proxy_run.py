@@ -1,9 +1,9 @@
-"""One rank's proxy run: the inner loop trains the model, the outer loop moves the mixture."""
+"""One rank's search run: the inner loop trains the model, the outer loop moves the mixture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,19 +13,17 @@ import torch
 from torch import Tensor
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.errors import FastmixError
 from fastmix_data.progress import Advance
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
-from fastmix_data.sampler import BatchPlan, MixtureSampler
-from fastmix_data.shards.catalog import Catalog
-from fastmix_data.shards.sequences import SequenceReader
 from train.mixture.constraints import MixtureConstraints
-from train.mixture.optimizer import MixtureOptimizer, SourceScores, logit_gradient
+from train.mixture.optimizer import MixtureOptimizer, logit_gradient
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import loss_weights, sampling_weights, sequence_losses, to_tensors
+from train.proxy.losses import loss_weights, sampling_weights, sequence_losses
+from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 from train.scores.hypergradient import HypergradientProbe
 from train.scores.reliability import ScoreReliability
+from train.scores.source_scores import SourceScores
 from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
 
@@ -46,21 +44,10 @@ class _Evidence:
         return cls(zeros_3K[0], zeros_3K[1], zeros_3K[2], torch.zeros(1, dtype=torch.float64, device=device))
 
 
-def learning_rate_at(step: int, search: SearchSection) -> float:
-    """Linear warm-up to the peak, then cosine down to min_lr_fraction of it; `step` counts from 0."""
-    warmup = max(1, round(search.warmup_fraction * search.num_steps))
-    if step < warmup:
-        return search.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, search.num_steps - warmup)
-    scale = search.min_lr_fraction + (1 - search.min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-    return search.learning_rate * scale
-
-
 class ProxyRun:
     """Everything one rank holds during a search.
 
     Attributes:
-        step: optimiser steps done.
         initial_K: the mixture before the first update, within the constraints, shape (K,).
         trajectory: the mixture after each update.
         still: why the search ended before its budget; None if it did not.
@@ -68,7 +55,7 @@ class ProxyRun:
 
     def __init__(
         self,
-        catalog: Catalog,
+        plan: ProxyPlan,
         *,
         search: SearchSection,
         engine: ProxyEngine,
@@ -76,49 +63,42 @@ class ProxyRun:
         initial_K: Float64s,
         prior_K: Float64s,
         constraints: MixtureConstraints | None = None,
-        share_seen: float = 1.0,
     ) -> None:
-        """Set up sampler, reader, scores and mixture at step 0.
+        """Set up training, scores and mixture at step 0.
 
         Args:
             initial_K: weights to start from, shape (K,), on the simplex.
             prior_K: weights that search.pull draws to.
             constraints: kept by the mixture from the start; None for none.
-            share_seen: part of every source that training may see; see `SequenceReader`.
         """
-        self._search, self._engine, self._target = search, engine, target
-        self._reader = SequenceReader(
-            catalog, sources=catalog.sources, split="train", sequence_length=search.sequence_length, share_seen=share_seen
-        )
-        self.sampler = MixtureSampler(
-            self._reader.num_sequences_K,
-            sources=catalog.sources,
-            global_batch=search.global_batch,
-            seed=search.seed,
-            fingerprint=catalog.fingerprint,
-            window=search.locality_window,
-        )
+        self._search, self._section, self._engine, self._target = search, plan.training, engine, target
+        self._training = MixtureTraining(plan, engine, seed=plan.training.seed)
         self._probe = HypergradientProbe(
             engine.module,
             scope=search.hypergradient,
             memory=search.target_memory,
             with_norms=search.score == "per_gradient_norm",
         )
-        num_sources = len(catalog.sources)
+        num_sources = len(prior_K)
         self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
         self._reliability = ScoreReliability(num_sources)
         self._prior_K = prior_K
         self.mixture = MixtureOptimizer(
             initial_K,
             rule=search.weights_optimizer,
-            learning_rate=search.logit_rate,
+            learning_rate=search.logit_rate(plan.training.num_steps),
             project=constraints.project if constraints is not None else None,
         )
         self.initial_K = self.mixture.weights_K
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         self.trajectory = Trajectory()
         self.still: StandStill | None = None
-        self.step = self._checkpointed_step = 0
+        self._checkpointed_step = 0
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._training.step
 
     def run(self, *, advance: Advance, stop_asked: Callable[[], bool], checkpoint: Callable[[], None]) -> bool:
         """Train to the end of the budget, to a mixture that stands still, or to the first update after a stop was asked for on any rank.
@@ -126,15 +106,16 @@ class ProxyRun:
         Returns:
             Whether the search is complete.
         """
-        search = self._search
-        while self.step < search.num_steps:
+        search, num_steps = self._search, self._section.num_steps
+        while self.step < num_steps:
             scored, stopping = self.search_step(stop_asked)
-            advance(search.tokens_per_step, note=self._note() if scored else "")
-            if scored and (still := find_stand_still(self.trajectory, step=self.step, search=search)):
+            advance(self._section.tokens_per_step, note=self._note() if scored else "")
+            if scored and (still := find_stand_still(self.trajectory, step=self.step, num_steps=num_steps, search=search)):
                 self.still = still
                 return True
             since_checkpoint = self.step - self._checkpointed_step
-            if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < search.num_steps):
+            # Only right after an update: then no evidence is pending that a checkpoint would lose.
+            if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < num_steps):
                 checkpoint()
                 self._checkpointed_step = self.step
             if stopping:
@@ -150,7 +131,6 @@ class ProxyRun:
         scored = (self.step + 1) % self._search.update_interval == 0
         target_loss = self._take_target_gradient() if scored else 0.0
         self._train_step(scored=scored)
-        self.step += 1
         stopping = scored and self._update(target_loss, stop_asked=stop_asked())
         self._target.rebalance(self._engine, step=self.step)
         return scored, stopping
@@ -158,7 +138,6 @@ class ProxyRun:
     def plain_step(self) -> None:
         """One step of plain training on the mixture as it stands."""
         self._train_step(scored=False)
-        self.step += 1
 
     def _note(self) -> str:
         row = self.trajectory.rows[-1] if self.trajectory.rows else None
@@ -170,7 +149,7 @@ class ProxyRun:
         module = self._engine.module
         module.eval()  # dropout would only add noise
 
-        def losses() -> Any:
+        def losses() -> Iterator[Tensor]:
             for loss in self._target.batch_losses(self._engine):
                 total.add_(loss.detach())
                 yield loss
@@ -185,30 +164,23 @@ class ProxyRun:
         return float(self._engine.sum_over_ranks(total))
 
     def _train_step(self, *, scored: bool) -> None:
-        search, engine = self._search, self._engine
-        weights_K = self.mixture.weights_K
-        sampled_K = sampling_weights(weights_K, exploration=search.exploration)
+        weights_K, exploration = self.mixture.weights_K, self._search.exploration
         factor_K = loss_weights(
             weights_K,
-            exploration=search.exploration,
-            mean_loss_tokens_K=self._reader.mean_loss_tokens_K,
-            global_batch=search.global_batch,
+            exploration=exploration,
+            mean_loss_tokens_K=self._training.reader.mean_loss_tokens_K,
+            global_batch=self._section.global_batch,
         )
-        plan = self.sampler.next(sampled_K).slice(engine.rank, engine.world_size)
-        learning_rate = learning_rate_at(self.step, search)
-        for number in range(engine.num_micro_batches):
-            self._train_micro_batch(plan.slice(number, engine.num_micro_batches), factor_K, scored=scored)
-            engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
+        sampled_K = sampling_weights(weights_K, exploration=exploration)
+        self._training.train_step(sampled_K, lambda batch: self._train_on(batch, factor_K, scored=scored))
         self._evidence.num_steps += 1
 
-    def _train_micro_batch(self, plan: BatchPlan, factor_K: Float64s, *, scored: bool) -> None:
+    def _train_on(self, batch: MicroBatch, factor_K: Float64s, *, scored: bool) -> None:
         engine = self._engine
-        tokens_BS, carries_loss_BT = self._reader.read(plan.source_B, plan.sequence_B)
-        inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
-        factor_B = torch.from_numpy(factor_K[plan.source_B]).to(engine.device)
+        factor_B = torch.from_numpy(factor_K[batch.source_B]).to(engine.device)
 
         def forward_and_backward() -> Tensor:
-            losses_B = sequence_losses(engine.forward(inputs), labels)
+            losses_B = sequence_losses(engine.forward(batch.inputs_BT), batch.labels_BT)
             loss = (losses_B * factor_B.to(losses_B)).sum()
             self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
             engine.backward(loss)
@@ -217,22 +189,24 @@ class ProxyRun:
         if not scored:
             forward_and_backward()
             return
-        with self._probe.scoring((inputs.shape[0], inputs.shape[1])) as alignments:
+        with self._probe.scoring((batch.inputs_BT.shape[0], batch.inputs_BT.shape[1])) as alignments:
             losses_B = forward_and_backward()
+            # What arrived at the layers is the gradient of factor * loss: divided by it, a score is per unit of a sequence's token loss.
             unit_B = factor_B * engine.loss_scale
             alignment_B = alignments().double() / unit_B
-        source_B = torch.from_numpy(plan.source_B).to(engine.device)
+        source_B = torch.from_numpy(batch.source_B).to(engine.device)
         self._evidence.alignment_K.index_add_(0, source_B, alignment_B)
         self._evidence.loss_K.index_add_(0, source_B, losses_B.double())
         if self._search.score == "per_gradient_norm":
             divisor_B = self._probe.norms().double() / unit_B
         else:
-            divisor_B = torch.from_numpy(carries_loss_BT.sum(axis=1, dtype=np.float64)).to(engine.device)
+            divisor_B = torch.from_numpy(batch.num_loss_tokens_B.astype(np.float64)).to(engine.device)
         self._evidence.divisor_K.index_add_(0, source_B, divisor_B)
 
     def _update(self, target_loss: float, *, stop_asked: bool) -> bool:
         """Reduce the evidence of all ranks and move the mixture; returns whether any rank was asked to stop."""
         evidence, num_sources = self._evidence, len(self._prior_K)
+        # One collective for everything, the question whether to stop included, so that all ranks stop at the same step.
         packed = torch.cat(
             [
                 evidence.alignment_K,
@@ -245,45 +219,50 @@ class ProxyRun:
         reduced = self._engine.sum_over_ranks(packed).cpu().numpy()
         train_loss = float(reduced[-2]) / max(1, evidence.num_steps)
         if not np.isfinite(reduced).all() or not math.isfinite(target_loss):
-            raise FastmixError(
-                f"the proxy's loss is not finite at step {self.step}; lower search.learning_rate (now {self._search.learning_rate})"
-            )
-        seen_3K = reduced[:-2].reshape(3, num_sources)
-        self._scores.add(seen_3K[0], seen_3K[1])
+            raise not_finite(self._section, step=self.step)
+        alignment_K, divisor_K, loss_K = reduced[:-2].reshape(3, num_sources)
+        self._scores.add(alignment_K, divisor_K)
         weights_K = self.mixture.weights_K
         sampled_K = sampling_weights(weights_K, exploration=self._search.exploration)
-        self._reliability.add(seen_3K[0], seen_3K[1], over_sampled_K=weights_K / sampled_K)
+        self._reliability.add(alignment_K, divisor_K, importance_K=weights_K / sampled_K)
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         if self.step > self._search.weights_warmup_steps:
-            self._move_mixture(train_loss, target_loss, seen_3K)
+            scores_K = self._move_mixture()
+            self.trajectory.rows.append(
+                TrajectoryRow(
+                    step=self.step,
+                    tokens=self.step * self._section.tokens_per_step,
+                    weights=self.mixture.weights_K.tolist(),
+                    scores=scores_K.tolist(),
+                    train_loss=train_loss,
+                    target_loss=target_loss,
+                    target_weights=self._target.weights_G.tolist(),
+                    target_losses=self._target.losses,
+                    alignment=alignment_K.tolist(),
+                    divisor=divisor_K.tolist(),
+                    loss=loss_K.tolist(),
+                )
+            )
         return bool(reduced[-1] > 0)
 
-    def _move_mixture(self, train_loss: float, target_loss: float, seen_3K: Float64s) -> None:
+    def _move_mixture(self) -> Float64s:
+        """One move of the mixture along the scores as they stand, which are returned, shape (K,)."""
         weights_K = self.mixture.weights_K
         scores_K = self._scores.estimates(weights_K)
         gradient = partial(
-            logit_gradient, weights_K, scores_K, loss_density_K=self._reader.mean_loss_tokens_K, prior_K=self._prior_K
+            logit_gradient,
+            weights_K,
+            scores_K,
+            loss_density_K=self._training.reader.mean_loss_tokens_K,
+            prior_K=self._prior_K,
         )
         if self._search.shrink_scores and self._search.pull:
+            # Shrunk scores make a smaller move; measured by the unshrunk ones, so that pull and scores keep their proportion.
             gradient_K = gradient(prior_strength=self._search.pull, reliability=self._reliability.value)
             self.mixture.step(gradient_K, full_K=gradient(prior_strength=0.0))
         else:
             self.mixture.step(gradient(prior_strength=self._search.pull))
-        tokens = self.step * self._search.tokens_per_step
-        weights = self.mixture.weights_K.tolist()
-        self.trajectory.rows.append(
-            TrajectoryRow(
-                self.step,
-                tokens,
-                weights,
-                scores_K.tolist(),
-                train_loss,
-                target_loss,
-                target_weights=self._target.weights_G.tolist(),
-                target_losses=self._target.losses,
-                **dict(zip(("alignment", "divisor", "loss"), seen_3K.tolist(), strict=True)),
-            )
-        )
+        return scores_K
 
     @property
     def averaged_since(self) -> float:
@@ -294,7 +273,7 @@ class ProxyRun:
         """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""
         return {
             "step": self.step,
-            "sampler": self.sampler.state_dict(),
+            "sampler": self._training.sampler.state_dict(),
             "target": self._target.state_dict(),
             "scores": self._scores.state_dict(),
             "reliability": self._reliability.state_dict(),
@@ -309,8 +288,8 @@ class ProxyRun:
     def load_state_dict(self, state: dict[str, Any], *, tensors: dict[str, Any]) -> None:
         """Go on where `state_dict` and `tensors` were taken."""
         self._probe.load_tensors(tensors)
-        self.step = self._checkpointed_step = int(state["step"])
-        self.sampler.load_state_dict(state["sampler"])
+        self._training.step = self._checkpointed_step = int(state["step"])
+        self._training.sampler.load_state_dict(state["sampler"])
         self._target.load_state_dict(state["target"])
         self._scores.load_state_dict(state["scores"])
         self._reliability.load_state_dict(state["reliability"])

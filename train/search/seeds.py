@@ -1,4 +1,4 @@
-"""Several searches that differ in their seed only: where each lies, and what they come to together."""
+"""Several searches that differ in their seed only: the first may lie there already, and what they come to together."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fastmix_data.arrays import Float64s
 from fastmix_data.artefacts import atomic_file
 from fastmix_data.errors import MismatchError
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.results.mixture import Limit, Mixture, load_mixture, save_mixture
-from fastmix_data.shards.catalog import Catalog
-from train.mixture.constraints import constraints_of
+from fastmix_data.results.mixture import (
+    Certainty,
+    Limit,
+    Mixture,
+    SearchRecord,
+    StartRecord,
+    TargetRecord,
+    load_mixture,
+    save_mixture,
+)
 from train.proxy.checkpoint import check_checkpoint
-from train.search.artefacts import finished_mixture, run_identity, search_directory
-from train.search.uncertainty import groups_of_pairs, student_t_quantile
+from train.search.artefacts import finished_mixture
+from train.search.plan import SearchPlan
+from train.search.uncertainty import groups_of_pairs
 
 
-def recipes_of_seeds(recipe: Recipe, num_seeds: int) -> list[Recipe]:
-    """The recipe with search.seed, search.seed + 1 and so on, each with a folder `seed-<s>` of its own in the search's folder."""
-    first, directory = recipe.search.seed, search_directory(recipe)
-    return [
-        recipe.model_copy(update={"search": recipe.search.model_copy(update={"seed": seed})}).searching_in(
-            directory / f"seed-{seed}"
-        )
-        for seed in range(first, first + num_seeds)
-    ]
-
-
-def adopt_single_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int, replace: bool) -> None:
+def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> None:
     """Make the search that lies in the search's folder itself, finished or stopped, the first of several; of another recipe, replace it.
 
     A finished one is copied, so that the folder is never without a mixture; it is overwritten by the mean in the end.
@@ -39,54 +36,51 @@ def adopt_single_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int, rep
     Raises:
         MismatchError: a search of another recipe, other data or another number of ranks lies here, and `replace` is not given.
     """
-    directory, first = search_directory(recipe), recipes_of_seeds(recipe, 1)[0]
-    folder = search_directory(first)
-    single = finished_mixture(recipe, catalog, replace=replace)
-    is_done = finished_mixture(first, catalog, replace=replace) is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("reference.json", "start.json"):  # each says which search it is of, and is made anew if not of this one
-        if (directory / name).exists() and not (folder / name).exists():
-            shutil.copy2(directory / name, folder / name)
+    first, folder = plan.of_seeds(1)[0], plan.folder
+    single = finished_mixture(plan, replace=replace)
+    is_done = finished_mixture(first, replace=replace) is not None
+    first.folder.root.mkdir(parents=True, exist_ok=True)
+    # Each says which search it is of, and is made anew if not of this one.
+    for path, target in ((folder.reference, first.folder.reference), (folder.start, first.folder.start)):
+        if path.exists() and not target.exists():
+            shutil.copy2(path, target)
     if single is None:
-        (directory / "mixture.json").unlink(missing_ok=True)
-    elif not single.seed_weights and not is_done:
-        for name in ("recipe.json", "trajectory.parquet"):
-            if (directory / name).exists():
-                shutil.copy2(directory / name, folder / name)
-        save_mixture(folder / "mixture.json", single)
+        folder.mixture.unlink(missing_ok=True)
+    elif not single.certainty.seed_weights and not is_done:
+        for path, target in ((folder.recipe, first.folder.recipe), (folder.trajectory, first.folder.trajectory)):
+            if path.exists():
+                shutil.copy2(path, target)
+        save_mixture(first.folder.mixture, single)
         is_done = True
-    _adopt_checkpoints(recipe, catalog, num_ranks=num_ranks, replace=replace, to=None if is_done else first)
+    _adopt_checkpoints(plan, num_ranks=num_ranks, replace=replace, to=None if is_done else first)
 
 
-def _adopt_checkpoints(recipe: Recipe, catalog: Catalog, *, num_ranks: int, replace: bool, to: Recipe | None) -> None:
-    directory = search_directory(recipe)
-    checkpoints = directory / "checkpoints"
+def _adopt_checkpoints(plan: SearchPlan, *, num_ranks: int, replace: bool, to: SearchPlan | None) -> None:
+    checkpoints = plan.folder.checkpoints
     if not checkpoints.exists():
         return
     try:
-        check_checkpoint(checkpoints, identity=run_identity(recipe, catalog, num_ranks))
+        check_checkpoint(checkpoints, identity=plan.identity(num_ranks))
     except MismatchError:
         if not replace:
             raise
         to = None
-    if to is None or (search_directory(to) / "checkpoints").exists():
+    if to is None or to.folder.checkpoints.exists():
         shutil.rmtree(checkpoints)
         return
-    checkpoints.rename(search_directory(to) / "checkpoints")
+    checkpoints.rename(to.folder.checkpoints)
 
 
-def write_mean(recipe: Recipe, catalog: Catalog, recipes: Sequence[Recipe]) -> None:
+def write_mean(plan: SearchPlan, plans: Sequence[SearchPlan]) -> None:
     """Write the mean of finished searches as the search's own mixture; the trajectory beside it is the first one's."""
-    directory, first = search_directory(recipe), search_directory(recipes[0])
-    mixtures = [load_mixture(search_directory(one) / "mixture.json") for one in recipes]
-    mean = mean_of_searches(mixtures, limit_tolerance=recipe.target.limit_tolerance)
-    constraints = constraints_of(recipe, catalog)
-    mean_K = constraints.project(mean.weights_K(catalog.sources))  # feasible but for rounding: the set is convex
-    binding = constraints.binding(mean_K)
-    mean = mean.model_copy(update={"weights": dict(zip(catalog.sources, mean_K.tolist(), strict=True)), "binding": binding})
-    with atomic_file(directory / "trajectory.parquet") as file:
-        file.write((first / "trajectory.parquet").read_bytes())
-    save_mixture(directory / "mixture.json", mean)
+    mixtures = [load_mixture(one.folder.mixture) for one in plans]
+    mean = mean_of_searches(mixtures, limit_tolerance=plan.target.limit_tolerance)
+    mean_K = plan.constraints.project(mean.weights_K(plan.catalog.sources))  # feasible but for rounding: the set is convex
+    weights = dict(zip(plan.catalog.sources, mean_K.tolist(), strict=True))
+    mean = mean.model_copy(update={"weights": weights, "binding": plan.constraints.binding(mean_K)})
+    with atomic_file(plan.folder.trajectory) as file:
+        file.write(plans[0].folder.trajectory.read_bytes())
+    save_mixture(plan.folder.mixture, mean)
 
 
 def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.0) -> Mixture:
@@ -96,51 +90,67 @@ def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.
       N - 1 degrees of freedom: 90% of the answers of one more search lie in it. It is wide for N = 2, where little is known of s.
     - `interval`: means of the lower and of the upper ends, the noise that one trajectory knows of.
     - `signal_to_noise`: sum over seeds / sqrt(N), as searches are independent (Stouffer).
-    - `initial_weights`: their mean; `start_trials`: those of all seeds, one seed after another.
+    - start: the mean of their weights, and the trials of all seeds, one seed after another.
     - `interchangeable`: pairs that more than half of the searches could not tell apart.
-    - `limits`: mean losses against mean references; `worst`: the largest regret of any search.
+    - target: mean losses; `limits` of mean losses against mean references; `worst` is the largest regret of any search.
     """
-    names, number = list(mixtures[0].weights), len(mixtures)
+    names = list(mixtures[0].weights)
     weights_NK = np.array([mixture.weights_K(names) for mixture in mixtures])
     mean_K = weights_NK.mean(axis=0)
-    half_K = student_t_quantile(0.95, number - 1) * weights_NK.std(axis=0, ddof=1) * sqrt(1 + 1 / number)
-    signal_NK = np.array([[mixture.signal_to_noise.get(name, 0.0) for name in names] for mixture in mixtures])
-    worst = [mixture.worst for mixture in mixtures if mixture.worst is not None]
     return mixtures[0].model_copy(
         update={
             "weights": dict(zip(names, mean_K.tolist(), strict=True)),
-            "interval": {name: _mean_interval(mixtures, name) for name in names if name in mixtures[0].interval},
-            "initial_weights": _mean_by_name([mixture.initial_weights for mixture in mixtures]),
-            "start_trials": {
-                power: [loss for mixture in mixtures for loss in mixture.start_trials[power]]
-                for power in mixtures[0].start_trials
-            },
-            "seed_interval": _intervals(names, np.clip(mean_K - half_K, 0, 1), np.clip(mean_K + half_K, 0, 1)),
-            "seed_weights": {str(mixture.seed): mixture.weights for mixture in mixtures},
-            "signal_to_noise": dict(zip(names, (signal_NK.sum(axis=0) / sqrt(number)).tolist(), strict=True)),
-            "interchangeable": _common_groups(mixtures, names, mean_K),
-            "stopped": _why_they_ended(mixtures),
-            "search_tokens": sum(mixture.search_tokens for mixture in mixtures),
-            "search_seconds": round(sum(mixture.search_seconds for mixture in mixtures), 3),
-            "num_steps": sum(mixture.num_steps for mixture in mixtures),
-            "num_updates": sum(mixture.num_updates for mixture in mixtures),
-            "target_loss": _mean_by_name([mixture.target_loss for mixture in mixtures]),
-            "target_losses": {
-                name: _mean_by_name([mixture.target_losses[name] for mixture in mixtures]) for name in mixtures[0].target_losses
-            },
-            "target_weights": _mean_by_name([mixture.target_weights for mixture in mixtures]),
-            "limits": _mean_limits(mixtures, tolerance=limit_tolerance),
-            "worst": max(worst, key=lambda target: target.regret, default=None),
+            "certainty": _certainty(mixtures, names, weights_NK),
+            "start": _start([mixture.start for mixture in mixtures]),
+            "search": _search(mixtures),
+            "target": _target([mixture.target for mixture in mixtures], tolerance=limit_tolerance),
         }
     )
 
 
-def _intervals(names: Sequence[str], low_K: Float64s, high_K: Float64s) -> dict[str, tuple[float, float]]:
-    return {name: (low, high) for name, low, high in zip(names, low_K.tolist(), high_K.tolist(), strict=True)}
+def _certainty(mixtures: Sequence[Mixture], names: Sequence[str], weights_NK: Float64s) -> Certainty:
+    number, mean_K, each = len(mixtures), weights_NK.mean(axis=0), [mixture.certainty for mixture in mixtures]
+    half_K = float(stdtrit(number - 1, 0.95)) * weights_NK.std(axis=0, ddof=1) * sqrt(1 + 1 / number)
+    low_K, high_K = np.clip(mean_K - half_K, 0, 1), np.clip(mean_K + half_K, 0, 1)
+    signal_NK = np.array([[one.signal_to_noise.get(name, 0.0) for name in names] for one in each])
+    return Certainty(
+        interval={name: _mean_interval([one.interval[name] for one in each]) for name in names if name in each[0].interval},
+        signal_to_noise=dict(zip(names, (signal_NK.sum(axis=0) / sqrt(number)).tolist(), strict=True)),
+        interchangeable=_common_groups(each, names, mean_K),
+        seed_interval=dict(zip(names, zip(low_K.tolist(), high_K.tolist(), strict=True), strict=True)),
+        seed_weights={str(mixture.search.seed): mixture.weights for mixture in mixtures},
+    )
 
 
-def _mean_interval(mixtures: Sequence[Mixture], name: str) -> tuple[float, float]:
-    low, high = np.mean([mixture.interval[name] for mixture in mixtures], axis=0).tolist()
+def _start(starts: Sequence[StartRecord]) -> StartRecord:
+    trials = {power: [loss for start in starts for loss in start.trials[power]] for power in starts[0].trials}
+    return StartRecord(weights=_mean_by_name([start.weights for start in starts]), trials=trials)
+
+
+def _search(mixtures: Sequence[Mixture]) -> SearchRecord:
+    searches = [mixture.search for mixture in mixtures]
+    return searches[0].model_copy(
+        update={
+            "stopped": _why_they_ended(searches),
+            "seconds": round(sum(one.seconds for one in searches), 3),
+            **{name: sum(getattr(one, name) for one in searches) for name in ("num_tokens", "num_steps", "num_updates")},
+        }
+    )
+
+
+def _target(targets: Sequence[TargetRecord], *, tolerance: float) -> TargetRecord:
+    worst = [target.worst for target in targets if target.worst is not None]
+    return TargetRecord(
+        loss=_mean_by_name([target.loss for target in targets]),
+        losses={name: _mean_by_name([target.losses[name] for target in targets]) for name in targets[0].losses},
+        weights=_mean_by_name([target.weights for target in targets]),
+        limits={name: _mean_limit([target.limits[name] for target in targets], tolerance) for name in targets[0].limits},
+        worst=max(worst, key=lambda target: target.regret, default=None),
+    )
+
+
+def _mean_interval(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    low, high = np.mean(intervals, axis=0).tolist()
     return low, high
 
 
@@ -148,27 +158,24 @@ def _mean_by_name(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([record[name] for record in records])) for name in records[0]}
 
 
-def _mean_limits(mixtures: Sequence[Mixture], *, tolerance: float) -> dict[str, Limit]:
-    limits = {}
-    for name in mixtures[0].limits:
-        loss = float(np.mean([mixture.limits[name].loss for mixture in mixtures]))
-        reference = float(np.mean([mixture.limits[name].reference for mixture in mixtures]))
-        limits[name] = Limit(reference=reference, loss=loss, kept=loss <= reference + tolerance)
-    return limits
+def _mean_limit(limits: Sequence[Limit], tolerance: float) -> Limit:
+    loss = float(np.mean([limit.loss for limit in limits]))
+    reference = float(np.mean([limit.reference for limit in limits]))
+    return Limit(reference=reference, loss=loss, kept=loss <= reference + tolerance)
 
 
-def _common_groups(mixtures: Sequence[Mixture], names: Sequence[str], weights_K: Float64s) -> list[list[str]]:
+def _common_groups(certainties: Sequence[Certainty], names: Sequence[str], weights_K: Float64s) -> list[list[str]]:
     index, votes_KK = {name: k for k, name in enumerate(names)}, np.zeros((len(names), len(names)))
-    for mixture in mixtures:
-        for group in mixture.interchangeable:
+    for certainty in certainties:
+        for group in certainty.interchangeable:
             members = [index[name] for name in group]
             votes_KK[np.ix_(members, members)] += 1
     np.fill_diagonal(votes_KK, 0)
-    return [[names[k] for k in group] for group in groups_of_pairs(votes_KK > len(mixtures) / 2, weights_K)]
+    return [[names[k] for k in group] for group in groups_of_pairs(votes_KK > len(certainties) / 2, weights_K)]
 
 
-def _why_they_ended(mixtures: Sequence[Mixture]) -> str:
-    reasons = {mixture.stopped for mixture in mixtures}
+def _why_they_ended(searches: Sequence[SearchRecord]) -> str:
+    reasons = {search.stopped for search in searches}
     if len(reasons) == 1:
-        return f"each of {len(mixtures)} searches {reasons.pop()}"
-    return "; ".join(f"seed {mixture.seed} {mixture.stopped}" for mixture in mixtures)
+        return f"each of {len(searches)} searches {reasons.pop()}"
+    return "; ".join(f"seed {search.seed} {search.stopped}" for search in searches)

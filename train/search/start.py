@@ -8,11 +8,9 @@ on the search's half of the target decides. Many short trials decide better than
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,12 @@ from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance, progress
-from fastmix_data.recipe.recipe import NUM_TRIALS, Recipe
-from fastmix_data.shards.catalog import Catalog
-from train.mixture.constraints import constraints_of
-from train.mixture.stated import at_least_a_thousandth, start_and_prior
+from fastmix_data.recipe.search import NUM_TRIALS
+from train.mixture.simplex import to_the_power
+from train.mixture.stated import start_and_prior
 from train.proxy.engine import ProxyEngine
-from train.proxy.training import train_on_mixture
+from train.proxy.training import ProxyPlan, train_on_mixture
+from train.search.plan import SearchPlan
 from train.target.balance import num_measured_sequences
 from train.target.target import Target
 
@@ -67,96 +65,74 @@ class Start:
         return int(min(means, key=lambda power: means[power])) if means else _POWERS[0]
 
 
-def to_the_power(weights_K: Float64s, power: float) -> Float64s:
-    """A mixture more concentrated (power above 1) or less, normalised, none below a thousandth of the uniform share, shape (K,).
-
-    >>> to_the_power(np.array([0.6, 0.3, 0.1]), 2).round(2).tolist()
-    [0.78, 0.2, 0.02]
-    """
-    raised_K = weights_K**power
-    return at_least_a_thousandth(raised_K / raised_K.sum())
-
-
 def find_start(
-    recipe: Recipe,
-    catalog: Catalog,
-    *,
-    target: Target,
-    path: Path,
-    identity: dict[str, Any],
-    stop_asked: Callable[[], bool],
-    quiet: bool,
+    plan: SearchPlan, *, target: Target, identity: dict[str, Any], stop_asked: Callable[[], bool], quiet: bool
 ) -> Start:
-    """The recipe's start, counted and tried on all ranks together; trials that are in `path` are not made again.
+    """The search's start, counted and tried on all ranks together; trials that are kept in its folder are not made again.
 
     Args:
         target: with fixed weights, so that all trials are measured on the same sequences.
-        path: start.json of the search; written after each trial.
-        identity: what a run must share with the file to use it; one of another recipe is made anew.
+        identity: what a run must share with the kept ones to use them; those of another recipe are made anew.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
         Interrupted: a stop was asked for.
         FastmixError: the loss is not finite.
     """
-    start = _from_first_rank(lambda: _saved(path, identity) or stated_start(recipe, catalog))
-    if not recipe.trial_steps:
-        _save(path, identity, start)
+    start = _from_first_rank(lambda: _saved(plan, identity) or stated_start(plan))
+    trial = plan.trial
+    if trial is None:
+        _save(plan, identity, start)
         return start
-    trial = recipe.trial
-    num_tokens = trial.search.num_steps * trial.search.tokens_per_step
+    num_tokens, measured_sequences = trial.training.num_tokens, num_measured_sequences(plan.search)
+    cost = num_tokens + target.num_evaluated_tokens(measured_sequences)
     done = start.num_trials
     with progress("trials of the start", total=NUM_TRIALS * num_tokens, done=done * num_tokens, quiet=quiet) as advance:
         for number in range(done, NUM_TRIALS):
-            round_number, power = number // len(_POWERS), _POWERS[number % len(_POWERS)]
-            stop = _StopBetweenSteps(trial, stop_asked, advance, done=number)
-            loss, seconds = _try(trial, catalog, start, power=power, round_number=round_number, target=target, after_step=stop)
-            measured = target.num_evaluated_tokens(num_measured_sequences(trial.search))
+            started = time.monotonic()
+            # The two powers in turn, so that both trials of a pair share a seed and a stopped search has whole pairs but for one.
+            pair, power = number // len(_POWERS), _POWERS[number % len(_POWERS)]
+            weights_K = plan.constraints.project(to_the_power(np.array(start.counted), power))
+            stop = _StopBetweenSteps(trial, stop_asked, advance, interval=plan.search.update_interval, done=number)
+            loss = _trial_loss(trial, weights_K, pair=pair, target=target, num_sequences=measured_sequences, after_step=stop)
             losses = start.trial_losses | {str(power): [*start.trial_losses.get(str(power), []), loss]}
-            start = replace(
-                start, trial_losses=losses, num_tokens=start.num_tokens + num_tokens + measured, seconds=start.seconds + seconds
-            )
+            seconds = start.seconds + time.monotonic() - started
+            start = replace(start, trial_losses=losses, num_tokens=start.num_tokens + cost, seconds=seconds)
             if number == NUM_TRIALS - 1:
-                start = _decided(start, follow=recipe.search.prior is None)
-            _save(path, identity, start)
+                start = _decided(start, follow=plan.search.prior is None)
+            _save(plan, identity, start)
     return start
 
 
 class _StopBetweenSteps:
     """Moves the progress bar, and ends a trial on all ranks if any was asked to stop."""
 
-    def __init__(self, trial: Recipe, stop_asked: Callable[[], bool], advance: Advance, *, done: int) -> None:
-        self._search, self._stop_asked, self._advance, self._done = trial.search, stop_asked, advance, done
+    def __init__(self, trial: ProxyPlan, stop_asked: Callable[[], bool], advance: Advance, *, interval: int, done: int) -> None:
+        self._per_step, self._stop_asked, self._advance = trial.training.tokens_per_step, stop_asked, advance
+        self._interval, self._done = interval, done
 
     def __call__(self, step: int, engine: ProxyEngine) -> None:
-        self._advance(self._search.tokens_per_step)
-        if step % self._search.update_interval:
-            return
-        if engine.any_rank(self._stop_asked()):
-            raise Interrupted(
-                f"{self._done} of {NUM_TRIALS} trials of the search's start are saved; the same command goes on from there"
-            )
+        self._advance(self._per_step)
+        if step % self._interval == 0 and engine.any_rank(self._stop_asked()):
+            saved = f"{self._done} of {NUM_TRIALS} trials of the search's start are saved"
+            raise Interrupted("", saved, "the same command goes on from there")
 
 
-def _try(
-    trial: Recipe,
-    catalog: Catalog,
-    start: Start,
+def _trial_loss(
+    trial: ProxyPlan,
+    weights_K: Float64s,
     *,
-    power: int,
-    round_number: int,
+    pair: int,
     target: Target,
+    num_sequences: int,
     after_step: Callable[[int, ProxyEngine], None],
-) -> tuple[float, float]:
-    """Loss of a fresh proxy on the search's half of the target, and the seconds it took."""
-    started = time.monotonic()
-    weights_K = constraints_of(trial, catalog).project(to_the_power(np.array(start.counted), power))
-    seed = int(derive_keys(trial.search.seed, _TRIAL_STREAM, round_number)[0] >> np.uint64(33))
-    engine = train_on_mixture(trial, catalog, weights_K, seed=seed, on_step=after_step).engine
-    losses_G = target.evaluate_each(engine, half="search", num_sequences=num_measured_sequences(trial.search))
-    del engine
-    gc.collect()  # DeepSpeed's engines hold on to themselves, and the next proxy needs the memory
-    return float(target.weights_G @ losses_G), time.monotonic() - started
+) -> float:
+    """Loss of a fresh proxy on the search's half of the target."""
+    seed = int(derive_keys(trial.training.seed, _TRIAL_STREAM, pair)[0] >> np.uint64(33))
+    engine = train_on_mixture(trial, weights_K, seed=seed, on_step=after_step).engine
+    losses_G = target.evaluate_each(engine, half="search", num_sequences=num_sequences)
+    engine.close()
+    return float(target.weights_G @ losses_G)
 
 
 def _decided(start: Start, *, follow: bool) -> Start:
@@ -165,27 +141,27 @@ def _decided(start: Start, *, follow: bool) -> Start:
     return replace(start, initial=initial, prior=initial if follow else start.prior)
 
 
-def stated_start(recipe: Recipe, catalog: Catalog) -> Start:
+def stated_start(plan: SearchPlan) -> Start:
     """The recipe's start without trials.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
     """
     started = time.monotonic()
-    initial_K, prior_K = start_and_prior(recipe, catalog)
+    initial_K, prior_K = start_and_prior(plan.search, plan.proxy, plan.target.weights())
     return Start(initial_K.tolist(), prior_K.tolist(), counted=initial_K.tolist(), seconds=time.monotonic() - started)
 
 
-def _saved(path: Path, identity: dict[str, Any]) -> Start | None:
-    saved = read_json(path) if path.exists() else {}
+def _saved(plan: SearchPlan, identity: dict[str, Any]) -> Start | None:
+    saved = read_json(plan.folder.start) if plan.folder.start.exists() else {}
     if saved.pop("identity", None) != identity:
         return None
     return Start(**saved)
 
 
-def _save(path: Path, identity: dict[str, Any], start: Start) -> None:
+def _save(plan: SearchPlan, identity: dict[str, Any], start: Start) -> None:
     if dist.get_rank() == 0:
-        write_json(path, {"identity": identity, **asdict(start)})
+        write_json(plan.folder.start, {"identity": identity, **asdict(start)})
 
 
 def _from_first_rank(make: Callable[[], Start]) -> Start:

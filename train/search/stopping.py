@@ -9,6 +9,7 @@ import numpy as np
 
 from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.trajectory import Trajectory
 from fastmix_data.units import format_count
 from train.search.uncertainty import block_means
@@ -34,7 +35,7 @@ class StandStill:
     num_updates: int
 
 
-def find_stand_still(trajectory: Trajectory, *, step: int, search: SearchSection) -> StandStill | None:
+def find_stand_still(trajectory: Trajectory, *, step: int, num_steps: int, search: SearchSection) -> StandStill | None:
     """Decide after an update whether the search may end; None to go on.
 
     What would be averaged into the answer now, the last `average_fraction` of the steps so far, is cut into an earlier and a later window.
@@ -49,23 +50,22 @@ def find_stand_still(trajectory: Trajectory, *, step: int, search: SearchSection
     At least a quarter of the budget and 16 averaged updates must have been seen. The decision is a function of the trajectory, so it is
     the same on every rank and after a resume.
     """
-    if search.stop is None or step < _SMALLEST_BUDGET_SHARE * search.num_steps:
+    if search.stop is None or step < _SMALLEST_BUDGET_SHARE * num_steps:
         return None
     weights_UK = trajectory.weights_since((1 - search.average_fraction) * step)
     if len(weights_UK) < FEWEST_UPDATES:
         return None
     moved, error = movement(weights_UK), standard_error(weights_UK)
     drifts = moved > _SIGMAS_OF_MOVEMENT * error
-    to_come = moved * _answers_way(step, search=search) if drifts else 0.0
+    to_come = moved * _answers_way(step, num_steps=num_steps, fraction=search.average_fraction) if drifts else 0.0
     if max(moved, error, to_come) > search.stop.tolerance:
         return None
     return StandStill(step, moved, len(weights_UK))
 
 
-def _answers_way(step: int, *, search: SearchSection) -> float:
+def _answers_way(step: int, *, num_steps: int, fraction: float) -> float:
     """How far the middle of the averaged part moves from here to the end of the budget, in distances between the windows' middles."""
-    fraction = search.average_fraction
-    return (1 - fraction / 2) * (search.num_steps - step) / (fraction * step / 2)
+    return (1 - fraction / 2) * (num_steps - step) / (fraction * step / 2)
 
 
 def movement(weights_UK: Float64s) -> float:
@@ -80,14 +80,13 @@ def standard_error(weights_UK: Float64s) -> float:
     return 0.5 * float(np.sqrt((block_means(weights_UK, block=block) ** 2).sum(axis=0)).sum())
 
 
-def why_it_ended(still: StandStill | None, *, search: SearchSection) -> str:
-    """A sentence for mixture.json and the command line."""
+def why_it_ended(still: StandStill | None, *, training: TrainingSection, search: SearchSection) -> str:
+    """A sentence for the mixture and the command line."""
     if still is None:
-        tokens = search.num_steps * search.tokens_per_step
-        return f"used up its budget of {format_count(tokens)} tokens ({search.num_steps} steps)"
+        return f"used up its budget of {format_count(training.num_tokens)} tokens ({training.num_steps} steps)"
     assert search.stop is not None
     return (
         f"stood still: the averaged mixture moved by {still.moved:.1%} over the last {still.num_updates} updates, tolerance "
-        f"{search.stop.tolerance:.1%}; at step {still.step} of {search.num_steps}, where the learning rate had not come down yet, so the "
+        f"{search.stop.tolerance:.1%}; at step {still.step} of {training.num_steps}, where the learning rate had not come down yet, so the "
         "proxy's losses cannot be compared with those of a full run"
     )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import pi, tan
-from statistics import NormalDist
-from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fastmix_data.arrays import Bools, Float64s
+from fastmix_data.results.mixture import Certainty
 from fastmix_data.results.trajectory import Trajectory
 from train.proxy.losses import sampling_weights
 from train.scores.reliability import less_the_mixtures
@@ -47,7 +46,7 @@ class Evidence:
         alignment_UK, divisor_UK = np.array([row.alignment for row in rows]), np.array([row.divisor for row in rows])
         factor_UK = weights_UK / np.maximum([sampling_weights(p_K, exploration=exploration) for p_K in weights_UK], _TINY)
         centred_UK = [
-            less_the_mixtures(alignment_K, divisor_K, over_sampled_K=factor_K)
+            less_the_mixtures(alignment_K, divisor_K, importance_K=factor_K)
             for alignment_K, divisor_K, factor_K in zip(alignment_UK, divisor_UK, factor_UK, strict=True)
         ]
         return cls(np.array(centred_UK), divisor_UK, np.array([row.loss for row in rows]))
@@ -154,7 +153,7 @@ def interchangeable_pairs(evidence: Evidence) -> Bools:
         return np.zeros((num_sources, num_sources), dtype=bool)
     block = evidence_block(num_updates)
     freedom = 1.5 * (num_updates / block - 1)  # of overlapping blocks, Meketon and Schmeiser
-    two_sided, one_sided = (student_t_quantile(level, freedom) for level in (0.975, 0.95))
+    two_sided, one_sided = (float(stdtrit(freedom, level)) for level in (0.975, 0.95))
     pairs_KK = known_K[:, None] & known_K & ~np.eye(num_sources, dtype=bool)
     for sums_UK, margin, is_score in ((evidence.centred_UK, _SCORE_MARGIN, True), (evidence.loss_UK, _LOSS_MARGIN, False)):
         ratio_K, influence_UK = ratio_and_influence(sums_UK, evidence.divisor_UK)
@@ -192,38 +191,27 @@ def groups_of_pairs(pairs_KK: Bools, weights_K: Float64s) -> list[list[int]]:
     return [group for group in groups if len(group) > 1]
 
 
-def uncertainty_of(
-    trajectory: Trajectory, *, sources: Sequence[str], weights_K: Float64s, averaged_since: float, exploration: float
-) -> dict[str, Any]:
-    """`signal_to_noise` over the averaged part and `interchangeable` over all of a trajectory, as fields of a `Mixture`.
+def certainty_of(
+    trajectory: Trajectory,
+    *,
+    sources: Sequence[str],
+    weights_K: Float64s,
+    interval: dict[str, tuple[float, float]],
+    averaged_since: float,
+    exploration: float,
+) -> Certainty:
+    """What one trajectory says of its answer: signal to noise over the averaged part, interchangeable sources over all of it.
 
     Args:
         weights_K: the answer, which orders the groups.
+        interval: of the answer's weights.
         averaged_since: step after which updates are averaged.
     """
     evidence = Evidence.of(trajectory, exploration=exploration)
     first = sum(row.step <= averaged_since for row in trajectory.rows)
     groups = groups_of_pairs(interchangeable_pairs(evidence), weights_K)
-    return {
-        "signal_to_noise": dict(zip(sources, signal_to_noise(evidence.since(first)).tolist(), strict=True)),
-        "interchangeable": [[sources[index] for index in group] for group in groups],
-    }
-
-
-def student_t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t (Abramowitz and Stegun 26.7.5; exact at one degree of freedom, to 1% from two on).
-
-    >>> round(student_t_quantile(0.95, 2), 2), round(student_t_quantile(0.95, 30), 3)
-    (2.91, 1.697)
-    """
-    if freedom <= 1:
-        return tan(pi * (probability - 0.5))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    return Certainty(
+        interval=interval,
+        signal_to_noise=dict(zip(sources, signal_to_noise(evidence.since(first)).tolist(), strict=True)),
+        interchangeable=[[sources[index] for index in group] for group in groups],
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))

@@ -23,6 +23,8 @@ import numpy as np
 from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
+from fastmix_data.recipe.training import TrainingSection
+from train.mixture.simplex import softmax
 
 _MAX_SEQUENCES, _MIN_UPDATES_BETWEEN, _LARGEST_COST, _FORWARD_COST = 32, 2, 0.1, 1 / 3
 _SHARPNESS, _SPREAD = 8.0, 0.05
@@ -59,13 +61,13 @@ def num_measured_sequences(search: SearchSection) -> int:
     return min(search.eval_sequences, _MAX_SEQUENCES)
 
 
-def measured_steps(search: SearchSection, *, num_targets: int) -> list[int]:
+def measured_steps(search: SearchSection, training: TrainingSection, *, num_targets: int) -> list[int]:
     """Steps after which the excess is measured: every second update after the warm-up, or fewer, so that it costs a tenth of training."""
-    training = search.update_interval * search.global_batch
+    trained = search.update_interval * training.global_batch
     measuring = _FORWARD_COST * num_targets * num_measured_sequences(search)
-    every = max(_MIN_UPDATES_BETWEEN, math.ceil(measuring / (_LARGEST_COST * training)))
+    every = max(_MIN_UPDATES_BETWEEN, math.ceil(measuring / (_LARGEST_COST * trained)))
     first = search.weights_warmup_steps // search.update_interval + 1
-    return list(range(first * search.update_interval, search.num_steps + 1, every * search.update_interval))
+    return list(range(first * search.update_interval, training.num_steps + 1, every * search.update_interval))
 
 
 def foreseen_excess(excess_G: Float64s, last_G: Float64s, *, foresight: float = _FORESIGHT) -> Float64s:
@@ -93,8 +95,8 @@ def worst_case_weights(excess_G: Float64s, *, sharpness: float = _SHARPNESS, spr
     >>> worst_case_weights(np.array([0., np.log(3)]), sharpness=1., spread=0.)
     array([0.25, 0.75])
     """
-    raised_G = np.exp(sharpness * (excess_G - excess_G.max()))
-    weights_G: Float64s = (1 - spread) * raised_G / raised_G.sum() + spread / len(excess_G)
+    raised_G = softmax(sharpness * (excess_G - excess_G.max()))
+    weights_G: Float64s = (1 - spread) * raised_G + spread / len(excess_G)
     return weights_G
 
 
@@ -140,7 +142,7 @@ class TargetBalance:
         self._last_excess_G: Float64s | None = None
 
     @classmethod
-    def of_recipe(cls, target: TargetSection) -> TargetBalance:
+    def of_section(cls, target: TargetSection) -> TargetBalance:
         """The balance a recipe asks for. `worst_case` decides where both are given: it holds down the excess that limits bound."""
         rule: Rule = "worst_case" if target.worst_case else "limits" if target.not_worse_than else "fixed"
         return cls(np.array(list(target.weights().values())), rule=rule, tolerance=target.limit_tolerance)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.target import TargetSection
-from fastmix_data.results.mixture import Limit, Mixture, WorstTarget
+from fastmix_data.results.mixture import Limit, Mixture, TargetRecord, WorstTarget
 from train.proxy.engine import ProxyEngine
 from train.target.target import Target
 
@@ -18,7 +17,7 @@ LossesByTarget = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReferenceComparison:
     """Losses of search and reference after as many steps, on the same sequences of the search half, both of shape (G,)."""
 
     loss_G: Float64s
@@ -37,7 +36,7 @@ def losses_by_target(target: Target, engine: ProxyEngine, when: str, *, num_sequ
 
 def compare_with_reference(
     target: Target, engine: ProxyEngine, losses: LossesByTarget, *, step: int, num_steps: int
-) -> Comparison | None:
+) -> ReferenceComparison | None:
     """Hold the end of a search against the reference, if there is one; on all ranks together.
 
     A search that stopped early is compared after as many steps: the reference is interpolated, on the sample of its measurements.
@@ -46,9 +45,9 @@ def compare_with_reference(
     if reference is None:
         return None
     if step == num_steps:
-        return Comparison(np.array([losses[name]["search_end"] for name in target.names]), np.array(reference.end_G))
+        return ReferenceComparison(np.array([losses[name]["search_end"] for name in target.names]), np.array(reference.end_G))
     loss_G = target.evaluate_each(engine, half="search", num_sequences=reference.num_sequences)
-    return Comparison(loss_G, reference.at(step))
+    return ReferenceComparison(loss_G, reference.at(step))
 
 
 def weighted_losses(losses: LossesByTarget, weights: dict[str, float]) -> dict[str, float]:
@@ -62,10 +61,10 @@ def weighted_losses(losses: LossesByTarget, weights: dict[str, float]) -> dict[s
     return {kind: float(weights_G @ [losses[name][kind] for name in weights]) for kind in kinds}
 
 
-def outcome(
-    section: TargetSection, losses: LossesByTarget, *, comparison: Comparison | None, weights_UG: Float64s
-) -> dict[str, Any]:
-    """The fields of `Mixture` that tell of targets.
+def target_record(
+    section: TargetSection, losses: LossesByTarget, *, comparison: ReferenceComparison | None, weights_UG: Float64s
+) -> TargetRecord:
+    """What the mixture tells of targets.
 
     Args:
         losses: by target, at start and end.
@@ -73,25 +72,26 @@ def outcome(
         weights_UG: of the targets, over the averaged part of the search, shape (U, G).
     """
     names = list(section.weights())
-    fields: dict[str, Any] = {
-        "target_loss": weighted_losses(losses, section.weights()),
-        "target_losses": losses,
-        "target_weights": dict(zip(names, weights_UG.mean(axis=0).tolist(), strict=True)),
-    }
+    record = TargetRecord(
+        loss=weighted_losses(losses, section.weights()),
+        losses=losses,
+        weights=dict(zip(names, weights_UG.mean(axis=0).tolist(), strict=True)),
+    )
     if comparison is None:
-        return fields
+        return record
     reference = dict(zip(names, comparison.reference_G.tolist(), strict=True))
-    fields["target_losses"] = {name: {**losses[name], "reference_end": reference[name]} for name in names}
-    if section.not_worse_than is not None:
-        fields["limits"] = _limits(names, comparison, tolerance=section.limit_tolerance)
-    if section.worst_case:
-        regret_G = comparison.loss_G - comparison.reference_G
-        worst = int(regret_G.argmax())
-        fields["worst"] = WorstTarget(target=names[worst], regret=float(regret_G[worst]))
-    return fields
+    regret_G = comparison.loss_G - comparison.reference_G
+    worst = int(regret_G.argmax())
+    return record.model_copy(
+        update={
+            "losses": {name: {**losses[name], "reference_end": reference[name]} for name in names},
+            "limits": _limits(names, comparison, tolerance=section.limit_tolerance) if section.not_worse_than is not None else {},
+            "worst": WorstTarget(target=names[worst], regret=float(regret_G[worst])) if section.worst_case else None,
+        }
+    )
 
 
-def _limits(names: Sequence[str], comparison: Comparison, *, tolerance: float) -> dict[str, Limit]:
+def _limits(names: Sequence[str], comparison: ReferenceComparison, *, tolerance: float) -> dict[str, Limit]:
     pairs = zip(names, comparison.loss_G.tolist(), comparison.reference_G.tolist(), strict=True)
     return {name: Limit(reference=reference, loss=loss, kept=loss <= reference + tolerance) for name, loss, reference in pairs}
 
@@ -100,12 +100,12 @@ def broken_limits(mixture: Mixture) -> tuple[str, ...]:
     """A line that names the targets which ended beyond their limit and says what to do; none if all kept it."""
     broken = [
         f"{name} ({limit.loss:.3f} nats, {limit.loss - limit.reference:.3f} above the reference run)"
-        for name, limit in mixture.limits.items()
+        for name, limit in mixture.target.limits.items()
         if not limit.kept
     ]
     if not broken:
         return ()
     return (
-        f"warning: target.not_worse_than is not kept on {', '.join(broken)}; search longer (search.token_budget), add sources that help "
+        f"warning: target.not_worse_than is not kept on {', '.join(broken)}; search longer (training.token_budget), add sources that help "
         "there, or allow more in target.limit_tolerance",
     )

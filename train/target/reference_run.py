@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.progress import progress
-from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog
+from fastmix_data.recipe.search import SearchSection
 from train.mixture.stated import stated_weights
 from train.proxy.engine import ProxyEngine
-from train.proxy.training import train_on_mixture
+from train.proxy.training import ProxyPlan, train_on_mixture
 from train.target.balance import ReferenceLosses, measured_steps, num_measured_sequences
 from train.target.target import Target
 
@@ -40,31 +36,39 @@ class ReferenceRun:
 class _Recorder:
     """Measures the targets at the steps at which a search will."""
 
-    def __init__(self, recipe: Recipe, target: Target, *, stop_asked: Callable[[], bool], advance: Callable[[int], None]) -> None:
-        self._search, self._target = recipe.search, target
+    def __init__(
+        self,
+        plan: ProxyPlan,
+        search: SearchSection,
+        target: Target,
+        *,
+        stop_asked: Callable[[], bool],
+        advance: Callable[[int], None],
+    ) -> None:
+        self._training, self._interval, self._target = plan.training, search.update_interval, target
         self._stop_asked, self._advance = stop_asked, advance
-        self.steps_S = measured_steps(recipe.search, num_targets=len(target.names))
-        self.num_sequences = num_measured_sequences(recipe.search)
+        self.steps_S = measured_steps(search, plan.training, num_targets=len(target.names))
+        self.num_sequences = num_measured_sequences(search)
         self.losses_SG: list[list[float]] = []
 
     def after_step(self, step: int, engine: ProxyEngine) -> None:
         """Called on every rank; ends the run on all of them if any was asked to stop."""
-        self._advance(self._search.tokens_per_step)
-        if step % self._search.update_interval:
+        self._advance(self._training.tokens_per_step)
+        if step % self._interval:
             return
         if engine.any_rank(self._stop_asked()):
-            raise Interrupted(
-                f"the reference run ended at step {step} of {self._search.num_steps}; the same command starts it again"
-            )
+            ended = f"the reference run ended at step {step} of {self._training.num_steps}"
+            raise Interrupted("", ended, "the same command starts it again")
         if step in self.steps_S:
             losses_G = self._target.evaluate_each(engine, half="search", num_sequences=self.num_sequences)
             self.losses_SG.append(losses_G.tolist())
 
 
 def reference_run(
-    recipe: Recipe,
-    catalog: Catalog,
+    plan: ProxyPlan,
+    search: SearchSection,
     *,
+    mixture: Literal["uniform", "proportional"],
     target: Target,
     path: Path,
     identity: dict[str, Any],
@@ -74,8 +78,9 @@ def reference_run(
     """The reference run that a recipe asks for: read from `path`, or trained on all ranks together and written there.
 
     Args:
+        plan: of the search's proxy, whose seed and budget the run has too.
         target: with fixed weights and the search's seed, so that both runs are measured on the same sequences.
-        path: reference.json of the workdir.
+        path: where it is kept.
         identity: what a run must share with the file to use it; one of another recipe is made anew.
 
     Raises:
@@ -85,27 +90,20 @@ def reference_run(
     saved = read_json(path) if path.exists() else {}
     if saved.get("identity") == identity:
         return ReferenceRun(ReferenceLosses(**saved["losses"]), saved["num_tokens"], saved["seconds"])
-    run = _train(recipe, catalog, target, stop_asked=stop_asked, quiet=quiet)
-    gc.collect()  # DeepSpeed's engines hold on to themselves, and the search needs the memory
-    if torch.distributed.get_rank() == 0:
-        names = {"mixture": recipe.target.reference_mixture, "targets": target.names}
-        write_json(path, {"identity": identity, **names, **asdict(run)})
-    return run
-
-
-def _train(recipe: Recipe, catalog: Catalog, target: Target, *, stop_asked: Callable[[], bool], quiet: bool) -> ReferenceRun:
-    search, started = recipe.search, time.monotonic()
-    assert recipe.target.reference_mixture is not None
-    weights_K = stated_weights(catalog, recipe.target.reference_mixture)
-    total = search.num_steps * search.tokens_per_step
-    with progress(f"reference run ({recipe.target.reference_mixture})", total=total, quiet=quiet) as advance:
-        recorder = _Recorder(recipe, target, stop_asked=stop_asked, advance=advance)
-        plain = train_on_mixture(recipe, catalog, weights_K, seed=search.seed, on_step=recorder.after_step)
+    started, weights_K = time.monotonic(), stated_weights(plan.catalog, mixture)
+    with progress(f"reference run ({mixture})", total=plan.training.num_tokens, quiet=quiet) as advance:
+        recorder = _Recorder(plan, search, target, stop_asked=stop_asked, advance=advance)
+        engine = train_on_mixture(plan, weights_K, seed=plan.training.seed, on_step=recorder.after_step).engine
     losses = ReferenceLosses(
         steps_S=recorder.steps_S,
         losses_SG=recorder.losses_SG,
         num_sequences=recorder.num_sequences,
-        end_G=target.evaluate_each(plain.engine, half="search", num_sequences=search.eval_sequences).tolist(),
+        end_G=target.evaluate_each(engine, half="search", num_sequences=search.eval_sequences).tolist(),
     )
+    is_first = engine.rank == 0
+    engine.close()
     num_measured = len(losses.steps_S) * target.num_evaluated_tokens(losses.num_sequences)
-    return ReferenceRun(losses, plain.num_tokens + num_measured, time.monotonic() - started)
+    run = ReferenceRun(losses, plan.training.num_tokens + num_measured, time.monotonic() - started)
+    if is_first:
+        write_json(path, {"identity": identity, "mixture": mixture, "targets": target.names, **asdict(run)})
+    return run

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastmix_data.arrays import Float64s
+from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.permutation import derive_keys, permute
-from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.target import TargetSection
 from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import sampling_weights, sequence_losses, to_tensors
+from train.proxy.training import ProxyPlan, micro_batch
 from train.target.balance import ReferenceLosses, TargetBalance, TargetLossEstimates
 
 _EVALUATION_STREAM, _TARGET_STREAM = 11, 12
@@ -81,16 +83,24 @@ class Target:
         self._length = sequence_length
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, catalog: Catalog, *, micro_batch: int, reference: ReferenceLosses | None = None) -> Target:
+    def of_plan(
+        cls,
+        plan: ProxyPlan,
+        target: TargetSection,
+        search: SearchSection,
+        *,
+        num_ranks: int,
+        reference: ReferenceLosses | None = None,
+    ) -> Target:
         """The target of a search; its weights move as the recipe says where there is a reference to hold the losses against."""
         return cls(
-            catalog,
-            weights=recipe.target.weights(),
-            sequence_length=recipe.search.sequence_length,
-            target_batch=recipe.search.target_batch,
-            micro_batch=micro_batch,
-            seed=recipe.search.seed,
-            balance=TargetBalance.of_recipe(recipe.target) if reference is not None else None,
+            plan.catalog,
+            weights=target.weights(),
+            sequence_length=plan.training.sequence_length,
+            target_batch=search.target_batch,
+            micro_batch=micro_batch(plan.training, num_ranks),
+            seed=plan.training.seed,
+            balance=TargetBalance.of_section(target) if reference is not None else None,
             reference=reference,
         )
 
@@ -157,13 +167,11 @@ class Target:
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
         return means_G
 
-    def _fixed_sample(self, group: int, available: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _fixed_sample(self, group: int, available: int, count: int) -> Int64s:
         key = derive_keys(self._seed, _EVALUATION_STREAM, group)
         return permute(np.arange(count), size=available, key=key)
 
-    def _sum_losses(
-        self, engine: ProxyEngine, reader: SequenceReader, group: int, sequences_N: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> Tensor:
+    def _sum_losses(self, engine: ProxyEngine, reader: SequenceReader, group: int, sequences_N: Int64s) -> Tensor:
         """Summed loss and number of loss tokens over this rank's sequences; every rank makes as many passes (ZeRO-3 needs it)."""
         sums = torch.zeros(2, dtype=torch.float64)
         per_pass = self._micro_batch * engine.world_size
@@ -192,12 +200,27 @@ class Target:
         self._estimates.load_state_dict(state["estimates"])
 
 
-def _losses(
-    engine: ProxyEngine,
-    reader: SequenceReader,
-    source_B: np.ndarray[Any, np.dtype[np.int64]],
-    sequence_B: np.ndarray[Any, np.dtype[np.int64]],
-) -> tuple[Tensor, Tensor]:
+def target_losses(
+    engine: ProxyEngine, plan: ProxyPlan, *, names: Sequence[str], half: Half, num_sequences: int
+) -> dict[str, float]:
+    """Mean token loss in nats on a fixed sample of each named held-out split, on this process alone.
+
+    Args:
+        names: sources or target files; every one gets `num_sequences` sequences, the same for every proxy.
+    """
+    target = Target(
+        plan.catalog,
+        weights=dict.fromkeys(names, 1 / len(names)),
+        sequence_length=plan.training.sequence_length,
+        target_batch=1,
+        micro_batch=micro_batch(plan.training, 1),
+        seed=0,  # not the search's: the sample must not depend on who searched
+    )
+    losses_G = target.evaluate_each(engine, half=half, num_sequences=num_sequences)
+    return dict(zip(names, losses_G.tolist(), strict=True))
+
+
+def _losses(engine: ProxyEngine, reader: SequenceReader, source_B: Int64s, sequence_B: Int64s) -> tuple[Tensor, Tensor]:
     """Summed token losses and number of loss tokens of each sequence, both of shape (B,)."""
     tokens_BS, carries_loss_BT = reader.read(source_B, sequence_B)
     inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastmix_data.results.comparison import REFERENCE
 from pipelines.report.format import tokens
-from pipelines.report.method_figures import REFERENCE, MethodFigures
-from pipelines.report.plots.frame import LONGEST_LABEL, WIDTH, Frame
-from pipelines.report.plots.svg import Canvas, Scale, shorten, text_width
+from pipelines.report.method_figures import MethodFigures
+from pipelines.report.plots.frame import WIDTH, Frame
+from pipelines.report.plots.rows import headings, name_room, row_name, whisker
+from pipelines.report.plots.svg import Canvas, Scale
 
 _ROW = 28.0
 
@@ -18,10 +20,10 @@ def comparison_plot(methods: Sequence[MethodFigures]) -> Canvas:
     Without uniform among the methods the mean losses themselves are drawn.
     """
     canvas = Canvas(WIDTH, 52 + _ROW * len(methods) + 44, "Target loss of the compared methods")
-    names = max(70.0, *(text_width(shorten(method.name, LONGEST_LABEL)) + 18 for method in methods))
-    plot = Frame(canvas, left=names, right=190, top=46, bottom=44)
+    plot = Frame(canvas, left=name_room(method.name for method in methods), right=190, top=46, bottom=44)
+    # Differences, for seeds move all methods' losses together by more than the methods differ.
     paired = any(method.difference is not None for method in methods)
-    values = [value for method in methods for value in _extent(method, paired)] + ([0.0] if paired else [])
+    values = [value for method in methods for value in _drawn_values(method, paired)] + ([0.0] if paired else [])
     margin = 0.06 * ((max(values) - min(values)) or 0.1)
     x = Scale(min(values) - margin, max(values) + margin, plot.left, plot.right)
     label = "target loss less that of uniform, nats per token; left is better" if paired else "target loss, nats per token"
@@ -29,33 +31,28 @@ def comparison_plot(methods: Sequence[MethodFigures]) -> Canvas:
     if paired:
         canvas.line(x(0), plot.top - 4, x(0), plot.bottom, "zero")
         canvas.text(x(0), plot.top - 14, REFERENCE, "dim small", anchor="middle")
-    for right, heading in ((plot.right + 76, "mean loss"), (WIDTH - 4, "search tokens")):
-        canvas.text(right, plot.top - 14, heading, "dim small", anchor="end")
+    headings(plot, (plot.right + 76, "mean loss"), (WIDTH - 4, "search tokens"))
     for row, method in enumerate(methods):
-        _method_row(canvas, plot, x, plot.top + _ROW * (row + 0.5), method, paired=paired)
+        _method_row(plot, x, plot.top + _ROW * (row + 0.5), method, paired=paired)
     return canvas
 
 
-def _extent(method: MethodFigures, paired: bool) -> list[float]:
+def _drawn_values(method: MethodFigures, paired: bool) -> list[float]:
     if not paired:
         return [method.mean_loss]
     return [*method.differences, *(method.interval or ())]
 
 
-def _method_row(canvas: Canvas, plot: Frame, x: Scale, middle: float, method: MethodFigures, *, paired: bool) -> None:
-    ours = method.name == "fastmix"
+def _method_row(plot: Frame, x: Scale, middle: float, method: MethodFigures, *, paired: bool) -> None:
+    canvas, ours = plot.canvas, method.name == "fastmix"
     css = "c0" if ours else "cx"
-    canvas.text(
-        plot.left - 10, middle, shorten(method.name, LONGEST_LABEL), "strong" if ours else "", anchor="end", tip=method.name
-    )
+    row_name(plot, middle, method.name, "strong" if ours else "")
     if method.interval is not None:
-        low, high = method.interval
-        canvas.line(x(low), middle, x(high), middle, "whisker")
-        for end in (low, high):
-            canvas.line(x(end), middle - 4, x(end), middle + 4, "whisker")
+        whisker(canvas, x(method.interval[0]), x(method.interval[1]), middle)
     for number, difference in enumerate(method.differences):
         canvas.circle(x(difference), middle + 9, 2.2, f"dot {css}", tip=f"{method.name}, seed {number + 1}: {difference:+.4f}")
     at = method.difference if paired else method.mean_loss
+    # Uniform has no difference: it is what the others are less.
     canvas.circle(
         x(at if at is not None else 0.0), middle, 5.5, f"dot outlined {css}", tip=f"{method.name}: {method.mean_loss:.4f}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pipelines.report.plots.svg import Canvas, Scale, shorten, spread_labels, text_width
 
-NUM_COLOURS = 9
+NUM_COLOURS = 9  # more cannot be told apart at the size of a dot
 WIDTH = 920.0
 LONGEST_LABEL = 26
 LABEL_GAP = 16.0
@@ -59,6 +59,7 @@ class Frame:
 
 def named_groups(sources: Sequence[str]) -> list[str]:
     """Names that get a colour and a label, and a last one for all the others."""
+    # One more than there are colours: a grey source alone is as clear as "1 others" and says its name.
     if len(sources) <= NUM_COLOURS + 1:
         return list(sources)
     return [*sources[:NUM_COLOURS], f"{len(sources) - NUM_COLOURS} others"]
@@ -69,15 +70,12 @@ def label_room(labels: Iterable[str]) -> float:
     return max(text_width(shorten(label, LONGEST_LABEL)) for label in labels) + 36
 
 
-def label_groups(
-    canvas: Canvas, plot: Frame, labels: Sequence[str], wanted: Sequence[float], *, colours: Sequence[str] | None = None
-) -> None:
-    """Write names at the right edge, near the heights wanted, each with its colour; that of its rank when not given."""
+def label_groups(plot: Frame, labels: Sequence[str], wanted: Sequence[float], ranks: Sequence[int]) -> None:
+    """Write names at the right edge, near the heights wanted, each with the colour of its rank."""
+    canvas = plot.canvas
     places = spread_labels(wanted, gap=LABEL_GAP, low=plot.top + 4, high=plot.bottom - 4)
-    for group, (label, at, place) in enumerate(zip(labels, wanted, places, strict=True)):
-        css = colours[group] if colours is not None else colour(group)
-        canvas.open_group(label)
-        canvas.line(plot.right + 3, at, plot.right + 15, place, "leader")
-        canvas.rect(plot.right + 17, place - 4.5, 9, 9, f"bar {css}")
-        canvas.text(plot.right + 31, place, shorten(label, LONGEST_LABEL), "small", tip=label)
-        canvas.close_group()
+    for label, at, place, rank in zip(labels, wanted, places, ranks, strict=True):
+        with canvas.group(label):
+            canvas.line(plot.right + 3, at, plot.right + 15, place, "leader")
+            canvas.rect(plot.right + 17, place - 4.5, 9, 9, f"bar {colour(rank)}")
+            canvas.text(plot.right + 31, place, shorten(label, LONGEST_LABEL), "small", tip=label)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
-_CHARACTER_WIDTH = 7.7  # of the widest usual interface font at 12.5 px
+from fastmix_data.artefacts import atomic_file
+
+STYLE_SHEET = Path(__file__).parents[1] / "templates" / "plots.css"
+# Nothing here can measure text: which font a browser takes is not known. So this is that of the widest usual one, at 12.5 px.
+_CHARACTER_WIDTH = 7.7
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -32,11 +38,13 @@ class Scale:
         >>> Scale(0, 1.1, 0, 100).ticks()
         [0.0, 0.25, 0.5, 0.75, 1.0]
         """
+        # Around 1e11 and a span of 1e-5 the next float lies beyond a tick: `number * step` would give one value many times over.
         rough = (self.high - self.low) / max(count, 1)
         if rough <= 1e-12 * max(abs(self.low), abs(self.high)) or not math.isfinite(rough):
             return [self.low]
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in _STEPS if factor * power >= rough * 0.999)
+        # An end that is a tick itself must stay one, whichever way the division rounds: 0.3 / 0.1 is just under 3.
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(number * step, 12) for number in range(first, last + 1)]
 
@@ -47,18 +55,20 @@ def spread_labels(wanted: Sequence[float], *, gap: float, low: float, high: floa
     >>> spread_labels([10, 11, 50], gap=10, low=0, high=100)
     [5.5, 15.5, 50.0]
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    # Pool adjacent violators, as in isotonic regression: labels that would overlap become one run, centred on the mean of what they want,
+    # and a run that now overlaps the one before swallows it. That moves labels least, by the sum of squares.
     clusters: list[tuple[float, list[int]]] = []  # centre of a run of touching labels, and its members
-    for index in order:
-        centre, members = wanted[index], [index]
-        while clusters and clusters[-1][0] + (len(clusters[-1][1]) + len(members)) * gap / 2 > centre:
-            before = clusters.pop()[1]
-            members = before + members
-            centre = sum(wanted[member] for member in members) / len(members)
+    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
+        members: list[int] = [index]
+        while True:
             half = (len(members) - 1) * gap / 2
+            centre = sum(wanted[member] for member in members) / len(members)
+            # Into the bounds before the comparison: a run that is pushed inwards may come to overlap the one before it.
             centre = max(low + half, min(high - half, centre))
-        half = (len(members) - 1) * gap / 2
-        clusters.append((max(low + half, min(high - half, centre)), members))
+            if not clusters or clusters[-1][0] + (len(clusters[-1][1]) + len(members)) * gap / 2 <= centre:
+                break
+            members = clusters.pop()[1] + members
+        clusters.append((centre, members))
     placed = [0.0] * len(wanted)
     for centre, members in clusters:
         for rank, member in enumerate(members):
@@ -85,6 +95,7 @@ def text_width(text: str) -> float:
 
 def path_of(points: Sequence[tuple[float, float]], *, close: bool = False) -> str:
     """The `d` attribute of a polyline."""
+    # More digits than a tenth of a pixel are sent and never seen.
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points) + ("Z" if close else "")
 
 
@@ -99,6 +110,7 @@ class Canvas:
 
     def text(self, x: float, y: float, text: str, css: str = "", *, anchor: str = "start", tip: str = "") -> None:
         """Write a line of text; `y` is its vertical middle."""
+        # 4 pixels below the middle stands the baseline of 12 px text; `dominant-baseline` is not read alike by all programs.
         inner = escape(text) + (f"<title>{escape(tip)}</title>" if tip else "")
         place = f' text-anchor="{anchor}"' if anchor != "start" else ""
         self._parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}"{_class(css)}{place}>{inner}</text>')
@@ -120,12 +132,11 @@ class Canvas:
         """Draw a polyline or, closed, an area."""
         self._parts.append(_with_tip("path", f'd="{path_of(points, close=close)}"{_class(css)}', tip))
 
-    def open_group(self, source: str) -> None:
-        """Begin what belongs to one source, so that pointing at it can bring it out everywhere."""
-        self._parts.append(f'<g data-source="{escape(source)}">')
-
-    def close_group(self) -> None:
-        """End what `open_group` began."""
+    @contextmanager
+    def group(self, name: str) -> Iterator[None]:
+        """Hold together what belongs to one source, so that pointing at it can bring it out everywhere."""
+        self._parts.append(f'<g data-source="{escape(name)}">')
+        yield
         self._parts.append("</g>")
 
     def inline(self) -> str:
@@ -135,13 +146,18 @@ class Canvas:
             f"{''.join(self._parts)}</svg>"
         )
 
-    def standalone(self, css: str) -> str:
-        """The picture as a file of its own."""
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="fm" width="{self.width:g}" height="{self.height:g}" '
-            f'viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{escape(self.title)}">\n'
-            f'<style>{css}</style>\n<rect class="paper" width="100%" height="100%"/>\n' + "\n".join(self._parts) + "\n</svg>\n"
-        )
+    def save(self, path: Path) -> None:
+        """Write the picture as a file of its own, with its style sheet."""
+        box = f'width="{self.width:g}" height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}"'
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="fm" {box} role="img" aria-label="{escape(self.title)}">',
+            f"<style>{STYLE_SHEET.read_text()}</style>",
+            '<rect class="paper" width="100%" height="100%"/>',
+            *self._parts,
+            "</svg>\n",
+        ]
+        with atomic_file(path) as file:
+            file.write("\n".join(parts).encode())
 
 
 def _class(css: str) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastmix_data.arrays import Float64s
-from pipelines.report.format import tick
-from pipelines.report.inputs import TrajectoryTable
-from pipelines.report.plots.frame import WIDTH, Frame, colour, label_groups, label_room
-from pipelines.report.plots.svg import Canvas, Scale
-from pipelines.report.plots.time import line_points
+from fastmix_data.results.trajectory import TrajectoryTable
+from pipelines.report.plots.frame import colour, label_groups, label_room
+from pipelines.report.plots.lines import SearchPlot
+from pipelines.report.plots.svg import Canvas
 
 _MOST_LABELS = 12
 _STILL = 1e-9
@@ -37,30 +36,14 @@ def target_weights_plot(trajectory: TrajectoryTable) -> Canvas:
 
 
 def _lines(trajectory: TrajectoryTable, values_UG: Float64s, *, low: float, high: float, title: str, unit: str) -> Canvas:
-    canvas = Canvas(WIDTH, 300, title)
-    order = sorted(range(len(trajectory.targets)), key=lambda target: -_last(values_UG[:, target]))
-    labelled = [target for target in order if np.isfinite(values_UG[:, target]).any()][:_MOST_LABELS]
-    plot = Frame(canvas, left=56, right=label_room(trajectory.targets), top=34, bottom=44)
-    x, y = Scale(0, trajectory.tokens_U[-1], plot.left, plot.right), Scale(low, high, plot.bottom, plot.top)
-    plot.axes(x, y, x_label="tokens seen by the proxy", x_format=tick, y_format=lambda value: f"{value:g}", y_label=unit)
-    for target in reversed(order):
-        name = trajectory.targets[target]
-        points = line_points(x, y, trajectory.tokens_U, values_UG[:, target])
-        if points:
-            canvas.open_group(name)
-            canvas.path(points, f"line {colour(target)}", tip=name)
-            canvas.close_group()
-    label_groups(
-        canvas,
-        plot,
-        [trajectory.targets[target] for target in labelled],
-        [y(_last(values_UG[:, target])) for target in labelled],
-        colours=[colour(target) for target in labelled],
-    )
-    return canvas
-
-
-def _last(values_U: Float64s) -> float:
-    """The last value that there is; below everything where there is none."""
-    found = values_U[np.isfinite(values_U)]
-    return float(found[-1]) if len(found) else -np.inf
+    right = label_room(trajectory.targets)
+    plot = SearchPlot(title, trajectory.tokens_U, height=300, low=low, high=high, right=right, y_label=unit)
+    # An estimate that is there once stays there: a target without one at the end was in no batch at all.
+    last_G = values_UG[-1]
+    drawn = sorted(np.flatnonzero(np.isfinite(last_G)).tolist(), key=lambda target: -last_G[target])
+    for target in reversed(drawn):
+        plot.line(trajectory.targets[target], values_UG[:, target], colour(target))
+    labelled = drawn[:_MOST_LABELS]
+    names = [trajectory.targets[target] for target in labelled]
+    label_groups(plot.frame, names, [plot.y(last_G[target]) for target in labelled], labelled)
+    return plot.canvas

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fastmix_data.artefacts import hash_of, read_json, write_json, write_parquet
 from fastmix_data.audit.verify import VerifyReport, verify
 from fastmix_data.errors import InputError
-from fastmix_data.manifest.manifest import emit_manifest
+from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.recipe import EmitSection
-from fastmix_data.results.mixture import Mixture, save_mixture
+from fastmix_data.results.mixture import Mixture, Origin, save_mixture
 from fastmix_data.shards.catalog import Catalog
 
 MakeCatalog = Callable[..., Catalog]
@@ -23,7 +23,7 @@ MakeCatalog = Callable[..., Catalog]
 @pytest.fixture
 def catalog(make_catalog: MakeCatalog) -> Catalog:
     catalog = make_catalog({"books": [410, 333], "code": [2000]}, masked=("code",))
-    mixture = Mixture(weights={"books": 0.4, "code": 0.6}, catalog_hash=catalog.fingerprint)
+    mixture = Mixture(weights={"books": 0.4, "code": 0.6}, made_from=Origin(catalog=catalog.fingerprint))
     save_mixture(catalog.root / "search" / "mixture.json", mixture)
     emit_manifest(catalog, mixture, emit=EmitSection(token_budget=3000), directory=catalog.root / "manifest")
     return catalog

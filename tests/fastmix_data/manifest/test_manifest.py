@@ -15,7 +15,8 @@ from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, InfeasibleBudgetError, InputError, MismatchError, RecipeError
 from fastmix_data.manifest.allocation import token_caps
 from fastmix_data.manifest.block_epochs import SourceBlocks
-from fastmix_data.manifest.manifest import Manifest, check_emit, emit_manifest, load_manifest
+from fastmix_data.manifest.emit import check_emit, emit_manifest
+from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmix_data.errors import CorruptArtefactError
-from fastmix_data.shards.catalog import Catalog, CatalogInfo, load_catalog
 from fastmix_data.shards.stream import ShardNames, ShardStream
 from fastmix_data.shards.strided import ShardLayout, StridedShard, cut_shard, encode_shard, token_dtype, write_shard
 
@@ -121,15 +120,3 @@ def test_a_stream_loses_no_token_and_labels_run_across_shards(
     assert [row.num_documents for row in rows] == [
         int(((starts >= i * shard_tokens) & (starts < (i + 1) * shard_tokens)).sum()) for i in range(len(rows))
     ]
-
-
-def test_catalog_comes_back_as_it_was_saved(tmp_path):
-    layout = ShardLayout(16, np.dtype("<u2"))
-    stream = ShardStream(ShardNames(tmp_path, "src", "train", 0), layout=layout, max_shard_bytes=1 << 20, eos_id=EOS)
-    stream.append(np.arange(100, dtype="<u2"), starts_D=np.array([0, 50]))
-    info = CatalogInfo(16, 1000, EOS, "abc", "r", "i", ("src",), ("held",), {"src": {"num_documents": 2}})
-    catalog = Catalog(tmp_path, info, stream.close())
-    catalog.save(tmp_path / "catalog.parquet")
-    loaded = load_catalog(tmp_path / "catalog.parquet")
-    assert (loaded.info, loaded.rows, loaded.fingerprint) == (info, catalog.rows, catalog.fingerprint)
-    assert loaded.open(loaded.rows[0]).tokens_NT.ravel()[:16].tolist() == list(range(16))

@@ -15,15 +15,20 @@ from click.testing import CliRunner, Result
 
 from fastmix_data.errors import FastmixError, RecipeError
 from fastmix_data.recipe.file import load_recipe
-from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
-from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.results.comparison import Comparison, load_comparison
+from fastmix_data.results.mixture import load_mixture
+from fastmix_data.workdir import Workdir
 from pipelines.cli import main
 from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
-from pipelines.compare.proxies import TRAINING_KEYS, ProxyJob
+from pipelines.compare.proxies import ProxyJob
 from pipelines.compare.run import Workers, compare
+from pipelines.compare.searches import ReweightingJob, proxy_job
 from pipelines.compare.table import mean_ranks
+from train.proxy.training import ProxyPlan
+from train.search.plan import SearchPlan, plan_search
 
 METHODS = "fastmix,uniform,regmix:3,olmix:3,doge,doremi"
 ALPHABETS = {"low": "abcdef ", "mid": "ghijkl ", "high": "uvwxyz "}
@@ -51,16 +56,13 @@ def write_recipe(folder: Path) -> Path:
                 "intermediate_size": 24,
             }
         },
-        "search": {
+        "training": {
             "token_budget": STEPS * BATCH * LENGTH,
             "sequence_length": LENGTH,
             "global_batch": BATCH,
-            "target_batch": 4,
-            "update_interval": 2,
-            "weights_warmup_steps": 2,
             "learning_rate": 0.02,
-            "eval_sequences": 8,
         },
+        "search": {"target_batch": 4, "update_interval": 2, "weights_warmup_steps": 2, "eval_sequences": 8},
         "emit": {"token_budget": 5000},
     }
     path = folder / "recipe.yaml"
@@ -72,14 +74,18 @@ def fastmix(*arguments: str | int | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def run_compare(recipe: Path, *options: str, methods: str = METHODS, seeds: int = 2) -> Result:
+    result = fastmix("compare", recipe, "--methods", methods, "--seeds", seeds, "--workers", 1, *options)
+    assert result.exit_code == 0, result.output
+    return result
+
+
 @pytest.fixture(scope="module")
 def compared_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A preprocessed folder with a finished comparison."""
     recipe = write_recipe(tmp_path_factory.mktemp("compare"))
     assert fastmix("preprocess", recipe, "--workers", 1).exit_code == 0
-    result = fastmix("compare", recipe, "--methods", METHODS, "--seeds", 2, "--workers", 1, "--debug")
-    assert result.exit_code == 0, result.output
-    assert "mean rank" in result.output
+    assert "mean rank" in run_compare(recipe).output
     return recipe
 
 
@@ -90,27 +96,37 @@ def compared(compared_once: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy" / "recipe.yaml"
 
 
-def content_of(recipe: Path) -> dict[str, Any]:
-    return dict(json.loads((recipe.parent / "work" / "compare" / "compare.json").read_text()))
+def workdir(recipe: Path) -> Workdir:
+    return Workdir(recipe.parent / "work")
+
+
+def comparison_of(recipe: Path) -> Comparison:
+    return load_comparison(workdir(recipe).compare.comparison)
+
+
+def plan_of(recipe: Path, *overrides: str) -> SearchPlan:
+    return plan_search(load_recipe(recipe, overrides))
 
 
 def trained(recipe: Path) -> dict[Path, int]:
     """When each proxy and search result of the comparison was written."""
-    folder = recipe.parent / "work" / "compare"
+    folder = workdir(recipe).compare.root
     files = [*folder.glob("runs/*/proxy.pt"), *folder.glob("found/*.json"), *folder.glob("searches/*/mixture.json")]
     return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_every_method_has_weights_paired_losses_and_its_own_cost(compared_once: Path) -> None:
-    content = content_of(compared_once)
-    methods, budget = content["methods"], STEPS * BATCH * LENGTH
+    comparison, budget = comparison_of(compared_once), STEPS * BATCH * LENGTH
+    methods, plan = comparison.methods, plan_of(compared_once)
     assert list(methods) == METHODS.split(",")
-    assert content["seeds"] == [100, 101]
+    assert comparison.seeds == (100, 101)
+    assert (comparison.recipe_hash, comparison.catalog_hash) == (plan.recipe_hash, plan.catalog.fingerprint)
+    assert (comparison.token_budget, comparison.target) == (budget, {"low": 1.0})
     for method in methods.values():
-        assert sum(method["weights"].values()) == pytest.approx(1)
-        assert len(method["target_loss"]) == 2
-        assert method["target_losses_by_name"] == {"low": method["target_loss"]}
-    assert {name: method["search_tokens"] for name, method in methods.items()} == {
+        assert sum(method.weights.values()) == pytest.approx(1)
+        assert len(method.target_loss) == 2
+        assert method.target_losses_by_name == {"low": method.target_loss}
+    assert {name: method.search_tokens for name, method in methods.items()} == {
         "fastmix": budget + STEPS // 2 * 4 * LENGTH,
         "uniform": 0,
         "regmix:3": 3 * budget,
@@ -118,95 +134,85 @@ def test_every_method_has_weights_paired_losses_and_its_own_cost(compared_once: 
         "doge": budget + STEPS * 4 * LENGTH,
         "doremi": 2 * budget,
     }
-    assert methods["uniform"]["search_flops"] == 0 < methods["fastmix"]["search_flops"] < methods["regmix:3"]["search_flops"]
-    assert methods["doge"]["weights"]["low"] > 1 / 3  # the source with the target's letters
-    assert (compared_once.parent / "work" / "compare" / "compare.svg").read_text().startswith("<svg")
+    assert methods["uniform"].search_flops == 0 < methods["fastmix"].search_flops < methods["regmix:3"].search_flops
+    assert methods["doge"].weights["low"] > 1 / 3  # the source with the target's letters
+    assert workdir(compared_once).compare.picture.read_text().startswith("<svg")
 
 
-def test_a_second_call_does_nothing(compared: Path) -> None:
-    path = compared.parent / "work" / "compare" / "compare.json"
+def test_a_second_call_does_nothing_and_one_more_method_costs_only_that_method(compared: Path) -> None:
+    path, runs = workdir(compared).compare.comparison, trained(compared)
     before = path.stat().st_mtime_ns
-    result = fastmix("compare", compared, "--methods", METHODS, "--seeds", 2)
-    assert result.exit_code == 0
-    assert "nothing to do" in result.output
+    assert "nothing to do" in run_compare(compared).output
     assert path.stat().st_mtime_ns == before
+    run_compare(compared, methods=f"{METHODS},proportional")
+    assert "proportional" in comparison_of(compared).methods
+    again = trained(compared)
+    assert all(again[path] == runs[path] for path in runs) and len(again) == len(runs) + 2
 
 
 def test_a_stopped_comparison_goes_on_without_training_again(compared: Path) -> None:
-    before, runs = content_of(compared), trained(compared)
-    (compared.parent / "work" / "compare" / "compare.json").unlink()
-    lost = sorted(path for path in runs if path.name == "proxy.pt")[0].parent
+    before, runs, folder = comparison_of(compared), trained(compared), workdir(compared).compare
+    folder.comparison.unlink()
+    lost = min(path for path in runs if path.name == "proxy.pt").parent
     shutil.rmtree(lost)
-    assert fastmix("compare", compared, "--methods", METHODS, "--seeds", 2, "--workers", 1).exit_code == 0
-    again, after = trained(compared), content_of(compared)
+    run_compare(compared)
+    again, after = trained(compared), comparison_of(compared)
     assert {path for path in again if again[path] != runs[path]} == {lost / "proxy.pt"}
     assert set(again) == set(runs)
-    for name, method in before["methods"].items():
-        assert after["methods"][name]["weights"] == method["weights"]
-        assert after["methods"][name]["target_loss"] == method["target_loss"]
+    for name, method in before.methods.items():
+        assert after.methods[name].weights == method.weights
+        assert after.methods[name].target_loss == method.target_loss
 
 
 def test_a_kept_proxy_gives_the_losses_of_a_fresh_one(compared: Path) -> None:
-    before, runs = content_of(compared), trained(compared)
-    (compared.parent / "work" / "compare" / "compare.json").unlink()
-    for path in compared.parent.glob("work/compare/runs/*/losses.json"):
+    before, runs, folder = comparison_of(compared), trained(compared), workdir(compared).compare
+    folder.comparison.unlink()
+    for path in folder.root.glob("runs/*/losses.json"):
         path.unlink()
-    assert fastmix("compare", compared, "--methods", METHODS, "--seeds", 2, "--workers", 1).exit_code == 0
+    run_compare(compared)
     assert trained(compared) == runs
-    for name, method in content_of(compared)["methods"].items():
-        assert method["target_loss"] == pytest.approx(before["methods"][name]["target_loss"], abs=1e-6)
+    for name, method in comparison_of(compared).methods.items():
+        assert method.target_loss == pytest.approx(before.methods[name].target_loss, abs=1e-6)
 
 
 def test_another_target_shares_the_swarm_and_uniform_s_proxies(compared: Path) -> None:
-    runs = trained(compared)
-    recipe = load_recipe(compared)
-    other = recipe.model_copy(update={"target": TargetSection(sources={"high": 1.0, "mid": 1.0})})
+    runs, recipe = trained(compared), load_recipe(compared)
+    other = plan_search(recipe.model_copy(update={"target": TargetSection(sources={"high": 1.0, "mid": 1.0})}))
     directory = compared.parent / "high"
-    result = compare(
-        other, methods="uniform,regmix:3", num_seeds=2, workers=Workers(num_workers=1, quiet=True), directory=directory
-    )
-    assert list(result.content["methods"]["uniform"]["target_losses_by_name"]) == ["high", "mid"]
+    workers = Workers(num_workers=1, quiet=True)
+    result = compare(other, methods="uniform,regmix:3", num_seeds=2, workers=workers, directory=directory)
+    assert list(result.comparison.methods["uniform"].target_losses_by_name) == ["high", "mid"]
     again = trained(compared)
     assert all(again[path] == runs[path] for path in runs)
     assert len(again) == len(runs) + 2  # the two proxies that confirm the new mixture
-    assert (directory / "compare.json").is_file()
-
-
-def test_one_more_method_costs_only_that_method(compared: Path) -> None:
-    runs = trained(compared)
-    methods = f"{METHODS},proportional"
-    assert fastmix("compare", compared, "--methods", methods, "--seeds", 2, "--workers", 1).exit_code == 0
-    assert "proportional" in content_of(compared)["methods"]
-    assert len(trained(compared)) == len(runs) + 2
+    assert result.path.parent == directory and load_comparison(result.path) == result.comparison
 
 
 def test_another_recipe_is_refused_unless_replaced(compared: Path) -> None:
-    options = ("--set", "search.update_interval=4", "--methods", "uniform", "--seeds", 2, "--workers", 1)
-    refused = fastmix("compare", compared, *options)
-    assert refused.exit_code == 2
+    options, runs = ("--set", "search.update_interval=4"), trained(compared)
+    refused = fastmix("compare", compared, "--methods", "uniform", "--workers", 1, *options)
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
     assert "made with another recipe" in refused.stderr
     assert "--replace" in refused.stderr
-    runs = trained(compared)
-    assert fastmix("compare", compared, *options, "--replace").exit_code == 0
+    run_compare(compared, *options, "--replace", methods="uniform")
     assert trained(compared) == runs  # how the mixture moves does not change a proxy on a fixed one
 
 
 def test_a_finished_search_of_the_recipe_is_used(compared: Path) -> None:
-    folder = compared.parent / "work"
-    (searched,) = (folder / "compare" / "searches").iterdir()
-    searched.rename(folder / "search")
-    (folder / "compare" / "compare.json").unlink()
-    assert fastmix("compare", compared, "--methods", METHODS, "--seeds", 2, "--workers", 1).exit_code == 0
-    mixture = json.loads((folder / "search" / "mixture.json").read_text())
-    assert content_of(compared)["methods"]["fastmix"]["weights"] == pytest.approx(mixture["weights"])
-    assert not list((folder / "compare" / "searches").iterdir())
+    paths = workdir(compared)
+    (searched,) = (paths.compare.root / "searches").iterdir()
+    searched.rename(paths.search.root)
+    paths.compare.comparison.unlink()
+    run_compare(compared)
+    mixture = load_mixture(paths.search.mixture)
+    assert comparison_of(compared).methods["fastmix"].weights == pytest.approx(mixture.weights)
+    assert not list((paths.compare.root / "searches").iterdir())
 
 
 def test_mixtures_are_brought_within_the_constraints(compared: Path) -> None:
-    options = ("--set", "search.constraints.ceiling=0.4", "--methods", "uniform,regmix:3", "--seeds", 1, "--workers", 1)
-    assert fastmix("compare", compared, *options, "--replace").exit_code == 0
-    for method in content_of(compared)["methods"].values():
-        assert max(method["weights"].values()) <= 0.4 + 1e-9
+    run_compare(compared, "--set", "search.constraints.ceiling=0.4", "--replace", methods="uniform,regmix:3", seeds=1)
+    for method in comparison_of(compared).methods.values():
+        assert max(method.weights.values()) <= 0.4 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -237,53 +243,71 @@ def test_an_unprocessed_workdir_names_preprocess(tmp_path: Path) -> None:
     assert "fastmix preprocess" in result.stderr
 
 
+def job_of(plan: SearchPlan, seed: int = 7) -> ProxyJob:
+    return proxy_job(plan, np.array([0.2, 0.3, 0.5]), names=("low",), half="unseen", seed=seed)
+
+
 def test_workers_train_the_same_proxies_as_this_process(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    recipe = load_recipe(compared)
-    jobs = [ProxyJob(recipe, (0.2, 0.3, 0.5), seed, ("low",), "unseen") for seed in (7, 8)]
+    jobs = [job_of(plan_of(compared), seed) for seed in (7, 8)]
     first = run_jobs(jobs, description="here", num_workers=1, scheduler=None, quiet=True)
-    shutil.rmtree(compared.parent / "work" / "compare" / "runs")
+    shutil.rmtree(workdir(compared).compare.root / "runs")
     again = run_jobs(jobs, description="there", num_workers=2, scheduler=None, quiet=True)
     assert [result.losses["low"] for result in again] == pytest.approx([result.losses["low"] for result in first], abs=1e-5)
 
 
 def test_a_failing_job_s_error_comes_home(compared: Path) -> None:
-    recipe = load_recipe(compared, ["search.learning_rate=1e30", "search.gradient_clipping=0"])
-    job = ProxyJob(recipe, (0.2, 0.3, 0.5), 7, ("low",), "unseen")
-    with pytest.raises(FastmixError, match=r"lower search\.learning_rate"):
+    job = job_of(plan_of(compared, "training.learning_rate=1e30", "training.gradient_clipping=0"))
+    with pytest.raises(FastmixError, match=r"lower training\.learning_rate"):
         run_jobs([job], description="here", num_workers=1, scheduler=None, quiet=True)
-    assert job.finished(load_catalog(recipe.paths.catalog)) is None
+    assert job.finished() is None
 
 
-def test_every_key_of_the_search_either_decides_a_fixed_run_or_does_not() -> None:
-    """A new key of the search has to be put on one side, or stale proxies would be used."""
-    moves_mixtures_or_reports = {
-        "token_budget",  # through num_steps
-        "seed",  # given to each run
-        "exploration",
-        "hypergradient",
-        "precondition",
-        "target_memory",
-        "score",
-        "shrink_scores",
-        "update_interval",
-        "target_batch",
-        "weights_optimizer",
-        "weights_learning_rate",
-        "weights_warmup_steps",
-        "score_smoothing",
-        "initial_weights",
-        "trial_fraction",
-        "prior",
-        "prior_strength",
-        "constraints",
-        "match_repetition",  # through share_seen
-        "stop",
-        "average_fraction",
-        "eval_sequences",  # part of the key of losses
-        "checkpoint_interval",
-    }
-    assert set(SearchSection.model_fields) == moves_mixtures_or_reports | set(TRAINING_KEYS)
+OTHER_TRAINING: dict[str, Any] = {
+    "token_budget": 2 * STEPS * BATCH * LENGTH,
+    "sequence_length": 16,
+    "global_batch": 4,
+    "micro_batch": 2,
+    "learning_rate": 0.01,
+    "warmup_fraction": 0.2,
+    "min_lr_fraction": 0.5,
+    "weight_decay": 0.0,
+    "adam_betas": (0.8, 0.9),
+    "gradient_clipping": 0.5,
+    "precision": "fp32",
+    "locality_window": 8,
+}
+
+
+def test_a_proxy_is_kept_by_everything_that_decides_it_and_by_nothing_else(compared_once: Path) -> None:
+    """A new key has to be put on one side, or stale proxies would be used."""
+    assert set(OTHER_TRAINING) == set(TrainingSection.model_fields) - {"seed"}  # which is given to each run
+    assert set(ProxyPlan.__dataclass_fields__) == {"catalog", "proxy", "base", "training", "deepspeed", "production_tokens"}
+    plan = plan_of(compared_once)
+
+    def folder(plan: SearchPlan) -> Path:
+        return job_of(plan).folder.root
+
+    others = [plan_of(compared_once, f"training.{key}={json.dumps(value)}") for key, value in OTHER_TRAINING.items()]
+    others += [plan_of(compared_once, "proxy.config.hidden_size=8"), plan_of(compared_once, "search.match_repetition=true")]
+    assert len({folder(plan), *map(folder, others), job_of(plan, seed=8).folder.root}) == len(others) + 2
+    rest = f"training.token_budget={STEPS * BATCH * LENGTH + 1}"  # makes no step
+    for override in (
+        rest,
+        "training.seed=5",
+        "search.update_interval=4",
+        "search.eval_sequences=4",
+        "target={sources: {mid: 1}}",
+    ):
+        assert folder(plan_of(compared_once, override)) == folder(plan), override
+
+
+def test_a_reweighting_search_is_kept_by_its_seed_and_doge_s_by_its_target_too(compared_once: Path) -> None:
+    plan, seed = plan_of(compared_once), plan_of(compared_once, "training.seed=5")
+    target = plan_of(compared_once, "target={sources: {mid: 1}}")
+    doge, doremi = ([ReweightingJob(one, kind).path for one in (plan, seed, target)] for kind in ("doge", "doremi"))
+    assert len(set(doge)) == 3 and doremi[0] == doremi[2] != doremi[1]
+    assert ReweightingJob(plan, "doge").finished() is not None
 
 
 def test_ranks_are_averaged_over_seeds() -> None:

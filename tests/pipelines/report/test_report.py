@@ -12,14 +12,26 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_workdirs import hundreds_of_sources, make_catalog, make_manifest, make_search, make_workdir
+from report_workdirs import (
+    change_mixture,
+    hundreds_of_sources,
+    make_catalog,
+    make_manifest,
+    make_search,
+    make_workdir,
+    searched_recipe,
+    update_row,
+)
 
 from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.manifest import load_manifest
-from fastmix_data.results.mixture import Limit, Mixture, WorstTarget, load_mixture, save_mixture
-from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from fastmix_data.recipe.constraints import GroupSection
+from fastmix_data.results.mixture import Certainty, Limit, Mixture, WorstTarget, load_mixture, save_mixture
+from fastmix_data.results.searched_recipe import save_searched_recipe
+from fastmix_data.results.trajectory import Trajectory
 from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.workdir import Workdir
 from pipelines.report.page import report_pictures, write_report
 
 
@@ -46,6 +58,14 @@ def read_page(path: Path) -> _Loads:
     return parser
 
 
+def text_of(path: Path) -> str:
+    return " ".join(" ".join(read_page(path).text).split())
+
+
+def copy_of(workdir: Workdir, folder: Path) -> Workdir:
+    return Workdir(shutil.copytree(workdir.root, folder / "run"))
+
+
 def read_numbers(path: Path) -> dict[str, dict[str, str]]:
     block = re.search(r'<pre id="csv">(.*?)</pre>', path.read_text(), re.DOTALL)
     assert block is not None
@@ -53,40 +73,47 @@ def read_numbers(path: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     return make_workdir(tmp_path_factory.mktemp("finished"), num_sources=12)
 
 
-def test_page_loads_nothing_from_outside(finished: Path, tmp_path: Path) -> None:
+def test_page_and_pictures_load_nothing_from_outside(finished: Workdir, tmp_path: Path) -> None:
     page = write_report(finished, tmp_path / "report.html")
     assert read_page(page).loads == ["data:,"]
     assert not re.search(r"https?:|url\(|@import|//cdn", page.read_text())
+    pictures = report_pictures(finished, tmp_path)
+    assert sorted(path.name for path in pictures) == ["loss.svg", "manifest.svg", "mixture.svg", "scores.svg", "weights.svg"]
+    for path in pictures:
+        root = ET.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and float(root.attrib["width"]) > 0
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http" not in text and "nan" not in text.lower().replace("nance", "")
 
 
-def test_equal_artefacts_give_equal_bytes(finished: Path, tmp_path: Path) -> None:
+def test_equal_artefacts_give_equal_bytes(finished: Workdir, tmp_path: Path) -> None:
     first, second = write_report(finished, tmp_path / "a.html"), write_report(finished, tmp_path / "b.html")
     assert first.read_bytes() == second.read_bytes()
     for one, other in zip(report_pictures(finished, tmp_path / "a"), report_pictures(finished, tmp_path / "b"), strict=True):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_every_number_is_there_with_all_its_digits(finished: Path, tmp_path: Path) -> None:
+def test_every_number_is_there_with_all_its_digits(finished: Workdir, tmp_path: Path) -> None:
     numbers = read_numbers(write_report(finished, tmp_path / "report.html"))
-    mixture, catalog = load_mixture(finished / "search" / "mixture.json"), load_catalog(finished / "catalog.parquet")
-    manifest = load_manifest(finished / "manifest")
+    mixture, catalog = load_mixture(finished.search.mixture), load_catalog(finished.catalog)
+    manifest = load_manifest(finished.manifest.root)
     assert {name: float(row["weight"]) for name, row in numbers.items()} == mixture.weights
     for source in manifest.sources:
         row = numbers[source.name]
-        assert (float(row["interval_low"]), float(row["interval_high"])) == mixture.interval[source.name]
+        assert (float(row["interval_low"]), float(row["interval_high"])) == mixture.certainty.interval[source.name]
         assert int(row["unique_tokens"]) == catalog.num_tokens(source.name)
         assert (int(row["manifest_tokens"]), float(row["manifest_share"])) == (source.num_tokens, source.share)
         assert (float(row["epochs"]), float(row["max_epochs"])) == (source.epochs, source.max_epochs)
         assert row["capped"] == str(source.capped).lower()
 
 
-def test_page_says_the_answer_what_it_cost_and_where_it_comes_from(finished: Path, tmp_path: Path) -> None:
-    text = " ".join(" ".join(read_page(write_report(finished, tmp_path / "report.html")).text).split())
-    mixture, manifest = load_mixture(finished / "search" / "mixture.json"), load_manifest(finished / "manifest")
+def test_page_says_the_answer_what_it_cost_and_where_it_comes_from(finished: Workdir, tmp_path: Path) -> None:
+    text = text_of(write_report(finished, tmp_path / "report.html"))
+    mixture, manifest = load_mixture(finished.search.mixture), load_manifest(finished.manifest.root)
     top = max(mixture.weights, key=mixture.weights.__getitem__)
     assert f"The mixture is {100 * mixture.weights[top]:.1f}% {top}" in text
     for expected in (
@@ -97,14 +124,17 @@ def test_page_says_the_answer_what_it_cost_and_where_it_comes_from(finished: Pat
         "4.3141",
     ):
         assert expected in text
-    for digest in (mixture.catalog_hash, mixture.recipe_hash, mixture.trajectory_sha256, manifest.sha256, manifest.mixture_hash):
+    origin = mixture.made_from
+    for digest in (origin.catalog, origin.recipe, origin.trajectory, manifest.sha256, manifest.mixture_hash):
         assert digest in text
+    for setting in ("target source_000", "training.token_budget 4000000", "training.seed 0", "search.update_interval 16"):
+        assert setting in text
 
 
 def test_sources_are_sorted_by_weight_and_capped_ones_are_marked(tmp_path: Path) -> None:
     workdir = make_workdir(tmp_path, num_sources=12, seed=3, spread=3)
     page = write_report(workdir).read_text()
-    mixture, manifest = load_mixture(workdir / "search" / "mixture.json"), load_manifest(workdir / "manifest")
+    mixture, manifest = load_mixture(workdir.search.mixture), load_manifest(workdir.manifest.root)
     names = re.findall(r'<tr data-name="([^"]*)"', page)
     assert names == sorted(mixture.weights, key=lambda name: -mixture.weights[name])
     num_capped = sum(source.capped for source in manifest.sources)
@@ -116,79 +146,74 @@ def test_sources_are_sorted_by_weight_and_capped_ones_are_marked(tmp_path: Path)
 def test_any_number_of_sources_is_drawn(tmp_path: Path, num_sources: int) -> None:
     workdir = make_workdir(tmp_path, num_sources=num_sources)
     page = write_report(workdir)
-    assert page.stat().st_size < 150_000 + 1_500 * num_sources
+    assert page == workdir.report and page.stat().st_size < 150_000 + 1_500 * num_sources
     assert page.read_text().count("<tr data-name=") == num_sources
     assert ("others" in page.read_text().split("<script>")[0].replace("to the others.", "")) == (num_sources > 10)
     assert len(report_pictures(workdir, tmp_path / "pictures")) == 5
 
 
 def test_a_search_of_one_update_is_drawn(tmp_path: Path) -> None:
-    catalog = make_catalog(tmp_path, ["a", "b"])
-    make_search(tmp_path, catalog, num_updates=1)
-    assert "How the mixture got there" in write_report(tmp_path).read_text()
+    workdir = Workdir(tmp_path)
+    make_search(workdir, make_catalog(workdir, ["a", "b"]), num_updates=1)
+    assert "How the mixture got there" in write_report(workdir).read_text()
 
 
 def test_what_is_not_there_yet_is_named_with_its_command(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
     with pytest.raises(InputError, match="run `fastmix run` or `fastmix preprocess` first"):
-        write_report(tmp_path)
-    catalog = make_catalog(tmp_path, ["a", "b", "c"])
-    page = html.unescape(write_report(tmp_path).read_text())
+        write_report(workdir)
+    catalog = make_catalog(workdir, ["a", "b", "c"])
+    page = html.unescape(write_report(workdir).read_text())
     assert "3 sources with" in page and "no mixture: `fastmix search` learns it" in page
-    assert report_pictures(tmp_path, tmp_path / "pictures") == []
-    mixture = make_search(tmp_path, catalog)
-    page = html.unescape(write_report(tmp_path).read_text())
+    assert report_pictures(workdir, tmp_path / "pictures") == []
+    mixture = make_search(workdir, catalog)
+    page = html.unescape(write_report(workdir).read_text())
     assert "no mixture" not in page and "no manifest: `fastmix emit` writes it" in page
-    make_manifest(tmp_path, catalog, mixture)
-    assert "Not in this report yet" not in write_report(tmp_path).read_text()
+    make_manifest(workdir, catalog, mixture)
+    assert "Not in this report yet" not in write_report(workdir).read_text()
 
 
-def test_a_given_mixture_needs_neither_search_nor_catalog(tmp_path: Path) -> None:
-    save_mixture(tmp_path / "search" / "mixture.json", Mixture(weights={"a": 0.75, "b": 0.25}))
-    page = write_report(tmp_path).read_text()
-    assert "The mixture is 75.0% a and 25.0% b." in page and "given, not learned" in page
-
-
-def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
-    evil = '<script>alert("1")</script>&\'x'
-    save_mixture(tmp_path / "search" / "mixture.json", Mixture(weights={evil: 0.5, "b": 0.5}, interval={evil: (0.4, 0.6)}))
-    page = write_report(tmp_path).read_text()
+def test_a_given_mixture_needs_neither_search_nor_catalog_and_its_names_are_escaped(tmp_path: Path) -> None:
+    workdir, evil = Workdir(tmp_path), '<script>alert("1")</script>&\'x'
+    mixture = Mixture(weights={evil: 0.75, "b": 0.25}, certainty=Certainty(interval={evil: (0.4, 0.6)}))
+    save_mixture(workdir.search.mixture, mixture)
+    page = write_report(workdir).read_text()
+    assert f"The mixture is 75.0% {evil} and 25.0% b." in html.unescape(page) and "given, not learned" in page
     assert "<script>alert" not in page and html.escape("<script>alert") in page
-    for picture in report_pictures(tmp_path, tmp_path / "pictures"):
+    for picture in report_pictures(workdir, tmp_path / "pictures"):
         assert evil in "".join(ET.parse(picture).getroot().itertext())
 
 
-def test_pictures_are_svg_that_stand_alone(finished: Path, tmp_path: Path) -> None:
-    pictures = report_pictures(finished, tmp_path)
-    assert sorted(path.name for path in pictures) == ["loss.svg", "manifest.svg", "mixture.svg", "scores.svg", "weights.svg"]
-    for path in pictures:
-        root = ET.parse(path).getroot()
-        assert root.tag == "{http://www.w3.org/2000/svg}svg" and float(root.attrib["width"]) > 0
-        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
-        assert "http" not in text and "nan" not in text.lower().replace("nance", "")
-
-
-def test_artefacts_of_different_runs_are_called_out(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    mixture = load_mixture(finished / "search" / "mixture.json")
-    names = list(mixture.weights)
-    swapped = mixture.weights | {names[0]: mixture.weights[names[1]], names[1]: mixture.weights[names[0]]}
-    other = mixture.model_copy(update={"weights": swapped, "catalog_hash": "00"})
-    save_mixture(tmp_path / "run" / "search" / "mixture.json", other)
-    page = html.unescape(write_report(tmp_path / "run").read_text())
+def test_artefacts_of_different_runs_are_called_out(finished: Workdir, tmp_path: Path) -> None:
+    workdir = copy_of(finished, tmp_path)
+    weights = load_mixture(workdir.search.mixture).weights
+    first, second, *_ = weights
+    change_mixture(workdir, weights=weights | {first: weights[second], second: weights[first]}, made_from={"catalog": "00"})
+    page = html.unescape(write_report(workdir).read_text())
     assert "learned on other data than this catalog holds" in page
     assert "written from another mixture than the one shown here" in page
 
 
-def test_a_damaged_trajectory_is_refused_with_the_remedy(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "search" / "trajectory.parquet").write_bytes(b"PAR1 not really")
+def test_the_recipe_of_another_version_is_left_out_and_the_page_says_so(tmp_path: Path) -> None:
+    workdir = make_workdir(tmp_path, sources=["web", "c", "python", "law"])
+    groups = {"code": GroupSection(sources=("c", "python"), max=0.3)}
+    save_searched_recipe(workdir.search.recipe, searched_recipe(["web"], groups))
+    page = write_report(workdir).read_text()
+    assert "averaged into the answer" in page and "at most 30.0%" in page and "left out" not in page
+    content = read_json(workdir.search.recipe)
+    write_json(workdir.search.recipe, content | {"search": content["search"] | {"an_older_key": 1}})
+    page = html.unescape(write_report(workdir).read_text())
+    assert "left out: recipe.json is not the recipe of a search of this version; run `fastmix search --replace`." in page
+    assert not any(text in page for text in ("averaged into the answer", "at most 30.0%", "<td>search.update_interval</td>"))
+    assert "The mixture is" in page
+
+
+def test_a_damaged_trajectory_is_refused_with_the_remedy(finished: Workdir, tmp_path: Path) -> None:
+    workdir = copy_of(finished, tmp_path)
+    workdir.search.trajectory.write_bytes(b"PAR1 not really")
     with pytest.raises(CorruptArtefactError, match="fastmix search --replace") as caught:
-        write_report(tmp_path / "run")
+        write_report(workdir)
     assert "\n" not in str(caught.value)
-
-
-def text_of(path: Path) -> str:
-    return " ".join(" ".join(read_page(path).text).split())
 
 
 def test_hundreds_of_sources_stay_readable_in_one_small_page(tmp_path: Path) -> None:
@@ -199,7 +224,7 @@ def test_hundreds_of_sources_stay_readable_in_one_small_page(tmp_path: Path) -> 
     assert page.stat().st_size < 800_000
     assert source.count("<tr data-name=") == 512 and set(read_numbers(page)) == set(names)
     assert "492 others" in source and source.count('class="bar c') < 200
-    weights = load_mixture(workdir / "search" / "mixture.json").weights
+    weights = load_mixture(workdir.search.mixture).weights
     code = sum(weight for name, weight in weights.items() if name.startswith("code_"))
     sums = re.search(r'<tr class="sums" data-group-name="code">.*?</tr>', source, re.DOTALL)
     assert sums is not None and f">{100 * code:.1f}%</td>" in sums[0]
@@ -219,19 +244,12 @@ def test_page_needs_no_script(tmp_path: Path) -> None:
     assert "<button" not in table.replace(controls[0], "") and "<input" not in table.replace(controls[0], "")
 
 
-def constrain(workdir: Path, groups: dict[str, object]) -> None:
-    path = workdir / "search" / "recipe.json"
-    recipe = read_json(path)
-    recipe["search"]["constraints"]["groups"] = groups
-    write_json(path, recipe)
-
-
 def test_groups_of_the_recipe_come_with_bounds_and_what_holds(tmp_path: Path) -> None:
     workdir = make_workdir(tmp_path, sources=["web", "c", "python", "law"])
-    constrain(workdir, {"code": {"sources": ["c", "python"], "min": 0.0, "max": 0.3}})
-    mixture = load_mixture(workdir / "search" / "mixture.json")
-    binding = {"code": "group max", "web": "ceiling", "law": "epoch cap"}
-    save_mixture(workdir / "search" / "mixture.json", mixture.model_copy(update={"binding": binding}))
+    save_searched_recipe(
+        workdir.search.recipe, searched_recipe(["web"], {"code": GroupSection(sources=("c", "python"), max=0.3)})
+    )
+    change_mixture(workdir, binding={"code": "group max", "web": "ceiling", "law": "epoch cap"})
     page = write_report(workdir)
     assert "Held at the recipe's bounds: group max: code; ceiling: web; epoch cap: law." in text_of(page)
     row = re.search(r'<tr class="sums" data-group-name="code">.*?</tr>', page.read_text(), re.DOTALL)
@@ -251,16 +269,15 @@ def test_certainty_of_the_weights_is_shown_where_it_was_measured(tmp_path: Path)
     workdir = make_workdir(tmp_path, num_sources=4)
     plain = text_of(write_report(workdir))
     assert not any(word in plain for word in ("signal to noise", "Interchangeable", "Circles", "Held at", "The search ended"))
-    mixture = load_mixture(workdir / "search" / "mixture.json")
-    names = list(mixture.weights)
-    update = {
+    weights = load_mixture(workdir.search.mixture).weights
+    names = list(weights)
+    certainty = {
         "signal_to_noise": dict(zip(names, (3.25, -1.5, 0.0, 7.0), strict=True)),
         "interchangeable": [names[:2]],
-        "seed_weights": {"0": mixture.weights, "1": mixture.weights},
-        "seed_interval": {name: (weight / 2, weight * 1.5) for name, weight in mixture.weights.items()},
-        "stopped": "the mixture stood still",
+        "seed_weights": {"0": weights, "1": weights},
+        "seed_interval": {name: (weight / 2, weight * 1.5) for name, weight in weights.items()},
     }
-    save_mixture(workdir / "search" / "mixture.json", mixture.model_copy(update=update))
+    mixture = change_mixture(workdir, certainty=certainty, search={"stopped": "the mixture stood still"})
     page = write_report(workdir)
     text, numbers = text_of(page), read_numbers(page)
     assert "The search ended: the mixture stood still." in text
@@ -268,35 +285,33 @@ def test_certainty_of_the_weights_is_shown_where_it_was_measured(tmp_path: Path)
     assert "Learned while 2 proxies of 1.15 M parameters each trained" in text and "Of the first of these searches" in text
     assert "mean of 2 searches" in text and page.read_text().count('class="seed-dot"') >= 2 * 4
     assert "+3.2" in text and "-1.5" in text
-    assert {name: float(row["signal_to_noise"]) for name, row in numbers.items()} == update["signal_to_noise"]
-    for name, (low, high) in mixture.interval.items():
+    assert {name: float(row["signal_to_noise"]) for name, row in numbers.items()} == certainty["signal_to_noise"]
+    for name, (low, high) in mixture.certainty.interval.items():
         assert (float(numbers[name]["interval_low"]), float(numbers[name]["interval_high"])) == (low, high)
-        assert float(numbers[name]["seed_interval_high"]) == mixture.weights[name] * 1.5
+        assert float(numbers[name]["seed_interval_high"]) == weights[name] * 1.5
     assert [row["interchangeable_set"] for row in (numbers[name] for name in names)] == ["1", "1", "", ""]
 
 
-def make_targets(workdir: Path, *, moving: bool) -> None:
+def make_targets(workdir: Workdir, *, moving: bool) -> None:
     """Three targets, of which the last is in no batch at first; the first is beyond its limit."""
-    path, names = workdir / "search" / "mixture.json", ["verse", "code", "sums"]
-    mixture = load_mixture(path)
-    rows, uniform_K = [], [1 / len(mixture.weights)] * len(mixture.weights)
+    names, sources = ["verse", "code", "sums"], list(load_mixture(workdir.search.mixture).weights)
+    rows, uniform_K = [], [1 / len(sources)] * len(sources)
     for step in range(1, 21):
         drift, losses = 0.01 * step * moving, [5.0 - step / 10, 4.0, None if step < 3 else 6.0]
-        rows.append(TrajectoryRow(step, step * 4096, uniform_K, uniform_K, 5.0, 5.0, [0.3 + drift, 0.4, 0.3 - drift], losses))
-    Trajectory(rows).save(workdir / "search" / "trajectory.parquet", sources=list(mixture.weights), targets=names)
-    update = {
-        "target_losses": {name: {"search_end": 4.25, "unseen_end": 4.5, "reference_end": 4.0} for name in names},
-        "target_weights": dict(zip(names, (0.4, 0.4, 0.2), strict=True)),
+        weights = [0.3 + drift, 0.4, 0.3 - drift]
+        rows.append(update_row(step, uniform_K, uniform_K, target_weights=weights, target_losses=losses))
+    Trajectory(rows).save(workdir.search.trajectory, sources=sources, targets=names)
+    target = {
+        "losses": {name: {"search_end": 4.25, "unseen_end": 4.5, "reference_end": 4.0} for name in names},
+        "weights": dict(zip(names, (0.4, 0.4, 0.2), strict=True)),
         "limits": {name: Limit(reference=4.0, loss=4.25, kept=name != "verse") for name in names} if moving else {},
         "worst": WorstTarget(target="verse", regret=0.25) if moving else None,
     }
-    save_mixture(path, mixture.model_copy(update=update))
+    change_mixture(workdir, target=target)
 
 
 def test_trials_of_the_start_say_what_they_chose(tmp_path: Path) -> None:
     workdir = make_workdir(tmp_path, num_sources=4)
-    path = workdir / "search" / "mixture.json"
-    mixture = load_mixture(path)
     assert "short trials" not in text_of(write_report(workdir))
     for losses, chosen in (
         (
@@ -305,17 +320,21 @@ def test_trials_of_the_start_say_what_they_chose(tmp_path: Path) -> None:
         ),
         ({"1": [4.0], "3": [4.5]}, "the bigram mixture ended lower, at 4.000 nats instead of 4.500"),
     ):
-        save_mixture(path, mixture.model_copy(update={"start_trials": losses}))
+        mixture = change_mixture(workdir, start={"trials": losses})
         assert f"those on {chosen}: it started there." in text_of(write_report(workdir))
     losses = {"1": [5.0, 5.5, 4.0, 4.0], "3": [4.5, 6.25, 3.0, 4.5]}
     seeds = {"0": mixture.weights, "1": mixture.weights}
-    save_mixture(path, mixture.model_copy(update={"start_trials": losses, "seed_weights": seeds}))
+    change_mixture(workdir, start={"trials": losses}, certainty={"seed_weights": seeds})
     text = text_of(write_report(workdir))
     assert "each search started: 1 on the bigram mixture and 1 on the bigram mixture raised to the power 3." in text
 
 
 def test_targets_are_shown_each_and_a_broken_limit_is_a_warning(tmp_path: Path) -> None:
     workdir = make_workdir(tmp_path, num_sources=3)
+    make_targets(workdir, moving=False)
+    text = text_of(write_report(workdir))
+    assert "Weights of the targets" not in text and "Not kept" not in text and "largest regret" not in text
+    assert "verse 40.0%" in text
     make_targets(workdir, moving=True)
     text = text_of(write_report(workdir))
     assert "Not kept: target.not_worse_than, on verse by 0.250 nats." in text
@@ -324,11 +343,3 @@ def test_targets_are_shown_each_and_a_broken_limit_is_a_warning(tmp_path: Path) 
     pictures = {path.name: path.read_text() for path in report_pictures(workdir, tmp_path / "pictures")}
     assert {"targets.svg", "target_weights.svg"} <= pictures.keys()
     assert all("nan" not in picture for picture in pictures.values())
-
-
-def test_weights_of_targets_are_drawn_only_where_they_move(tmp_path: Path) -> None:
-    workdir = make_workdir(tmp_path, num_sources=3)
-    make_targets(workdir, moving=False)
-    text = text_of(write_report(workdir))
-    assert "Weights of the targets" not in text and "Not kept" not in text and "largest regret" not in text
-    assert "verse 40.0%" in text

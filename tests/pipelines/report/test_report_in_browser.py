@@ -15,6 +15,7 @@ from report_workdirs import hundreds_of_sources, make_workdir
 
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.results.mixture import load_mixture
+from fastmix_data.workdir import Workdir
 from pipelines.report.page import write_report
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     made = make_workdir(tmp_path_factory.mktemp("hundreds"), sources=hundreds_of_sources(512))
     write_report(made)
     return made
@@ -58,24 +59,24 @@ def browse(page: Path, script: str, directory: Path, *, address: str = "") -> An
     return json.loads(html.unescape(found[1]))
 
 
-def test_plots_have_their_size_and_groups_are_folded_at_first(workdir: Path, tmp_path: Path) -> None:
+def test_plots_have_their_size_and_groups_are_folded_at_first(workdir: Workdir, tmp_path: Path) -> None:
     script = """const found = { ...look(), plots: [...document.querySelectorAll(".plot svg")].map((svg) => {
       const box = svg.getBoundingClientRect(); return [box.width, box.height]; }) };"""
-    found = browse(workdir / "report.html", script, tmp_path)
+    found = browse(workdir.report, script, tmp_path)
     assert len(found["plots"]) == 6 and all(width > 600 and height > 150 for width, height in found["plots"])
     assert found["sources"] == [] and len(found["groups"]) == 8 and found["sorted"] == [["weight", "descending"]]
 
 
-def test_a_view_is_linked_by_its_address(workdir: Path, tmp_path: Path) -> None:
-    found = browse(workdir / "report.html", "const found = look();", tmp_path, address="#sort=tokens&filter=code_0&groups=no")
-    given = {source.name: source.num_tokens for source in load_manifest(workdir / "manifest").sources}
+def test_a_view_is_linked_by_its_address(workdir: Workdir, tmp_path: Path) -> None:
+    found = browse(workdir.report, "const found = look();", tmp_path, address="#sort=tokens&filter=code_0&groups=no")
+    given = {source.name: source.num_tokens for source in load_manifest(workdir.manifest.root).sources}
     expected = sorted((name for name in given if "code_0" in name), key=lambda name: -given[name])
     assert sorted(found["sources"]) == sorted(expected)
     assert [given[name] for name in found["sources"]] == [given[name] for name in expected]
     assert found["sorted"] == [["tokens", "descending"]] and found["said"] == f"{len(expected)} of 512"
 
 
-def test_clicks_sort_filter_and_unfold(workdir: Path, tmp_path: Path) -> None:
+def test_clicks_sort_filter_and_unfold(workdir: Workdir, tmp_path: Path) -> None:
     script = """const found = {};
       group("web").click(); found.unfolded = { ...look(), expanded: group("web").getAttribute("aria-expanded") };
       group("web").click();
@@ -84,8 +85,8 @@ def test_clicks_sort_filter_and_unfold(workdir: Path, tmp_path: Path) -> None:
       type(""); document.getElementById("grouped").click(); found.flat = look();
       document.getElementById("more").click(); head("name").click(); found.all = look();
       head("weight").click(); head("weight").click(); found.rising = look();"""
-    found = browse(workdir / "report.html", script, tmp_path)
-    weights = load_mixture(workdir / "search" / "mixture.json").weights
+    found = browse(workdir.report, script, tmp_path)
+    weights = load_mixture(workdir.search.mixture).weights
     falling = sorted(weights, key=lambda name: -weights[name])
     assert found["unfolded"]["sources"] == [name for name in falling if name.startswith("web_")]
     assert found["unfolded"]["expanded"] == "true"
@@ -97,18 +98,18 @@ def test_clicks_sort_filter_and_unfold(workdir: Path, tmp_path: Path) -> None:
     assert found["rising"]["address"] == "#sort=weight&order=up&groups=no&all=yes"
 
 
-def test_groups_are_sorted_by_their_sums_and_sources_within_them(workdir: Path, tmp_path: Path) -> None:
+def test_groups_are_sorted_by_their_sums_and_sources_within_them(workdir: Workdir, tmp_path: Path) -> None:
     script = """head("unique").click(); document.getElementById("unfold").click(); const found = { sums: look() };
       head("interval").click(); found.widths = look();"""
-    found = browse(workdir / "report.html", script, tmp_path)
-    mixture, manifest = load_mixture(workdir / "search" / "mixture.json"), load_manifest(workdir / "manifest")
+    found = browse(workdir.report, script, tmp_path)
+    mixture, manifest = load_mixture(workdir.search.mixture), load_manifest(workdir.manifest.root)
     unique = {source.name: source.num_tokens / source.epochs for source in manifest.sources}
     totals: dict[str, float] = {}
     for name, size in unique.items():
         kind = name.split("_")[0] if "_" in name else "in no group"
         totals[kind] = totals.get(kind, 0) + size
     assert found["sums"]["groups"] == sorted(totals, key=lambda kind: -totals[kind]) and len(found["sums"]["sources"]) == 512
-    width = {name: high - low for name, (low, high) in mixture.interval.items()}
+    width = {name: high - low for name, (low, high) in mixture.certainty.interval.items()}
     first = found["widths"]["sources"][0]
     assert width[first] == max(width.values())
     assert found["widths"]["groups"][0] == first.split("_")[0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.report.plots.svg import Scale, shorten, spread_labels
 
-heights = st.floats(0, 300, allow_nan=False)
+heights = st.floats(-50, 350, allow_nan=False)
 
 
 @given(st.lists(heights, min_size=1, max_size=12))

@@ -1,0 +1,96 @@
+"""What is wrong with a recipe is said in one line with its remedy; sections are asked for by those who need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fastmix_data.errors import RecipeError
+from fastmix_data.recipe.file import load_recipe, parse_recipe
+from fastmix_data.recipe.training import TrainingSection
+
+LEAST: dict[str, Any] = {"tokenizer": {"bytes": True}, "sources": {"a": {"files": "a.txt"}, "b": {"files": "b.txt"}}}
+TRAINING = {"token_budget": "2M", "sequence_length": 64}
+
+
+def written(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_preprocessing_needs_a_tokenizer_and_sources_only(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path / "recipe.yaml", LEAST))
+    assert (recipe.target, recipe.training, recipe.emit) == (None, None, None)
+    assert recipe.search.update_interval == 16 and recipe.paths.root == tmp_path / "run"
+    for section, example in (("target", "sources: {NAME: 1}"), ("training", "token_budget: 2M"), ("emit", "token_budget: 100M")):
+        with pytest.raises(RecipeError) as error:
+            recipe.required(section)
+        assert section in str(error.value) and example in error.value.remedy and "\n" not in str(error.value)
+
+
+def test_a_section_that_is_there_is_given(tmp_path: Path) -> None:
+    content = {**LEAST, "training": TRAINING, "emit": {"token_budget": "1.5B"}, "target": {"sources": {"a": 1}}}
+    recipe = load_recipe(written(tmp_path / "recipe.yaml", content), ["training.seed=7", "search.update_interval=8"])
+    assert recipe.required("training").seed == 7 and recipe.search.update_interval == 8
+    assert recipe.required("emit").token_budget == 1_500_000_000 and recipe.required("target").weights() == {"a": 1.0}
+
+
+@pytest.mark.parametrize("key", TrainingSection.model_fields)
+def test_a_key_that_has_moved_is_refused_with_the_line_that_says_where_it_is_now(key: str) -> None:
+    with pytest.raises(RecipeError, match=f"^recipe: search.{key}: has moved; write it as training.{key}$"):
+        parse_recipe({**LEAST, "search": {key: 1}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"serach": {}}, "serach: unknown key; did you mean 'search'?"),
+        ({"deepspeed": {"precision": "bf16"}}, "deepspeed.precision: has moved; write it as training.precision"),
+        ({"sources": {"a": {"file": "a.txt"}}}, "sources.a.file: unknown key; did you mean 'files'?"),
+        ({"training": {}}, "training.token_budget: this key is required"),
+        ({"target": {"sources": {"c": 1}}}, "target.sources: there is no source 'c'; the sources are a, b"),
+        ({"sources": {"a/b": {"files": "a.txt"}}}, "'a/b' is not a usable name; use letters"),
+        ({"sources": {"a": {}}}, "give exactly one of files, dataset"),
+        ({"training": {"token_budget": "2M", "sequence_length": 100}}, "does not divide shards.block_tokens 2048; choose one"),
+        ({"training": {"token_budget": "5K"}}, "less than two steps of 32 x 128 tokens; raise it or lower global_batch"),
+        ({"training": {"token_budget": "100K"}}, "which end before the first update of the mixture (step 36); raise it"),
+        ({"emit": {"token_budget": "many"}}, "'many' is not a number; write it like 2M or 100B"),
+        ({"emit": {"token_budget": -1, "seed": -1}}, "(and 1 more)"),
+        ({"search": {"constraints": {"floor": 2}}}, "less than or equal to 1"),
+        ({"search": {"constraints": {"pinned": {"a": 0.5}, "ceiling": {"a": 0.2}}}}, "pinned.a 0.5 is outside its floor 0"),
+        ({"search": {"constraints": {"groups": {"x": {"sources": ["a"]}, "y": {"sources": ["a"]}}}}}, "a is in x and in y"),
+        ({"tokenizer": {"bytes": True, "eos_token": True}}, "YAML reads this name as True; put it in quotes"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_remedy(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe({**LEAST, **change})
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("- a\n- b\n", [], "a recipe is a mapping of sections; `fastmix init DIR` writes one"),
+        ("a: [1\n", [], "not valid YAML"),
+        ("workdir: x\nworkdir: y\n", [], "line 2: 'workdir' is given twice; rename or remove one"),
+        (yaml.safe_dump(LEAST), ["training"], "--set training: has no value; write it as --set section.key=value"),
+        (yaml.safe_dump({**LEAST, "workdir": "run"}), ["workdir.x=1"], "'workdir' is a value, not a section"),
+        (yaml.safe_dump(LEAST), ["workdir=[1"], "the value is not valid YAML; put it in quotes"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_explained(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(written(tmp_path / "recipe.yaml", text), overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_recipe_names_the_nearest_file_or_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no such recipe; `fastmix init DIR` writes one"):
+        load_recipe(tmp_path / "recipe.yaml")
+    written(tmp_path / "recipe.yaml", LEAST)
+    with pytest.raises(RecipeError, match=r"did you mean .*recipe\.yaml\?"):
+        load_recipe(tmp_path / "recipie.yaml")

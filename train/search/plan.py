@@ -1,0 +1,154 @@
+"""What a search goes by, worked out once from a recipe and a catalog: nothing after it looks at the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from fastmix_data.errors import MismatchError
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.search import NUM_TRIALS, SearchSection
+from fastmix_data.recipe.target import TargetSection
+from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.results.searched_recipe import SearchedEmit, SearchedRecipe
+from fastmix_data.shards.catalog import Catalog, load_catalog
+from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.workdir import SearchFolder
+from train.mixture.constraints import MixtureConstraints, constraints_of
+from train.proxy.training import ProxyPlan, check_divides, micro_batch
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search, or several that differ in their seed.
+
+    Attributes:
+        folder: where its results lie.
+        proxy: with the whole budget, trials included.
+        sections: of the recipe, saved beside the result; their hash is the search's identity.
+    """
+
+    folder: SearchFolder
+    proxy: ProxyPlan
+    target: TargetSection
+    search: SearchSection
+    constraints: MixtureConstraints
+    sections: SearchedRecipe
+
+    @property
+    def catalog(self) -> Catalog:
+        """The data."""
+        return self.proxy.catalog
+
+    @cached_property
+    def recipe_hash(self) -> str:
+        """Hash of the sections of the recipe that the search depends on."""
+        return self.sections.hash
+
+    @property
+    def trial(self) -> ProxyPlan | None:
+        """The proxy of one of the NUM_TRIALS trials of the start; None where there are none."""
+        num_steps = self._trial_steps
+        return self.proxy.with_steps(num_steps) if num_steps else None
+
+    @property
+    def main(self) -> ProxyPlan:
+        """The proxy of the run in which the mixture moves, with the budget that trials leave."""
+        return self.proxy.with_steps(self.proxy.training.num_steps - NUM_TRIALS * self._trial_steps)
+
+    @property
+    def main_search(self) -> SearchSection:
+        """Settings of that run.
+
+        Where the targets' weights move there is no pull, and scores of earlier weights do not say how reliable those of now are.
+        """
+        if not self._targets_move:
+            return self.search
+        strength = 0.0 if self.search.prior_strength is None else self.search.prior_strength
+        return self.search.model_copy(update={"prior_strength": strength, "shrink_scores": False})
+
+    @property
+    def _targets_move(self) -> bool:
+        return self.target.reference_mixture is not None
+
+    @property
+    def _trial_steps(self) -> int:
+        return self.search.trial_steps(self.proxy.training, targets_move=self._targets_move)
+
+    def identity(self, num_ranks: int) -> dict[str, Any]:
+        """What a run must share with a checkpoint to go on from it."""
+        return {"recipe": self.recipe_hash, "data": self.catalog.fingerprint, "number_of_ranks": num_ranks}
+
+    def in_folder(self, folder: SearchFolder) -> SearchPlan:
+        """The same search with its results elsewhere."""
+        return replace(self, folder=folder)
+
+    def of_seeds(self, num_seeds: int) -> list[SearchPlan]:
+        """The search with training.seed, training.seed + 1 and so on, each with a folder of its own in the search's folder."""
+        first = self.proxy.training.seed
+        return [self._with_seed(seed) for seed in range(first, first + num_seeds)]
+
+    def _with_seed(self, seed: int) -> SearchPlan:
+        training = self.proxy.training.with_seed(seed)
+        return replace(
+            self,
+            folder=self.folder.of_seed(seed),
+            proxy=replace(self.proxy, training=training),
+            sections=self.sections.model_copy(update={"training": training}),
+        )
+
+
+def plan_search(recipe: Recipe, catalog: Catalog | None = None) -> SearchPlan:
+    """The search that a recipe asks for.
+
+    Args:
+        catalog: of the recipe's workdir; read when not given.
+
+    Raises:
+        RecipeError: a section is missing, or no mixture meets the constraints.
+        InfeasibleBudgetError: emit.token_budget is beyond the epoch caps.
+        MismatchError: there are no shards yet, or they were made from another recipe.
+    """
+    target, training = recipe.required("target"), recipe.required("training")
+    catalog = catalog or load_catalog(recipe.paths.catalog)
+    if catalog.info.block_tokens != recipe.shards.block_tokens or set(catalog.sources) != set(recipe.sources):
+        raise MismatchError(catalog.root, "the catalog was made from another recipe", "run `fastmix preprocess --replace` first")
+    constraints = constraints_of(recipe.search.constraints, catalog, recipe.emit)
+    production = recipe.required("emit").token_budget if recipe.search.match_repetition else None
+    proxy = ProxyPlan(catalog, recipe.proxy, recipe.base, training, recipe.deepspeed, production)
+    # Of emit only what the search goes by, so that another budget of production does not make a finished search a stranger.
+    emit = None
+    if recipe.emit is not None and constraints.capped_K.any():
+        emit = SearchedEmit(token_budget=recipe.emit.token_budget, max_epochs=recipe.emit.max_epochs)
+    elif recipe.emit is not None and proxy.share_seen < 1:
+        emit = SearchedEmit(token_budget=recipe.emit.token_budget)
+    sections = SearchedRecipe(
+        target=target, proxy=recipe.proxy, deepspeed=recipe.deepspeed, training=training, search=recipe.search, emit=emit
+    )
+    return SearchPlan(recipe.paths.search, proxy, target, recipe.search, constraints, sections)
+
+
+def check_batches(training: TrainingSection, search: SearchSection, *, num_ranks: int) -> None:
+    """Refuse batches that cannot be divided over the ranks.
+
+    Raises:
+        RecipeError: names the key and a number that can be.
+    """
+    micro_batch(training, num_ranks)
+    check_divides("search.target_batch", search.target_batch, num_ranks)
+
+
+def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
+    """Refuse what cannot work, before a model is built.
+
+    Raises:
+        RecipeError: a batch cannot be divided over the ranks, or the proxy does not fit the tokenizer.
+        InputError: a source or target is smaller than one sequence.
+    """
+    check_batches(plan.proxy.training, plan.search, num_ranks=num_ranks)
+    plan.proxy.training_data()
+    length = plan.proxy.training.sequence_length
+    for half in ("search", "unseen"):
+        SequenceReader(plan.catalog, sources=list(plan.target.weights()), split="valid", sequence_length=length, half=half)
+    plan.proxy.config  # noqa: B018 (made and checked when first asked for)
