@@ -1,10 +1,11 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and which of several it is."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -49,3 +50,18 @@ def _quotas(membership: str, mount: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
         if folder == top:
             return
+
+
+@dataclass(frozen=True)
+class LaunchedRank:
+    """Which rank this process is, of how many, in a run that torchrun or the deepspeed launcher started."""
+
+    rank: int
+    world_size: int
+
+
+def launched_rank() -> LaunchedRank | None:
+    """This process's rank, if a launcher started it: only launchers name a master's address."""
+    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+        return None
+    return LaunchedRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

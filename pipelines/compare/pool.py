@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from fastmix_data.machine import num_cores
 from fastmix_data.progress import progress
-from pipelines.cluster import dask_client, run_on_cluster
+from pipelines.cluster import Workers, dask_client, run_on_cluster
 
 Result = TypeVar("Result", covariant=True)
 
@@ -25,9 +25,7 @@ class Job(Protocol[Result]):
         ...
 
 
-def run_jobs(
-    jobs: Sequence[Job[Result]], *, description: str, num_workers: int | None, scheduler: str | None, quiet: bool
-) -> list[Result]:
+def run_jobs(jobs: Sequence[Job[Result]], workers: Workers, *, description: str) -> list[Result]:
     """Results in the order of the jobs; the first error stops the rest.
 
     One worker on this machine is this process itself. Several share its cores, and each keeps its process group from job to job.
@@ -37,13 +35,13 @@ def run_jobs(
     """
     if not jobs:
         return []
-    workers = min(num_workers or num_cores(), len(jobs))
-    with progress(description, total=sum(job.num_tokens for job in jobs), quiet=quiet) as advance:
-        if workers == 1 and scheduler is None:
+    num_workers = min(workers.num_workers or num_cores(), len(jobs))
+    with progress(description, total=sum(job.num_tokens for job in jobs), quiet=workers.quiet) as advance:
+        if num_workers == 1 and workers.scheduler is None:
             return [_work(job, advance, num_threads=None) for job in jobs]
         # Threads of several proxies on the same cores would spin against one another. What a foreign cluster has, we do not know.
-        num_threads = None if scheduler is not None else max(1, num_cores() // workers)
-        with dask_client(num_workers=workers, scheduler=scheduler) as client:
+        num_threads = None if workers.scheduler is not None else max(1, num_cores() // num_workers)
+        with dask_client(num_workers=num_workers, scheduler=workers.scheduler) as client:
             return run_on_cluster(client, _work, jobs, advance=advance, remedy="a smaller proxy", num_threads=num_threads)
 
 

@@ -17,8 +17,9 @@ from fastmix_data.artefacts import exclusive_lock
 from fastmix_data.errors import MismatchError
 from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
 from fastmix_data.workdir import CompareFolder, Workdir
+from pipelines.cluster import Workers
 from pipelines.compare.methods import Method, parse_methods
-from pipelines.compare.pool import Job, Result, run_jobs
+from pipelines.compare.pool import Job, run_jobs
 from pipelines.compare.proxies import ProxyJob, unfinished
 from pipelines.compare.searches import (
     FoundMixture,
@@ -43,24 +44,6 @@ class CompareResult:
     path: Path
     did_work: bool
     message: str
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where proxies are trained.
-
-    Attributes:
-        num_workers: processes on this machine; None for one per core.
-        scheduler: address of a running Dask cluster instead.
-    """
-
-    num_workers: int | None = None
-    scheduler: str | None = None
-    quiet: bool = False
-
-    def run(self, jobs: Sequence[Job[Result]], description: str) -> list[Result]:
-        """Results of the jobs in their order."""
-        return run_jobs(jobs, description=description, num_workers=self.num_workers, scheduler=self.scheduler, quiet=self.quiet)
 
 
 def compare(
@@ -98,7 +81,7 @@ def compare(
     with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers)
         jobs = _confirmations(found, plan, seeds=seeds)
-        workers.run(unfinished([job for row in jobs.values() for job in row]), "confirm")
+        run_jobs(unfinished([job for row in jobs.values() for job in row]), workers, description="confirm")
         comparison = Comparison(
             recipe_hash=plan.recipe_hash,
             catalog_hash=plan.catalog.fingerprint,
@@ -143,7 +126,7 @@ def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers)
     swarm = swarm_jobs(plan, num_proxies=max(method.num_proxies for method in wanted))
     reweighting = [ReweightingJob(plan, kind) for kind in ("doge", "doremi") if kind in kinds]
     missing: list[Job[Any]] = [job for job in reweighting if job.finished() is None]
-    workers.run([*missing, *unfinished(swarm)], "searches")
+    run_jobs([*missing, *unfinished(swarm)], workers, description="searches")
     for job in reweighting:
         result = job.finished()
         assert result is not None

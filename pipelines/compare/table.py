@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
 
-from fastmix_data.results.comparison import REFERENCE, Comparison, load_comparison
+from fastmix_data.results.comparison import REFERENCE, Comparison
 from fastmix_data.text_table import aligned
 from fastmix_data.units import format_count
-from fastmix_data.workdir import CompareFolder
 from pipelines.report.format import duration, power_of_ten
 from pipelines.report.method_figures import MethodFigures, method_figures
 from pipelines.report.plots.comparison import comparison_plot
@@ -39,13 +39,9 @@ def comparison_table(comparison: Comparison) -> str:
     return f"{aligned(rows)}\n{_NOTE}"
 
 
-def draw_comparison(folder: CompareFolder) -> None:
-    """Write the picture of a folder's comparison beside it.
-
-    Raises:
-        CorruptArtefactError: it is not one.
-    """
-    comparison_plot(method_figures(load_comparison(folder.comparison))).save(folder.picture)
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the picture of a comparison."""
+    comparison_plot(method_figures(comparison)).save(path)
 
 
 def _cells(method: MethodFigures, rank: float) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.tokens.encoding import Backend, Encoder
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
-from pipelines.cluster import dask_client, run_on_cluster
+from pipelines.cluster import Workers, dask_client, run_on_cluster
 from pipelines.preprocess.assemble import assemble_catalog, count_warnings, describe_catalog, require_held_out, require_usable
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
 from pipelines.preprocess.partitions import NUM_WAVES, Partition
@@ -146,22 +146,13 @@ class _TokenEstimate:
         return round(sum(size * rates.get(source, of_any) for source, size in self._bytes_planned.items()))
 
 
-def preprocess(
-    plan: PreprocessPlan,
-    *,
-    num_workers: int | None = None,
-    scheduler: str | None = None,
-    replace: bool = False,
-    quiet: bool = False,
-) -> PreprocessResult:
+def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False) -> PreprocessResult:
     """Tokenize a recipe's sources into shards and a catalog, doing only what is missing.
 
     Args:
         plan: of `plan_preprocess`.
-        num_workers: worker processes; one per core when not given. The output does not depend on it.
-        scheduler: address of a running Dask cluster that sees the same file system, instead of workers of our own.
+        workers: the output does not depend on them.
         replace: make shards anew whose recipe or files changed, instead of refusing.
-        quiet: no progress on stderr.
     Raises:
         MismatchError: the workdir holds shards made from another recipe or other files.
         InputError: an input is malformed or changed since it was planned, or a split that the recipe needs comes out empty.
@@ -170,7 +161,7 @@ def preprocess(
     started = time.monotonic()
     workdir = plan.workdir
     with _locked(workdir):
-        run = _compare_with_workdir(plan, replace=replace, quiet=quiet)
+        run = _compare_with_workdir(plan, replace=replace, quiet=workers.quiet)
         finished = _finished_catalog(run)
         if finished is not None:
             require_usable(plan, finished)
@@ -181,7 +172,7 @@ def preprocess(
         remove_leftovers(workdir, run.receipts)
         write_json(workdir.preprocess_recipe, plan.sections)
         try:
-            _do_missing(run, num_workers=num_workers, scheduler=scheduler, quiet=quiet)
+            _do_missing(run, workers)
         except KeyboardInterrupt as error:
             # From disk: workers that were let finish have left receipts that nobody here has heard of.
             num_done, num_all = len(load_receipts(workdir)), len(list(plan.all_partitions()))
@@ -239,15 +230,16 @@ def _finished_catalog(run: _Run) -> Catalog | None:
     return catalog if (catalog.info.recipe_hash, catalog.rows) == (wanted.info.recipe_hash, wanted.rows) else None
 
 
-def _do_missing(run: _Run, *, num_workers: int | None, scheduler: str | None, quiet: bool) -> None:
+def _do_missing(run: _Run, workers: Workers) -> None:
     todo = [partition for partition in run.plan.all_partitions() if partition.label not in run.receipts]
-    workers = min(num_workers or num_cores(), max(1, len(todo)))
+    num_workers = min(workers.num_workers or num_cores(), max(1, len(todo)))
     is_small = sum(partition.num_bytes for partition in todo) < _BYTES_WORTH_PROCESSES
+    in_process = is_small and workers.num_workers in (None, 1)
     num_tokens = sum(receipt.num_tokens for receipt in run.receipts.values())
     estimate = _TokenEstimate(run)
     with (
-        dask_client(num_workers=workers, scheduler=scheduler, in_process=is_small and num_workers in (None, 1)) as client,
-        progress("preprocess", total=None, done=num_tokens, quiet=quiet) as advance,
+        dask_client(num_workers=num_workers, scheduler=workers.scheduler, in_process=in_process) as client,
+        progress("preprocess", total=None, done=num_tokens, quiet=workers.quiet) as advance,
     ):
 
         def keep(receipt: Receipt) -> None:

@@ -16,6 +16,7 @@ from fastmix_data.recipe.file import parse_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.shards.catalog import Catalog
+from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 
@@ -90,7 +91,7 @@ def with_target(recipe: Recipe, target: str) -> Recipe:
 
 def prepare(recipe: Recipe) -> Catalog:
     """Preprocess once; later calls find it done."""
-    return preprocess(plan_preprocess(recipe), quiet=True).catalog
+    return preprocess(plan_preprocess(recipe), workers=Workers(quiet=True)).catalog
 
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:

@@ -32,12 +32,13 @@ _FASTMIX = """
 import sys, time
 from pathlib import Path
 from fastmix_data.recipe.file import load_recipe
+from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))
     started = time.perf_counter()
-    catalog = preprocess(plan_preprocess(recipe), num_workers=int(sys.argv[2]), quiet=True).catalog
+    catalog = preprocess(plan_preprocess(recipe), workers=Workers(int(sys.argv[2]), quiet=True)).catalog
     print(sum(row.num_tokens for row in catalog.rows), time.perf_counter() - started)
 """
 

@@ -20,7 +20,8 @@ from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.comparison import REFERENCE, ComparedMethod
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.units import format_count
-from pipelines.compare.run import Workers, compare
+from pipelines.cluster import Workers
+from pipelines.compare.run import compare
 from pipelines.compare.table import mean_ranks
 from pipelines.report.method_figures import mean_interval
 from train.search.plan import plan_search

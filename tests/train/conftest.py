@@ -12,7 +12,9 @@ import pytest
 import yaml
 from planted_shards import BLOCK, training_and_search, write_split
 
+from fastmix_data.recipe.file import load_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from train.search.plan import SearchPlan, plan_search
 
 VOCABULARY = 64
 
@@ -57,7 +59,13 @@ def planted_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planted_recipe(planted_template: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a recipe whose workdir is already preprocessed; `sources` chooses among the planted ones."""
 
-    def make(*, sources: tuple[str, ...] = ("noise", "same", "other"), name: str = "run", **settings: Any) -> Path:
+    def make(
+        *,
+        sources: tuple[str, ...] = ("noise", "same", "other"),
+        name: str = "run",
+        emit: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Path:
         root = tmp_path / name
         root.mkdir(exist_ok=True)
         if not (root / "shards").exists():
@@ -97,10 +105,20 @@ def planted_recipe(planted_template: Path, tmp_path: Path) -> Callable[..., Path
                 }
             },
             **training_and_search({**defaults, **settings}),
-            "emit": {"token_budget": 1000},
+            "emit": emit or {"token_budget": 1000},
         }
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         return path
+
+    return make
+
+
+@pytest.fixture
+def planted_plan(planted_recipe: Callable[..., Path]) -> Callable[..., SearchPlan]:
+    """The plan of a search of planted sources: overrides of the recipe, then what `planted_recipe` takes."""
+
+    def make(*overrides: str, **settings: Any) -> SearchPlan:
+        return plan_search(load_recipe(planted_recipe(**settings), overrides))
 
     return make

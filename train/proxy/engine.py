@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -97,16 +98,19 @@ class ProxyEngine:
         ds = _import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
-        self._zero_stage, self._moments_linked = deepspeed.zero_stage, False
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         use_bf16 = training.precision == "bf16" or (
             training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         )
+        # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What
+        # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
+        self._zero_stage = max(deepspeed.zero_stage, 1) if use_bf16 else deepspeed.zero_stage
+        self._moments_linked = False
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": self.num_micro_batches,
             "gradient_clipping": training.gradient_clipping,
-            "zero_optimization": {"stage": deepspeed.zero_stage},
+            "zero_optimization": {"stage": self._zero_stage},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": use_bf16},
             "steps_per_print": 10**12,
@@ -124,6 +128,23 @@ class ProxyEngine:
         self.module: Any = self._engine.module
         self._with_positions = has_learned_positions(self.module)
         self.device = torch.device(self._engine.device)
+
+    def close(self) -> None:
+        """Give the memory of parameters, gradients and optimiser back; nothing else may be called after it.
+
+        DeepSpeed ties model, optimiser and engine to each other and to the process, and frees none of them by itself.
+        """
+        self._engine.destroy()
+        if self._zero_stage == 3:
+            _forget_partitioned(self.module)
+        # A model's hooks lead to its engine, its parameters to their optimiser. Whoever still holds one, as a run's probe does,
+        # must hold shells.
+        for parameter in self.module.parameters():
+            vars(parameter).clear()
+            parameter.grad, parameter.data = None, parameter.new_empty(0)
+        vars(self._engine).clear()
+        del self.module, self._engine, self._optimizer, self._basic_optimizer, parameter
+        gc.collect()
 
     def forward(self, inputs_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of a pass that trains."""
@@ -192,9 +213,6 @@ class ProxyEngine:
         if self.world_size > 1:
             dist.barrier()
 
-    def close(self) -> None:
-        """Give the memory back; the proxy cannot be used any more."""
-
     def save(self, directory: Path) -> None:
         """Write model and optimiser of every rank into a folder."""
         self._engine.save_checkpoint(str(directory.parent), tag=directory.name, save_latest=False)
@@ -202,6 +220,20 @@ class ProxyEngine:
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote, under the same number of ranks and ZeRO stage."""
         self._engine.load_checkpoint(str(directory.parent), tag=directory.name)
+
+
+def _forget_partitioned(module: nn.Module) -> None:
+    """Take a model out of what ZeRO-3 keeps for the life of the process, which `destroy` overlooks.
+
+    One list has every model ever partitioned at its bottom; one cache of a method has every coordinator and module in its keys. Other
+    engines lose nothing: they fill the cache again.
+    """
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK[:] = [other for other in FWD_MODULE_STACK if other is not module]
+    (cached,) = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release.__closure__
+    cached.cell_contents.cache_clear()
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,7 @@ import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from fastmix_data.errors import FastmixError
-
-
-@dataclass(frozen=True)
-class LaunchedRank:
-    """Which rank this process is, of how many, in a run that torchrun or the deepspeed launcher started."""
-
-    rank: int
-    world_size: int
-
-
-def launched_rank() -> LaunchedRank | None:
-    """This process's rank, if a launcher started it: only launchers name a master's address."""
-    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
-        return None
-    return LaunchedRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+from fastmix_data.machine import num_cores
 
 
 def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
@@ -43,7 +28,7 @@ def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> 
     """
     errors: SimpleQueue[FastmixError] = mp.get_context("spawn").SimpleQueue()
     threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, num_cores() // num_ranks))
     try:
         with tempfile.TemporaryDirectory(prefix="fastmix-ranks-") as folder:
             rendezvous = f"file://{Path(folder) / 'rendezvous'}"

@@ -36,7 +36,7 @@ def finished_mixture(plan: SearchPlan, *, replace: bool, num_seeds: int | None =
         return None
     try:
         mixture = load_mixture(path)
-    except RecipeError:
+    except (RecipeError, CorruptArtefactError):
         if replace:  # of an earlier version, or damaged: it is made anew
             return None
         raise

@@ -17,12 +17,13 @@ import numpy as np
 
 from fastmix_data.artefacts import exclusive_lock
 from fastmix_data.errors import Interrupted
+from fastmix_data.machine import LaunchedRank
 from fastmix_data.progress import progress
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
 from train.proxy.checkpoint import load_checkpoint, save_checkpoint
 from train.proxy.engine import ProxyEngine, process_group
-from train.proxy.launch import LaunchedRank, launch_ranks
+from train.proxy.launch import launch_ranks
 from train.search.artefacts import discard_other_search, finished_mixture, write_result
 from train.search.plan import SearchPlan, check_search
 from train.search.proxy_run import ProxyRun

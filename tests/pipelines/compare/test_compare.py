@@ -21,10 +21,11 @@ from fastmix_data.results.comparison import Comparison, load_comparison
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.workdir import Workdir
 from pipelines.cli import main
+from pipelines.cluster import Workers
 from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import ProxyJob
-from pipelines.compare.run import Workers, compare
+from pipelines.compare.run import compare
 from pipelines.compare.searches import ReweightingJob, proxy_job
 from pipelines.compare.table import mean_ranks
 from train.proxy.training import ProxyPlan

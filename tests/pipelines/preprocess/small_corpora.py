@@ -16,6 +16,7 @@ import zstandard
 
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.shards.catalog import Catalog
+from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import PreprocessResult, preprocess
 
@@ -64,7 +65,8 @@ def write_every_format(folder: Path) -> Path:
 
 
 def run(recipe: Recipe, **options: Any) -> PreprocessResult:
-    return preprocess(plan_preprocess(recipe), **{"quiet": True} | options)
+    replace = options.pop("replace", False)
+    return preprocess(plan_preprocess(recipe), workers=Workers(**{"quiet": True} | options), replace=replace)
 
 
 def bytes_of(workdir: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from small_corpora import json_lines, run, texts
 from tokenizers import Tokenizer, models
 
 from fastmix_data.errors import InputError, RecipeError
+from pipelines.cluster import Workers
 from pipelines.preprocess import inputs, partitions, plan, readers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
@@ -44,10 +45,10 @@ def test_a_run_resolves_plans_and_opens_each_input_once(small, tmp_path, monkeyp
     }
     assert calls == once
     count(readers, "open_binary", lambda path: f"{path.rsplit('/', 1)[-1]} is read")
-    assert preprocess(planned, quiet=True).did_work
+    assert preprocess(planned, workers=Workers(quiet=True)).did_work
     # To compare the encoders on its first documents, and to encode it.
     assert calls == once | {("open_binary", "b.parquet is read"): 2}
-    assert not preprocess(planned, quiet=True).did_work
+    assert not preprocess(planned, workers=Workers(quiet=True)).did_work
     assert calls == once | {("open_binary", "b.parquet is read"): 2}
 
 

@@ -15,6 +15,7 @@ from fastmix_data.recipe.file import load_recipe
 from fastmix_data.shards.catalog import load_catalog
 from fastmix_data.tokens.tokenizer import train_tokenizer
 from pipelines import cluster
+from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 
@@ -23,6 +24,7 @@ import sys, time
 from pathlib import Path
 import pipelines.preprocess.partition_job as work
 from fastmix_data.recipe.file import load_recipe
+from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 save = work.save_receipt
@@ -30,7 +32,7 @@ def slow(workdir, receipt):
     time.sleep(0.15)
     save(workdir, receipt)
 work.save_receipt = slow
-preprocess(plan_preprocess(load_recipe(Path(sys.argv[1]), sys.argv[2:])), quiet=True)
+preprocess(plan_preprocess(load_recipe(Path(sys.argv[1]), sys.argv[2:])), workers=Workers(quiet=True))
 """
 
 
@@ -102,7 +104,7 @@ def test_an_error_in_a_worker_reaches_the_user_as_one_line_and_leaves_no_catalog
     recipe = small()
     plan = plan_preprocess(recipe)  # the bad line is further down than the plan looks
     with pytest.raises(InputError, match=r"^a\.jsonl: line 2001: not valid JSON .*; fix or remove the line$"):
-        preprocess(plan, num_workers=num_workers, quiet=True)
+        preprocess(plan, workers=Workers(num_workers, quiet=True))
     workdir = recipe.paths.root
     assert not (workdir / "catalog.parquet").exists()
     assert not list(workdir.rglob("*.partial")) or num_workers == 2

@@ -63,7 +63,7 @@ def test_the_page_has_a_table_and_a_plot_of_them(tmp_path: Path, losses: dict[st
     page = html.unescape(write_report(workdir).read_text())
     assert "Compared with other methods" in page and "1.20 M" in page and "2.5 × 10¹⁵" in page and "1 min 15 s" in page
     assert all(f"<td>{name}</td>" in page for name in losses)
-    draw_comparison(workdir.compare)
+    draw_comparison(comparison(losses), workdir.compare.picture)
     (picture,) = (path for path in report_pictures(workdir, tmp_path / "pictures") if path.name == "compare.svg")
     assert workdir.compare.picture.read_bytes() == picture.read_bytes()
 

@@ -14,7 +14,6 @@ from scipy.optimize import minimize
 
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.file import load_recipe
-from fastmix_data.shards.catalog import load_catalog
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
@@ -25,10 +24,10 @@ from train.baselines.swarm import swarm_weights
 from train.mixture.constraints import MixtureConstraints, stated_constraints
 from train.proxy.engine import process_group
 from train.proxy.training import train_on_mixture
+from train.search.plan import SearchPlan, plan_search
 
 NAMES = ("a", "b", "c", "d")
 UNIFORM_K = np.full(4, 0.25)
-MakeRecipe = Callable[..., Path]
 
 
 def constraints(**section: Any) -> MixtureConstraints:
@@ -165,36 +164,36 @@ def test_doremi_keeps_every_weight_above_its_smoothing(excess: list[float], step
     assert weights_K.min() >= 0.1 / len(excess) - 1e-12
 
 
-def test_doge_prefers_the_source_of_the_target(planted_recipe: MakeRecipe) -> None:
-    recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
-    catalog = load_catalog(recipe.paths.catalog)
+@pytest.fixture
+def plan(planted_recipe: Callable[..., Path]) -> SearchPlan:
+    return plan_search(load_recipe(planted_recipe(token_budget=16 * 32 * 40)))
+
+
+def test_doge_prefers_the_source_of_the_target(plan: SearchPlan) -> None:
     told: list[int] = []
     with process_group(rank=0, world_size=1):
-        weights_K, cost = search_doge(recipe, catalog, on_tokens=told.append)
-    found = dict(zip(catalog.sources, weights_K.tolist(), strict=True))
+        weights_K, cost = search_doge(plan.proxy, plan.target, plan.search, on_tokens=told.append)
+    found = dict(zip(plan.catalog.sources, weights_K.tolist(), strict=True))
     assert found["same"] > max(found["noise"], found["other"])
     assert sum(told) == 40 * 16 * 32
     assert cost.tokens == 40 * (16 + 8) * 32  # every step takes a target gradient
 
 
-def test_doremi_raises_the_source_that_only_its_reference_knows(planted_recipe: MakeRecipe) -> None:
-    recipe = load_recipe(planted_recipe(token_budget=16 * 32 * 40))
-    catalog = load_catalog(recipe.paths.catalog)
+def test_doremi_raises_the_source_that_only_its_reference_knows(plan: SearchPlan) -> None:
     with process_group(rank=0, world_size=1):
-        only_other_K = np.array([float(name == "other") for name in catalog.sources])
-        reference = train_on_mixture(recipe, catalog, only_other_K, seed=0)
-        weights_K, cost = search_doremi(recipe, catalog, reference=reference.engine, on_tokens=lambda _: None)
-    found = dict(zip(catalog.sources, weights_K.tolist(), strict=True))
+        only_other_K = np.array([float(name == "other") for name in plan.catalog.sources])
+        reference = train_on_mixture(plan.proxy, only_other_K, seed=0).engine
+        weights_K, cost = search_doremi(plan.proxy, reference=reference, on_tokens=lambda _: None)
+        reference.close()
+    found = dict(zip(plan.catalog.sources, weights_K.tolist(), strict=True))
     assert found["other"] > 0.5
     assert cost.tokens == 40 * 16 * 32
 
 
-def test_flops_count_the_parameters_of_matrix_products(planted_recipe: MakeRecipe) -> None:
-    recipe = load_recipe(planted_recipe())
-    catalog = load_catalog(recipe.paths.catalog)
+def test_flops_count_the_parameters_of_matrix_products(plan: SearchPlan) -> None:
     hidden, inner, vocabulary = 32, 48, 64
     block = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
-    assert matmul_parameters(recipe, catalog) == block + hidden + vocabulary * hidden
+    assert matmul_parameters(plan.proxy) == block + hidden + vocabulary * hidden
     assert flops(100, trained=10, forward_only=1) == 6200
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -19,9 +18,11 @@ from fastmix_data.errors import InfeasibleBudgetError, MismatchError, RecipeErro
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.file import load_recipe, parse_recipe
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
-from train.mixture.constraints import constraints_of, stated_constraints
+from fastmix_data.results.trajectory import read_trajectory
+from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from train.mixture.constraints import MixtureConstraints, constraints_of, stated_constraints
 from train.mixture.optimizer import MixtureOptimizer
+from train.search.plan import plan_search
 from train.search.search import search
 
 BLOCK = 16
@@ -44,21 +45,25 @@ def recipe_of(
         "sources": {name: {"files": f"{name}.txt"} for name in tokens},
         "shards": {"block_tokens": BLOCK},
         "target": {"sources": {next(iter(tokens)): 1}},
-        "search": {"token_budget": "1M", "sequence_length": BLOCK, "constraints": constraints},
+        "search": {"constraints": constraints},
         "emit": {"token_budget": token_budget, "max_epochs": max_epochs},
     }
     return parse_recipe(content)
 
 
+def bounds_of(recipe: Recipe, catalog: Catalog) -> MixtureConstraints:
+    return constraints_of(recipe.search.constraints, catalog, recipe.emit)
+
+
 def refusal(constraints: dict[str, Any], **emit: Any) -> str:
     with pytest.raises(RecipeError) as caught:
-        constraints_of(recipe_of(constraints, **emit), catalog_of())
+        bounds_of(recipe_of(constraints, **emit), catalog_of())
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_bounds_are_given_for_all_sources_or_by_name_and_pins_come_first() -> None:
-    bounds = constraints_of(recipe_of({"floor": 0.05, "ceiling": {"web": 0.4}, "pinned": {"c": 0.01}}), catalog_of())
+    bounds = bounds_of(recipe_of({"floor": 0.05, "ceiling": {"web": 0.4}, "pinned": {"c": 0.01}}), catalog_of())
     assert bounds.floor_K.tolist() == [0.05, 0.05, 0.05, 0.01] and bounds.ceiling_K.tolist() == [1, 0.4, 1, 0.01]
     assert bounds.pinned_K.tolist() == [False, False, False, True]
 
@@ -73,24 +78,24 @@ def test_bounds_are_given_for_all_sources_or_by_name_and_pins_come_first() -> No
     ids=["full", "short", "list"],
 )
 def test_groups_are_written_in_full_or_short(groups: Any) -> None:
-    (group,) = constraints_of(recipe_of({"groups": groups}), catalog_of()).groups.values()
+    (group,) = bounds_of(recipe_of({"groups": groups}), catalog_of()).groups.values()
     assert group.members.tolist() == [2, 3] and (group.least, group.most) == (0.0, 0.3)
 
 
 def test_an_epoch_cap_is_the_share_of_production_that_emit_can_realise() -> None:
     """4 epochs of 1600 tokens are 0.4 of 16,000; of 1605 tokens at 1.5 epochs only whole blocks count."""
-    bounds = constraints_of(recipe_of({"ceiling": {"code": 0.2}}, token_budget=16_000), catalog_of())
+    bounds = bounds_of(recipe_of({"ceiling": {"code": 0.2}}, token_budget=16_000), catalog_of())
     assert bounds.ceiling_K.tolist() == [0.4, 1, 0.2, 0.8] and bounds.capped_K.tolist() == [True, False, False, True]
     odd = {**TOKENS, "wiki": 1605}
-    bounds = constraints_of(recipe_of({}, token_budget=16_000, max_epochs={"wiki": 1.5}, tokens=odd), catalog_of(odd))
+    bounds = bounds_of(recipe_of({}, token_budget=16_000, max_epochs={"wiki": 1.5}, tokens=odd), catalog_of(odd))
     assert bounds.ceiling_K[0] == (1605 + 800) / 16_000  # 1.5 epochs are 2407 tokens: a whole pass, and 50 blocks of 16
 
 
 def test_epoch_caps_can_be_left_to_emit() -> None:
-    bounds = constraints_of(recipe_of({"epoch_caps": False}, token_budget=10**9), catalog_of())
+    bounds = bounds_of(recipe_of({"epoch_caps": False}, token_budget=10**9), catalog_of())
     assert bounds.is_free
     with pytest.raises(InfeasibleBudgetError, match=r"lower emit\.token_budget to 96000"):
-        constraints_of(recipe_of({}, token_budget=10**9), catalog_of())
+        bounds_of(recipe_of({}, token_budget=10**9), catalog_of())
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ def test_the_budget_in_the_refusal_is_the_largest_that_works_and_so_do_the_epoch
 
     def attempt(token_budget: int, max_epochs: Any) -> str:
         try:
-            constraints_of(recipe_of(constraints, token_budget=token_budget, max_epochs=max_epochs, tokens=tokens), catalog)
+            bounds_of(recipe_of(constraints, token_budget=token_budget, max_epochs=max_epochs, tokens=tokens), catalog)
         except RecipeError as error:
             return str(error)
         except InfeasibleBudgetError:
@@ -200,7 +205,7 @@ def test_bounds_that_a_mixture_lies_at_are_named() -> None:
         "ceiling": {"code": 0.15},
         "groups": {"text": ["web", "wiki"], "max": 0.5, "min": 0.1},
     }
-    bounds = constraints_of(recipe_of(constraints, token_budget=16_000), catalog_of())
+    bounds = bounds_of(recipe_of(constraints, token_budget=16_000), catalog_of())
     assert bounds.binding(np.array([0.4, 0.1, 0.15, 0.35])) == {
         "wiki": "epoch cap",
         "web": "floor",
@@ -226,10 +231,6 @@ def test_every_move_ends_within_the_bounds_and_a_source_returns_from_its_floor(r
     assert seen_UK[60, 0] == pytest.approx(0.02) and seen_UK[60, 1] == pytest.approx(0.4) and seen_UK[-1, 0] > 0.1
 
 
-def read_trajectory(recipe: Path) -> np.ndarray:
-    return np.array(pq.read_table(recipe.with_suffix("") / "search" / "trajectory.parquet")["weights"].to_pylist())
-
-
 def with_emit(recipe: Path, **emit: Any) -> Path:
     recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "emit": emit}, sort_keys=False))
     return recipe
@@ -239,32 +240,34 @@ def test_a_search_keeps_its_bounds_and_emit_realises_its_answer_within_a_block(p
     """`same` is wanted above all; two epochs of its 20,000 tokens are half of the production run."""
     path = planted_recipe(constraints={"floor": {"other": 0.05}, "pinned": {"noise": 0.02}}, token_budget=16 * 32 * 60)
     recipe = load_recipe(with_emit(path, token_budget=80_000, max_epochs=2))
-    mixture = search(recipe, quiet=True).mixture
-    rows_UK = read_trajectory(path)
-    bounds = constraints_of(recipe, load_catalog(path.with_suffix("") / "catalog.parquet"))
+    plan = plan_search(recipe)
+    mixture, bounds = search(plan, quiet=True).mixture, plan.constraints
+    rows = read_trajectory(plan.folder.trajectory)
+    assert rows is not None
+    rows_UK = rows.weights_UK
     assert np.allclose(rows_UK[:, 0], 0.02, atol=1e-9)
     assert (rows_UK >= bounds.floor_K - 1e-9).all() and (rows_UK <= bounds.ceiling_K + 1e-9).all()
     assert mixture.weights["noise"] == 0.02 and mixture.weights["same"] == bounds.ceiling_K[1]
     assert sum(mixture.weights.values()) == pytest.approx(1, abs=1e-12)
     assert mixture.binding == {"noise": "pinned", "same": "epoch cap"}
-    assert all(low <= mixture.weights[name] <= high for name, (low, high) in mixture.interval.items())
-    catalog = load_catalog(path.with_suffix("") / "catalog.parquet")
-    manifest = emit_manifest(catalog, mixture, emit=recipe.emit, directory=path.with_suffix("") / "manifest")
+    assert all(low <= mixture.weights[name] <= high for name, (low, high) in mixture.certainty.interval.items())
+    emit = recipe.required("emit")
+    manifest = emit_manifest(plan.catalog, mixture, emit=emit, directory=recipe.paths.manifest.root)
     for source in manifest.sources:
-        assert abs(source.num_tokens - source.weight * recipe.emit.token_budget) <= catalog.info.block_tokens
+        assert abs(source.num_tokens - source.weight * emit.token_budget) <= plan.catalog.info.block_tokens
 
 
 def test_a_search_is_bound_to_the_production_run_only_where_that_bounds_it(planted_recipe: Callable[..., Path]) -> None:
-    path = planted_recipe(token_budget=16 * 32 * 16)
-    search(load_recipe(path), quiet=True)
-    assert not search(load_recipe(path, ["emit.token_budget=2000"]), quiet=True).did_work
+    path = planted_recipe(token_budget=16 * 32 * 12)
+    search(plan_search(load_recipe(path)), quiet=True)
+    assert not search(plan_search(load_recipe(path, ["emit.token_budget=2000"])), quiet=True).did_work
     with pytest.raises(MismatchError, match=r"emit\.token_budget, emit\.max_epochs"):
-        search(load_recipe(path, ["emit.token_budget=100000"]), quiet=True)
+        search(plan_search(load_recipe(path, ["emit.token_budget=100000"])), quiet=True)
 
 
 def test_a_prior_is_given_by_name_and_names_are_checked(planted_recipe: Callable[..., Path]) -> None:
     path = planted_recipe(token_budget=16 * 32 * 60, prior={"noise": 3, "other": 1}, prior_strength=50.0)
-    weights = search(load_recipe(path), quiet=True).mixture.weights
+    weights = search(plan_search(load_recipe(path)), quiet=True).mixture.weights
     assert weights["noise"] > weights["other"] > weights["same"]
     with pytest.raises(RecipeError, match=r"search\.prior: there is no source 'nosie'"):
         load_recipe(path, ["search.prior={nosie: 1}"])

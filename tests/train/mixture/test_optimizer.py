@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.mixture.optimizer import MixtureOptimizer, SourceScores, logit_gradient
-from train.mixture.stated import weights_by_name
+from train.mixture.optimizer import MixtureOptimizer, logit_gradient
 
 UNIFORM = np.full(4, 0.25)
 
@@ -95,33 +94,6 @@ def test_better_aligned_sources_gain_whatever_the_scale_of_scores(rule: str) -> 
     assert np.allclose(finals[0], finals[1], rtol=1e-6) and np.allclose(finals[1], finals[2], rtol=1e-6)
 
 
-def test_an_absent_source_keeps_its_estimate() -> None:
-    """The reference code scores it 0, and a source is absent from its batch of 16 over 17 sources 38% of the time."""
-    scores = SourceScores(2, smoothing=0.5)
-    scores.add(np.array([6.0, 8.0]), np.array([2.0, 2.0]))
-    for _ in range(300):
-        scores.add(np.array([2.0, 0.0]), np.array([2.0, 0.0]))
-    assert np.allclose(scores.estimates(np.array([0.5, 0.5])), [1.0, 4.0])
-
-
-def test_a_source_never_seen_moves_nowhere() -> None:
-    scores = SourceScores(3, smoothing=0.5)
-    scores.add(np.array([6.0, 2.0, 0.0]), np.array([2.0, 2.0, 0.0]))
-    weights = np.array([0.25, 0.25, 0.5])
-    assert gradient(weights, scores.estimates(weights))[2] == pytest.approx(0)
-
-
-@given(st.floats(0, 0.9), st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 9)), min_size=1, max_size=6))
-def test_estimates_are_weighted_by_tokens_and_fade(smoothing: float, evidence: list[tuple[float, int]]) -> None:
-    scores = SourceScores(1, smoothing=smoothing)
-    for score, count in evidence:
-        scores.add(np.array([score * count]), np.array([float(count)]))
-    ages = smoothing ** np.arange(len(evidence))[::-1]
-    counts = ages * [count for _, count in evidence]
-    expected = counts @ [score for score, _ in evidence] / counts.sum()
-    assert scores.estimates(np.ones(1))[0] == pytest.approx(expected, abs=1e-9)
-
-
 @pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient"])
 def test_state_survives_json_exactly(rule: str) -> None:
     rng = np.random.default_rng(0)
@@ -135,7 +107,3 @@ def test_state_survives_json_exactly(rule: str) -> None:
         original.step(move)
         copy.step(move)
     assert np.array_equal(original.weights_K, copy.weights_K)
-
-
-def test_initial_weights_follow_the_catalogs_order() -> None:
-    assert weights_by_name({"b": 3.0, "a": 1.0}, sources=["a", "b"]).tolist() == [0.25, 0.75]

@@ -33,11 +33,11 @@ def test_sampled_batches_give_the_mixture_in_the_long_run(exploration: float) ->
     weights = np.array([0.7, 0.2, 0.1])
     sampler = MixtureSampler([9, 9, 9], sources=list("abc"), global_batch=8, seed=0, fingerprint="")
     factors = loss_weights(weights, exploration=exploration, mean_loss_tokens_K=np.full(3, 10.0), global_batch=8)
-    total = np.zeros(3)
-    for _ in range(2000):
+    total, num_steps = np.zeros(3), 400
+    for _ in range(num_steps):
         plan = sampler.next(sampling_weights(weights, exploration=exploration))
         total += np.bincount(plan.source_B, factors[plan.source_B] * 10, minlength=3)
-    assert np.allclose(total / 2000, weights, rtol=1e-3)
+    assert (np.abs(total - num_steps * weights) <= 2 * factors * 10).all()  # what was drawn is off by two sequences at most
 
 
 def test_nonuniform_initial_weights_do_not_count_twice() -> None:

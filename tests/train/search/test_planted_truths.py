@@ -37,6 +37,7 @@ from planted_shards import BLOCK, write_split
 from fastmix_data.recipe.file import load_recipe
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
+from train.search.plan import plan_search
 from train.search.search import search
 
 
@@ -60,7 +61,7 @@ def find(tmp_path: Path) -> Callable[..., Mixture]:
         Catalog(root, info, rows).save(root / "catalog.parquet")
         path = tmp_path / f"{workdir}.yaml"
         path.write_text(yaml.safe_dump(recipe(workdir, list(train), settings), sort_keys=False))
-        return search(load_recipe(path), num_seeds=num_seeds, quiet=True).mixture
+        return search(plan_search(load_recipe(path)), num_seeds=num_seeds, quiet=True).mixture
 
     return work
 
@@ -69,8 +70,8 @@ def test_the_best_mixture_for_a_blend_of_three_sources_is_recovered_within_the_i
     sources = {f"language{k}": write_language(k, 120_000, seed=10 + k) for k in range(NUM_LANGUAGES)}
     found = find(sources, num_seeds=3, update_interval=2)
     for name, best in zip(sources, OPTIMUM, strict=True):
-        low, high = found.seed_interval[name]
-        assert low <= best <= high, (name, found.weights, found.seed_interval)
+        low, high = found.certainty.seed_interval[name]
+        assert low <= best <= high, (name, found.weights, found.certainty.seed_interval)
         assert found.weights[name] == pytest.approx(best, abs=0.1)
 
 

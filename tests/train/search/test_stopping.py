@@ -1,31 +1,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmix_data.recipe.file import load_recipe
 from fastmix_data.recipe.search import SearchSection, StopSection
+from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from train.search.plan import SearchPlan
 from train.search.search import search
 from train.search.stopping import FEWEST_UPDATES, find_stand_still, movement, standard_error, why_it_ended
 
-SETTINGS = SearchSection(
-    token_budget=32 * 128 * 800,
-    global_batch=32,
-    sequence_length=128,
-    update_interval=8,
-    average_fraction=0.5,
-    stop=StopSection(tolerance=0.01),
-)
+TRAINING = TrainingSection(token_budget=32 * 128 * 800, global_batch=32, sequence_length=128)
+SETTINGS = SearchSection(update_interval=8, average_fraction=0.5, stop=StopSection(tolerance=0.01))
 
 
 def trajectory_of(weights_UK: np.ndarray, *, interval: int = 8) -> Trajectory:
-    return Trajectory([TrajectoryRow((u + 1) * interval, 0, row.tolist(), [], 0.0, 0.0) for u, row in enumerate(weights_UK)])
+    return Trajectory(
+        [TrajectoryRow((u + 1) * interval, 0, row.tolist(), [], 0.0, 0.0, [], [], [], [], []) for u, row in enumerate(weights_UK)]
+    )
 
 
 def settling(num_updates: int, *, halflife: float, noise: float = 0.002, seed: int = 0) -> np.ndarray:
@@ -40,7 +37,7 @@ def first_stop(weights_UK: np.ndarray, settings: SearchSection = SETTINGS) -> in
     whole = trajectory_of(weights_UK)
     for number in range(1, len(weights_UK) + 1):
         step = whole.rows[number - 1].step
-        if find_stand_still(Trajectory(whole.rows[:number]), step=step, search=settings):
+        if find_stand_still(Trajectory(whole.rows[:number]), step=step, num_steps=800, search=settings):
             return step
     return None
 
@@ -48,9 +45,9 @@ def first_stop(weights_UK: np.ndarray, settings: SearchSection = SETTINGS) -> in
 def test_a_settled_mixture_ends_the_search_and_says_so() -> None:
     step = first_stop(settling(100, halflife=2))
     assert step is not None and 200 <= step <= 400
-    still = find_stand_still(trajectory_of(settling(100, halflife=2)[: step // 8]), step=step, search=SETTINGS)
+    still = find_stand_still(trajectory_of(settling(100, halflife=2)[: step // 8]), step=step, num_steps=800, search=SETTINGS)
     assert still is not None and still.moved <= 0.01
-    text = why_it_ended(still, search=SETTINGS)
+    text = why_it_ended(still, training=TRAINING, search=SETTINGS)
     assert f"at step {step} of 800" in text and "tolerance 1.0%" in text and "cannot be compared" in text
 
 
@@ -86,7 +83,9 @@ def test_a_constant_mixture_ends_as_early_as_is_allowed() -> None:
     assert first_stop(constant) == 31 * 8  # of 31 updates, 16 are in the second half
     frequent = SETTINGS.model_copy(update={"update_interval": 1})
     rows = trajectory_of(np.full((800, 4), 0.25), interval=1).rows
-    stops = [row.step for row in rows if find_stand_still(Trajectory(rows[: row.step]), step=row.step, search=frequent)]
+    stops = [
+        row.step for row in rows if find_stand_still(Trajectory(rows[: row.step]), step=row.step, num_steps=800, search=frequent)
+    ]
     assert stops[0] == 200  # a quarter of the budget
     assert FEWEST_UPDATES == 16
 
@@ -94,7 +93,7 @@ def test_a_constant_mixture_ends_as_early_as_is_allowed() -> None:
 def test_without_the_key_a_search_uses_up_its_budget() -> None:
     settings = SETTINGS.model_copy(update={"stop": None})
     assert first_stop(np.full((100, 4), 0.25), settings) is None
-    assert why_it_ended(None, search=settings) == "used up its budget of 3.28M tokens (800 steps)"
+    assert why_it_ended(None, training=TRAINING, search=settings) == "used up its budget of 3.28M tokens (800 steps)"
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40))
@@ -115,24 +114,25 @@ def test_chance_movement_is_seldom_beyond_the_edges_of_the_intervals() -> None:
     assert beyond <= 10
 
 
-def test_a_search_ends_early_at_the_same_step_on_two_ranks_and_is_finished(planted_recipe: Callable[..., Path]) -> None:
-    options = {"update_interval": 1, "weights_warmup_steps": 2, "weights_learning_rate": 0.3, "token_budget": 16 * 32 * 100}
-    mixtures = []
-    for name, ranks in (("one", 1), ("two", 2)):
-        recipe = load_recipe(planted_recipe(name=name, stop={"tolerance": 0.03}, **options))
-        mixtures.append(search(recipe, num_ranks=ranks, quiet=True).mixture)
-        assert not search(recipe, quiet=True).did_work
-    mixture, rows = mixtures[0], load_trajectory(recipe.search_path / "trajectory.parquet")
-    assert mixture.num_steps == mixtures[1].num_steps == rows.rows[-1].step < 100
-    assert mixture.stopped.startswith("stood still") and f"at step {mixture.num_steps} of 100" in mixture.stopped
-    mean = np.array([row.weights for row in rows.rows if row.step > mixture.num_steps / 2]).mean(axis=0)
-    assert np.allclose(list(mixtures[1].weights.values()), mean, atol=1e-9)
-    before = Trajectory(rows.rows[:-1])
-    assert find_stand_still(rows, step=mixture.num_steps, search=recipe.search) is not None
-    assert find_stand_still(before, step=before.rows[-1].step, search=recipe.search) is None
+def test_a_search_ends_early_and_is_finished(planted_plan: Callable[..., SearchPlan]) -> None:
+    plan = planted_plan(
+        stop={"tolerance": 0.03},
+        update_interval=1,
+        weights_warmup_steps=2,
+        weights_learning_rate=0.3,
+        token_budget=16 * 32 * 100,
+    )
+    mixture = search(plan, quiet=True).mixture
+    assert not search(plan, quiet=True).did_work
+    rows = Trajectory.from_state(pq.read_table(plan.folder.trajectory).to_pylist()).rows
+    assert mixture.search.num_steps == rows[-1].step < 100
+    stopped = mixture.search.stopped
+    assert stopped.startswith("stood still") and f"at step {mixture.search.num_steps} of 100" in stopped
+    mean = np.array([row.weights for row in rows if row.step > mixture.search.num_steps / 2]).mean(axis=0)
+    assert np.allclose(list(mixture.weights.values()), mean, atol=1e-9)
 
+    def still(number: int) -> object:
+        return find_stand_still(Trajectory(rows[:number]), step=rows[number - 1].step, num_steps=100, search=plan.search)
 
-def load_trajectory(path: Path) -> Trajectory:
-    import pyarrow.parquet as pq
-
-    return Trajectory.from_state(pq.read_table(path).to_pylist())
+    assert still(len(rows)) is not None
+    assert still(len(rows) - 1) is None

@@ -1,40 +1,73 @@
-"""The trajectory of a search does not depend on how it is spread: over ranks, ZeRO stages and passes of gradient accumulation."""
+"""A search does not depend on how it is spread: over ranks, ZeRO stages and passes of gradient accumulation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.artefacts import read_json
+from fastmix_data.errors import Interrupted
+from fastmix_data.results.mixture import load_mixture
+from train.proxy.engine import process_group
 from train.proxy.launch import launch_ranks
-from train.search.search import _run_launched, search
+from train.search.plan import SearchPlan
+from train.search.search import _run_started, search
+from train.search.start import find_start
+from train.target.target import Target
 
-GLOBAL_BATCH, SEQUENCE_LENGTH = 16, 32
-SEARCH = {
-    "token_budget": GLOBAL_BATCH * SEQUENCE_LENGTH * 16,
+MakePlan = Callable[..., SearchPlan]
+GLOBAL_BATCH, STEP = 16, 16 * 32
+
+
+class Spread(NamedTuple):
+    """Ranks, ZeRO stage, and passes of one optimiser step on a rank."""
+
+    ranks: int
+    zero_stage: int
+    passes: int
+
+
+REFERENCE = Spread(1, 0, 1)
+SPREADS = (
+    REFERENCE,
+    Spread(1, 1, 4),
+    Spread(1, 2, 1),
+    Spread(1, 3, 1),
+    Spread(2, 0, 1),
+    Spread(2, 1, 4),
+    Spread(2, 2, 1),
+    Spread(2, 3, 4),
+    Spread(4, 3, 4),
+)
+TWO_RANKS = Spread(2, 1, 1)
+COUNTED = {  # by one rank for all
+    "sources": ("noise", "same", "masked"),
+    "token_budget": STEP * 16,
     "update_interval": 2,
     "weights_warmup_steps": 4,
-    "prior": "bigram",  # counted by one rank for all
+    "prior": "bigram",
     "prior_strength": 0.1,
 }
-SOURCES = ("noise", "same", "masked")
-
-Spread = tuple[int, int, int]  # ranks, ZeRO stage, passes of one optimiser step on a rank
-REFERENCE: Spread = (1, 0, 1)
-SPREADS: tuple[Spread, ...] = (
-    REFERENCE,
-    (1, 1, 4),
-    (1, 2, 1),
-    (1, 3, 1),
-    (2, 0, 1),
-    (2, 1, 4),
-    (2, 2, 1),
-    (2, 3, 4),
-    (4, 3, 4),
-)
+# Two targets that compete: their losses beside a reference run's move their weights.
+LIMITED = {
+    "overrides": ("target.sources={same: 8, other: 1}", "target.not_worse_than=uniform"),
+    "token_budget": STEP * 24,
+    "weights_learning_rate": 0.15,
+}
+STOPPED = {
+    "stop": {"tolerance": 0.03},
+    "token_budget": STEP * 100,
+    "update_interval": 1,
+    "weights_warmup_steps": 2,
+    "weights_learning_rate": 0.3,
+}
+TRIED = {"initial_weights": "bigram", "token_budget": STEP * 360}
+NUM_TRIED = 2
 
 # Every run computes the same sums of the same float32 numbers, in another order and cut at other places. Rounding is 6e-8 of a sum;
 # forward, backward and 16 optimiser steps, each starting from the rounding of the last, were measured to make at most 4e-7 of it. A
@@ -42,40 +75,79 @@ SPREADS: tuple[Spread, ...] = (
 TOLERANCE = 1e-5
 
 
-def search_one_after_another(paths: list[Path], rank: int, world_size: int, rendezvous: str) -> None:
-    """One rank of all searches that have this number of ranks; a process has one process group, which serves them all."""
-    for path in paths:
-        _run_launched(load_recipe(path), False, True, rank, world_size, rendezvous)
-
-
-def write_recipe(planted_recipe: Callable[..., Path], spread: Spread) -> Path:
+def spread_plan(
+    planted_plan: MakePlan, kind: str, spread: Spread, *, overrides: tuple[str, ...] = (), **settings: Any
+) -> SearchPlan:
     ranks, zero_stage, passes = spread
-    name = f"ranks{ranks}-zero{zero_stage}-passes{passes}"
-    path = planted_recipe(name=name, sources=SOURCES, micro_batch=GLOBAL_BATCH // ranks // passes, **SEARCH)
-    with path.open("a") as file:
-        file.write(f"deepspeed: {{zero_stage: {zero_stage}}}\n")
-    return path
+    name = f"{kind}-ranks{ranks}-zero{zero_stage}-passes{passes}"
+    stage = f"deepspeed.zero_stage={zero_stage}"
+    return planted_plan(stage, *overrides, name=name, micro_batch=GLOBAL_BATCH // ranks // passes, **settings)
 
 
-def columns(path: Path) -> dict[str, np.ndarray]:
-    table = pq.read_table(path.with_suffix("") / "search" / "trajectory.parquet")
+def make_two_trials(plan: SearchPlan, *, rank: int, world_size: int) -> None:
+    """Until one rank, the last, is told to end: all of them do, at the same step of the same trial."""
+    asked = 0
+
+    def stop_asked() -> bool:
+        nonlocal asked
+        asked += 1
+        return rank == world_size - 1 and asked > NUM_TRIED * (30 // plan.search.update_interval)
+
+    target = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=world_size)
+    with pytest.raises(Interrupted, match=f"{NUM_TRIED} of 6 trials"):
+        find_start(plan, target=target, identity=plan.identity(world_size), stop_asked=stop_asked, quiet=True)
+
+
+def work(plans: list[SearchPlan], tried: SearchPlan | None, rank: int, world_size: int, rendezvous: str) -> None:
+    """One rank of all runs that have this number of ranks; a process has one process group, which serves them all."""
+    for plan in plans:
+        _run_started(plan, False, True, rank, world_size, rendezvous)
+    if tried is not None:
+        make_two_trials(tried, rank=rank, world_size=world_size)
+
+
+def columns(plan: SearchPlan) -> dict[str, np.ndarray]:
+    table = pq.read_table(plan.folder.trajectory)
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
-def test_ranks_zero_stage_and_accumulation_leave_every_row_of_the_trajectory_as_it_is(
-    planted_recipe: Callable[..., Path],
-) -> None:
-    paths = {spread: write_recipe(planted_recipe, spread) for spread in SPREADS}
+def assert_same_rows(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], what: object) -> None:
+    assert np.array_equal(found["step"], expected["step"]) and np.array_equal(found["tokens"], expected["tokens"])
+    for name in ("weights", "scores", "train_loss", "target_loss", "target_weights", "target_losses"):
+        scale = np.abs(expected[name]).max()
+        assert np.allclose(found[name], expected[name], rtol=0, atol=TOLERANCE * scale), (what, name)
+
+
+def test_ranks_zero_stage_and_accumulation_leave_every_row_of_the_trajectory_as_it_is(planted_plan: MakePlan) -> None:
+    counted = {spread: spread_plan(planted_plan, "counted", spread, **COUNTED) for spread in SPREADS}
+    limited = {spread: spread_plan(planted_plan, "limited", spread, **LIMITED) for spread in (REFERENCE, TWO_RANKS)}
+    stopped = {spread: spread_plan(planted_plan, "stopped", spread, **STOPPED) for spread in (REFERENCE, TWO_RANKS)}
+    tried = {spread: spread_plan(planted_plan, "tried", spread, **TRIED) for spread in (REFERENCE, TWO_RANKS)}
+    by_spread = list(chain(counted.items(), limited.items(), stopped.items()))
     for ranks in (2, 4):
-        launch_ranks(search_one_after_another, [path for spread, path in paths.items() if spread[0] == ranks], num_ranks=ranks)
-    for spread, path in paths.items():
-        if spread[0] == 1:
-            search(load_recipe(path), quiet=True)
-    expected = columns(paths[REFERENCE])
+        plans = [plan for spread, plan in by_spread if spread.ranks == ranks]
+        launch_ranks(work, plans, tried[TWO_RANKS] if ranks == 2 else None, num_ranks=ranks)
+    for spread, plan in by_spread:
+        if spread.ranks == 1:
+            search(plan, quiet=True)
+    with process_group(rank=0, world_size=1):
+        make_two_trials(tried[REFERENCE], rank=0, world_size=1)
+
+    expected = columns(counted[REFERENCE])
     assert len(expected["step"]) == 6 and np.ptp(expected["weights"], axis=0).min() > 0.02  # the mixture does move
-    for spread, path in paths.items():
-        found = columns(path)
-        assert np.array_equal(found["step"], expected["step"]) and np.array_equal(found["tokens"], expected["tokens"])
-        for name in ("weights", "scores", "train_loss", "target_loss"):
-            scale = np.abs(expected[name]).max()
-            assert np.allclose(found[name], expected[name], rtol=0, atol=TOLERANCE * scale), (spread, name)
+    for spread, plan in counted.items():
+        assert_same_rows(columns(plan), expected, spread)
+
+    one, two = columns(limited[REFERENCE]), columns(limited[TWO_RANKS])
+    assert np.ptp(one["target_weights"][:, 0]) > 0.01  # and so do the weights of the targets
+    assert_same_rows(two, one, "limited")
+
+    one, two = columns(stopped[REFERENCE]), columns(stopped[TWO_RANKS])
+    assert one["step"][-1] < 100
+    assert_same_rows(two, one, "stopped")
+    assert load_mixture(stopped[TWO_RANKS].folder.mixture).search.stopped.startswith("stood still")
+    assert not search(stopped[TWO_RANKS], num_ranks=2, quiet=True).did_work
+
+    losses = [read_json(tried[spread].folder.start)["trial_losses"] for spread in (REFERENCE, TWO_RANKS)]
+    assert {power: len(found) for power, found in losses[0].items()} == {"1": 1, "3": 1}
+    assert losses[1] == {power: pytest.approx(found, rel=TOLERANCE) for power, found in losses[0].items()}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,20 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmix_data.recipe.file import load_recipe
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from train.search.plan import SearchPlan
 from train.search.search import search
 from train.search.uncertainty import (
     Evidence,
     averaged_weights,
     block_means,
+    certainty_of,
     evidence_block,
     groups_of_pairs,
     interchangeable_pairs,
     ratio_and_influence,
     signal_to_noise,
-    student_t_quantile,
-    uncertainty_of,
 )
 
 
@@ -134,8 +132,10 @@ def test_the_mixtures_own_noise_cancels() -> None:
                 update, update, weights, [0.0] * 3, 0.0, 0.0, [1.0], [0.0], list(score * tokens), list(tokens), list(tokens)
             )
         )
-    fields = uncertainty_of(Trajectory(rows), sources="abc", weights_K=np.full(3, 1 / 3), averaged_since=19, exploration=0.25)
-    found = fields["signal_to_noise"]
+    certainty = certainty_of(
+        Trajectory(rows), sources="abc", weights_K=np.full(3, 1 / 3), interval={}, averaged_since=19, exploration=0.25
+    )
+    found = certainty.signal_to_noise
     assert found["a"] > 5 and found["c"] < -5 and abs(found["b"]) < 5
 
 
@@ -202,19 +202,12 @@ def test_a_part_of_the_evidence_is_the_later_updates() -> None:
     assert replace(evidence).known_K.all()
 
 
-@pytest.mark.parametrize(
-    ("probability", "freedom", "expected"),
-    [(0.95, 1, 6.314), (0.95, 2, 2.920), (0.95, 4, 2.132), (0.975, 5, 2.571), (0.975, 30, 2.042), (0.95, 1e9, 1.645)],
-)
-def test_t_quantiles_are_those_of_the_tables(probability: float, freedom: float, expected: float) -> None:
-    assert student_t_quantile(probability, freedom) == pytest.approx(expected, rel=0.005)
-
-
-def test_a_search_notes_the_planted_copy_and_only_that(planted_recipe: Callable[..., Path]) -> None:
-    recipe = load_recipe(planted_recipe(sources=("noise", "same", "copy", "other")))
-    mixture = search(recipe, quiet=True).mixture
-    assert [set(group) for group in mixture.interchangeable] == [{"same", "copy"}]
-    rows = pq.read_table(recipe.search_path / "trajectory.parquet").to_pylist()
-    whole = signal_to_noise(Evidence.of(Trajectory.from_state(rows), exploration=recipe.search.exploration))
-    assert whole[0] < -2 and whole[3] < -2 and set(mixture.signal_to_noise) == set(mixture.weights)
-    assert all(low <= mixture.weights[name] <= high for name, (low, high) in mixture.interval.items())
+def test_a_search_notes_the_planted_copy_and_only_that(planted_plan: Callable[..., SearchPlan]) -> None:
+    plan = planted_plan(sources=("noise", "same", "copy", "other"))
+    mixture = search(plan, quiet=True).mixture
+    certainty = mixture.certainty
+    assert [set(group) for group in certainty.interchangeable] == [{"same", "copy"}]
+    rows = pq.read_table(plan.folder.trajectory).to_pylist()
+    whole = signal_to_noise(Evidence.of(Trajectory.from_state(rows), exploration=plan.search.exploration))
+    assert whole[0] < -2 and whole[3] < -2 and set(certainty.signal_to_noise) == set(mixture.weights)
+    assert all(low <= mixture.weights[name] <= high for name, (low, high) in certainty.interval.items())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
+from fastmix_data.recipe.training import TrainingSection
 from train.target.balance import (
     ReferenceLosses,
     TargetBalance,
@@ -64,13 +65,13 @@ def test_a_limit_that_is_kept_leaves_the_recipe_weights() -> None:
 
 def test_the_recipe_chooses_the_rule_and_worst_case_starts_from_uniform() -> None:
     sources = {"a": 3.0, "b": 1.0}
-    fixed = TargetBalance.of_recipe(TargetSection(sources=sources))
+    fixed = TargetBalance.of_section(TargetSection(sources=sources))
     fixed.update(np.array([0.0, 9.0]))
     assert not fixed.moves and fixed.weights_G == pytest.approx([0.75, 0.25])
-    limits = TargetBalance.of_recipe(TargetSection(sources=sources, not_worse_than="uniform", limit_tolerance=0.5))
+    limits = TargetBalance.of_section(TargetSection(sources=sources, not_worse_than="uniform", limit_tolerance=0.5))
     limits.update(np.array([0.0, 0.4]))
     assert limits.moves and limits.weights_G == pytest.approx([0.75, 0.25])
-    worst = TargetBalance.of_recipe(TargetSection(sources=sources, not_worse_than="uniform", worst_case=True))
+    worst = TargetBalance.of_section(TargetSection(sources=sources, not_worse_than="uniform", worst_case=True))
     assert worst.moves and worst.weights_G == pytest.approx([0.5, 0.5])
 
 
@@ -104,8 +105,8 @@ def test_reference_losses_are_linear_between_the_steps_measured() -> None:
 
 @pytest.mark.parametrize("num_targets", [2, 5, 40])
 def test_measuring_costs_a_tenth_of_training_at_most(num_targets: int) -> None:
-    search = SearchSection(token_budget=32 * 128 * 1000, update_interval=8, weights_warmup_steps=20)
-    steps = measured_steps(search, num_targets=num_targets)
+    search, training = SearchSection(update_interval=8, weights_warmup_steps=20), TrainingSection(token_budget=32 * 128 * 1000)
+    steps = measured_steps(search, training, num_targets=num_targets)
     assert steps[0] == 24 and all(step % 8 == 0 for step in steps) and steps[-1] <= 1000
     forward_passes = num_targets * 32 / 3
     assert (len(steps) - 1) * forward_passes <= 0.1 * 1000 * 32

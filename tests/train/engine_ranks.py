@@ -1,24 +1,27 @@
-"""Run by test_engine.py in processes of its own: one training step on several ranks under a ZeRO stage, results as JSON."""
+"""Run by test_engine.py in processes of its own: one training step of several engines after each other, results as JSON."""
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.recipe.proxy import DeepspeedSection
-from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.training import TrainingSection
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.losses import sequence_losses
 from train.scores.hypergradient import HypergradientProbe
 
 GLOBAL_BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 12, 10, 40, 1e-2
-SEARCH = SearchSection(token_budget=10**6, global_batch=GLOBAL_BATCH, sequence_length=LENGTH, learning_rate=LEARNING_RATE)
+TRAINING = TrainingSection(token_budget=10**6, global_batch=GLOBAL_BATCH, sequence_length=LENGTH, learning_rate=LEARNING_RATE)
 
 
 def make_model() -> Any:
@@ -36,59 +39,101 @@ def make_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], tokens[:, 1:], torch.rand(GLOBAL_BATCH, generator=generator) / (GLOBAL_BATCH * LENGTH)
 
 
-def work(options: dict[str, Any], rank: int, world_size: int, rendezvous: str) -> None:
+@dataclass(frozen=True)
+class Case:
+    """How one engine is made and trained."""
+
+    stage: int
+    precision: str = "fp32"
+    scope: str = "all"
+    micro_batch: int = 6
+    scored: bool = True
+
+    def engine(self) -> ProxyEngine:
+        training = TRAINING.model_copy(update={"precision": self.precision})
+        deepspeed = DeepspeedSection(zero_stage=self.stage)
+        return ProxyEngine(make_model(), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
+
+
+def work(cases: list[dict[str, Any]], output: str, rank: int, world_size: int, rendezvous: str) -> None:
     with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
-        engine = ProxyEngine(
-            make_model(),
-            search=SEARCH,
-            deepspeed=DeepspeedSection(zero_stage=options["stage"]),
-            micro_batch=options["micro_batch"],
-        )
-        result = train_one_step(engine, options)
+        results = [train_and_close(Case(**case)) for case in cases]
         if rank == 0:
-            Path(options["output"]).write_text(json.dumps(result))
+            Path(output).write_text(json.dumps(results))
+
+
+def train_and_close(case: Case) -> dict[str, Any]:
+    """What a step gives, then the engines and bytes of tensors that are alive without the engine, the most of any rank.
+
+    Its model is still held, as by the probe of a search.
+    """
+    engine = case.engine()
+    model = engine.module
+    result = train_one_step(engine, case)
+    engine.close()
+    del engine
+    gc.collect()
+    most = torch.tensor(alive())
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    del model
+    return {**result, "alive": most.tolist()}
+
+
+def alive() -> tuple[int, int]:
+    """DeepSpeed engines in this process that hold anything, and bytes of its tensors."""
+
+    objects = gc.get_objects()
+    storages = [thing.untyped_storage() for thing in objects if issubclass(type(thing), torch.Tensor)]
+    num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    engines = [thing for thing in objects if type(thing).__name__ == "DeepSpeedEngine" and vars(thing)]
+    return len(engines), num_bytes
 
 
 def flat(tensors: list[torch.Tensor]) -> list[float]:
     return [value for tensor in tensors for value in tensor.flatten().tolist()]
 
 
-def train_one_step(engine: ProxyEngine, options: dict[str, Any]) -> dict[str, Any]:
+def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
     assert engine.second_moments(list(engine.module.parameters())) is None
-    probe = HypergradientProbe(engine.module, scope=options["scope"])
+    probe = HypergradientProbe(engine.module, scope=case.scope)
     share = GLOBAL_BATCH // engine.world_size
     mine = slice(engine.rank * share, (engine.rank + 1) * share)
     target_inputs, target_labels, _ = (part[mine] for part in make_batch(1))
     inputs, labels, factors = (part[mine] for part in make_batch(2))
-    if options["scored"]:
+    if case.scored:
         losses = (
             sequence_losses(engine.module(input_ids=target_inputs).logits, target_labels).sum() / GLOBAL_BATCH for _ in range(1)
         )
         for gradient in probe.target_gradient(losses):
             engine.sum_over_ranks(gradient)
     scores = torch.zeros(GLOBAL_BATCH)
-    size = options["micro_batch"]
+    size = case.micro_batch
     for start in range(0, share, size):
         part = slice(start, start + size)
 
         def forward_and_backward(part: slice = part) -> None:
             engine.backward((sequence_losses(engine.forward(inputs[part]), labels[part]) * factors[part]).sum())
 
-        if options["scored"]:
+        if case.scored:
             with probe.scoring((size, LENGTH)) as alignments:
                 forward_and_backward()
                 scores[mine][part] = alignments() / (factors[part] * engine.loss_scale)
         else:
             forward_and_backward()
         engine.step(LEARNING_RATE, last_micro_batch=start + size == share)
+    return {"scores": engine.sum_over_ranks(scores).tolist(), **state_of(engine)}
+
+
+def state_of(engine: ProxyEngine) -> dict[str, list[float]]:
+    """What a step has moved: the model, by its logits, and the optimiser's second moments."""
     moments = engine.second_moments(list(engine.module.parameters()))
-    assert moments is not None
+    assert moments is not None and all(moment.dtype == torch.float32 for moment in moments)
     engine.module.eval()
     with torch.no_grad():
         logits = engine.module(input_ids=make_batch(3)[0][:2]).logits
-    return {"scores": engine.sum_over_ranks(scores).tolist(), "logits": logits.flatten().tolist(), "moments": flat(moments)}
+    return {"logits": logits.flatten().tolist(), "moments": flat(moments)}
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    launch_ranks(work, given, num_ranks=given["ranks"])
+    launch_ranks(work, given["cases"], given["output"], num_ranks=given["ranks"])

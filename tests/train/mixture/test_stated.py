@@ -1,0 +1,35 @@
+"""Where searches and swarms start, as the recipe states it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from train.mixture.bigram import bigram_weights
+from train.mixture.stated import start_and_prior, stated_weights, swarm_centre, weights_by_name
+from train.search.plan import SearchPlan
+
+
+def test_initial_weights_follow_the_catalogs_order() -> None:
+    assert weights_by_name({"b": 3.0, "a": 1.0}, sources=["a", "b"]).tolist() == [0.25, 0.75]
+
+
+def test_a_search_is_pulled_to_where_it_starts_unless_the_recipe_says_otherwise(small_plan: SearchPlan) -> None:
+    plan, targets = small_plan.proxy, small_plan.target.weights()
+    best_K = bigram_weights(plan, targets)
+
+    def both(**settings: Any) -> list[list[float]]:
+        section = small_plan.search.model_validate({**small_plan.search.model_dump(), "prior": None, **settings})
+        return [weights_K.tolist() for weights_K in start_and_prior(section, plan, targets)]
+
+    assert both(initial_weights="bigram") == [pytest.approx(best_K, abs=1e-3)] * 2
+    assert both(initial_weights="uniform") == [[0.5, 0.5]] * 2
+    assert both(initial_weights="uniform", prior="bigram") == [[0.5, 0.5], pytest.approx(best_K, abs=1e-3)]
+    assert both(initial_weights="proportional", prior={"plain": 1, "masked": 3}) == [[0.625, 0.375], [0.25, 0.75]]
+
+
+@pytest.mark.parametrize(("prior", "expected"), [(None, "uniform"), ("bigram", "uniform"), ("proportional", "proportional")])
+def test_swarms_do_not_learn_the_target_from_our_prior(small_plan: SearchPlan, prior: Any, expected: str) -> None:
+    catalog, section = small_plan.catalog, small_plan.search.model_copy(update={"prior": prior})
+    assert swarm_centre(section, catalog).tolist() == stated_weights(catalog, expected).tolist()
