@@ -186,6 +186,7 @@ def _series(path: Path) -> str:
 def _corpus(
     directory: Path, label: str, members: list[Path], *, taken: set[str], everything: list[Path]
 ) -> _Corpus | _NotUnderstood:
+    # If all of it is called a test, it is a corpus of that name, not a split without another.
     train = [path for path in members if not _is_valid(path)] or members
     in_train = set(train)
     valid = [path for path in members if path not in in_train]
@@ -286,6 +287,7 @@ def _first_record(path: Path) -> Any:
 
 
 def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Path) -> str:
+    # A source that somebody has held files out of is more likely one to be measured on.
     target = next((corpus for corpus in corpora if corpus.valid_files), corpora[0])
     lines = [_source_line(corpus, prefix) for corpus in corpora]
     total = sum(corpus.num_bytes for corpus in corpora)

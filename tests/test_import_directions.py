@@ -47,8 +47,8 @@ ARROWS = {
         "compare": "cluster report",
         "init_recipe": "preprocess",
         "demo": "preprocess report compare init_recipe",
-        "flow": "preprocess report compare demo",
-        "cli": "console preprocess report compare demo init_recipe flow",
+        "flow": "cluster preprocess report compare demo",
+        "cli": "cluster console preprocess report compare demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
@@ -131,6 +131,19 @@ def test_folders_and_modules_stay_small() -> None:
 
 def test_modules_are_named_for_what_they_do() -> None:
     assert not {path.stem for path in FILES} & {"utils", "common", "core", "helpers", "manager", "misc"}
+
+
+def test_errors_are_raised_in_parts() -> None:
+    """Where, what and how to put it right: whoever collects errors, or puts them on a page, needs them apart."""
+    errors = {node.name for node in ast.walk(TREES[ROOT / "fastmix_data" / "errors.py"]) if isinstance(node, ast.ClassDef)}
+    whole = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors
+        if len(node.args) < 2 and not any(isinstance(argument, ast.Starred) for argument in node.args)
+    ]
+    assert not whole
 
 
 def spelled_artefacts(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -22,7 +22,7 @@ from pipelines.demo.origins import Document
 _FEWEST_SOURCES = 5
 _HELD_OUT_EVERY = 6
 _FEWEST_DOCUMENTS = 12
-_TARGETS_BY_PREFERENCE = ("topics", "docstrings", "descriptions", "code", "headers")
+_TARGET, _TARGET_CHARACTERS = "target", 500_000
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -37,7 +37,7 @@ class _Source:
 
 
 _SOURCES = (
-    _Source("topics", ".txt", "the language reference as help() prints it; small, and what the target is about", held_out=True),
+    _Source("topics", ".txt", "the language reference as help() prints it; small", held_out=True),
     _Source("docstrings", ".jsonl.zst", "docstrings of the standard library", held_out=True),
     _Source("code", ".parquet", "the standard library's code, without the docstrings"),
     _Source("headers", ".jsonl.gz", "C headers of Python, numpy and torch"),
@@ -48,26 +48,26 @@ _SOURCES = (
 )
 
 
-def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000, seed: int = 0) -> Path:
-    """Write the sources and a commented `recipe.yaml` that learns a mixture of them; download nothing.
+def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000) -> Path:
+    """Write the sources, a target and a commented `recipe.yaml` that learns a mixture for it; download nothing.
 
     The same installation gives the same bytes, and a file that has them already is left alone.
 
     Args:
         directory: made if it does not exist; must not hold other files in the sources' folders.
         source_characters: upper limit of a source, roughly; several of them are smaller.
-        seed: of the junk.
 
     Returns:
         Path of the recipe.
 
     Raises:
-        InputError: this installation lacks so much that fewer than five sources remain, or a source's folder holds other files.
+        InputError: this installation lacks so much that fewer than five sources remain or there is no target, or a
+            source's folder holds other files.
     """
-    documents = _collect(source_characters, seed)
-    sources = [source for source in _SOURCES if len(documents[source.name]) >= _FEWEST_DOCUMENTS]
-    absent = [source.name for source in _SOURCES if source not in sources]
-    if len(sources) < _FEWEST_SOURCES:
+    documents = _collect(source_characters)
+    absent = [name for name, chosen in documents.items() if len(chosen) < _FEWEST_DOCUMENTS]
+    sources = [source for source in _SOURCES if source.name not in absent]
+    if len(sources) < _FEWEST_SOURCES or _TARGET in absent:
         raise InputError(
             f"{sys.base_prefix}: this Python carries too little text for the sample corpus (nothing for {', '.join(absent)}); run it "
             "with a complete CPython, or write a recipe for files of your own with `fastmix init DIR`"
@@ -75,6 +75,7 @@ def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000, 
     if absent:
         print(f"sample corpus: left out {', '.join(absent)}, which this Python installation does not carry", file=sys.stderr)
     files = {source.name: _files_of(directory / source.name, source, documents[source.name]) for source in sources}
+    files[_TARGET] = {directory / _TARGET / "modules.jsonl": _jsonl(documents[_TARGET])}
     for name, contents in files.items():
         _refuse_other_files(directory / name, contents)
     for contents in files.values():
@@ -86,9 +87,9 @@ def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000, 
     return recipe
 
 
-def _collect(limit: int, seed: int) -> dict[str, list[Document]]:
+def _collect(limit: int) -> dict[str, list[Document]]:
     code, docstrings = origins.library_code_and_docstrings(limit)
-    return {
+    documents = {
         "topics": origins.help_topics(limit),
         "docstrings": docstrings,
         "code": code,
@@ -96,18 +97,16 @@ def _collect(limit: int, seed: int) -> dict[str, list[Document]]:
         "descriptions": origins.package_descriptions(limit),
         "licences": origins.licences(limit),
         "tables": origins.tables(limit),
-        "junk": origins.junk(limit, words_of=docstrings, seed=seed),
+        "junk": origins.junk(limit, words_of=docstrings),
     }
+    everything = [document for chosen in documents.values() for document in chosen]
+    return documents | {_TARGET: origins.scientific_modules(_TARGET_CHARACTERS, unlike=everything)}
 
 
 def _files_of(folder: Path, source: _Source, documents: Sequence[Document]) -> dict[Path, bytes]:
-    held_out: list[Document] = []
-    train = list(documents)
-    if source.held_out:
-        held_out = train[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
-        del train[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+    held_out = documents[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY] if source.held_out else []
     files: dict[Path, bytes] = {}
-    for split, chosen in (("train", train), ("valid", held_out)):
+    for split, chosen in (("train", [document for document in documents if document not in held_out]), ("valid", held_out)):
         if source.suffix == ".txt":
             files |= {folder / split / f"{_file_name(document.id)}.txt": document.text.encode() for document in chosen}
         elif chosen:
@@ -156,14 +155,11 @@ def _write_if_changed(path: Path, content: bytes) -> None:
 
 
 def _recipe(sources: Sequence[_Source], *, num_characters: int, absent: Sequence[str]) -> str:
-    names = [source.name for source in sources]
-    targets = [name for name in _TARGETS_BY_PREFERENCE if name in names][:2]
     missing = f"#   (left out, since this Python installation does not carry them: {', '.join(absent)})\n" if absent else ""
     millions = max(0.5, round(num_characters / _CHARACTERS_PER_TOKEN / 2 / 1e6, 1))
     return _RECIPE.format(
         sources="\n".join(_source_lines(source) for source in sources),
         missing=missing,
-        target=", ".join(f"{name}: 1" for name in targets),
         budget=f"{millions:g}M",
     )
 
@@ -199,9 +195,9 @@ tokenizer: {{train: {{vocab_size: 4096}}}}
 
 shards: {{block_tokens: 1024, max_shard_bytes: 16MiB, valid_fraction: 0.02}}
 
-# What the mixture should be good at: held-out data of these sources, in these proportions.
-# Half of it drives the search; the other half stays unseen until the report.
-target: {{sources: {{{target}}}}}
+# What the mixture should be good at: modules of numpy, scipy and pandas as one finds them, code with its documentation in between. No
+# source has such text, nor a paragraph of these. Half of it drives the search; the other half stays unseen until the report.
+target: {{files: {{modules: {{files: "target/modules.jsonl", text: text}}}}}}
 
 # The small model that trains while the mixture is learned: any `transformers` causal language model.
 proxy: {{config: {{model_type: llama, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 172}}}}

@@ -1,4 +1,4 @@
-"""Text that every Python installation carries: the library's code and docstrings, help topics, C headers, licences, tables.
+"""Text that every Python installation carries: the library's code and docstrings, help topics, C headers, licences, packages.
 
 Nothing is downloaded. What an origin gives depends on the Python version and on the packages installed, and is the same every time
 on the same installation. Every function returns documents in a fixed order, at most about `limit` characters of them.
@@ -45,6 +45,7 @@ _LICENCE_FILE = re.compile(r"(^|/)(licen[cs]e|copying|notice)[^/]*$", re.IGNOREC
 _LONGEST_DOCUMENT = 40_000
 _SHORTEST_DOCSTRING = 60
 _TOPIC_PART = 3_000
+_SCIENTIFIC = ("numpy", "scipy", "pandas")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -62,29 +63,21 @@ def library_code_and_docstrings(limit: int) -> tuple[list[Document], list[Docume
 
     The two share no text, so that one can be held against the other.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    code: list[Document] = []
-    docstrings: list[Document] = []
-    room_for_code = room_for_docstrings = limit
+    for_code, for_docstrings = itertools.tee(_library_modules())  # read only as far as the longer of the two goes
+    code = _within((code for code, _ in for_code), limit)
+    docstrings = _within((docstrings for _, docstrings in for_docstrings), limit)
+    return _sorted(code), _sorted(docstrings)
+
+
+def _library_modules() -> Iterator[tuple[Document, Document]]:
     seen: set[str] = set()
-    for path in _shuffled(path for path in root.rglob("*.py") if not _NOT_LIBRARY.intersection(path.relative_to(root).parts)):
-        if room_for_code <= 0 and room_for_docstrings <= 0:
-            break
-        name = path.relative_to(root).as_posix()
-        source = _read(path)
-        tree = _parse(source)
+    for module in _files(Path(sysconfig.get_path("stdlib")), "*.py"):
+        tree = _parse(module.text)
         if tree is None:
             continue
-        documented = list(_documented(tree, _module_name(name)))
-        body = _without_docstrings(source, documented).strip()
-        if body and room_for_code > 0:
-            code.append(Document(name, body[:_LONGEST_DOCUMENT]))
-            room_for_code -= len(code[-1].text)
-        text = "\n\n".join(_docstrings(documented, seen))
-        if text and room_for_docstrings > 0:
-            docstrings.append(Document(name, text[:_LONGEST_DOCUMENT]))
-            room_for_docstrings -= len(docstrings[-1].text)
-    return _sorted(code), _sorted(docstrings)
+        documented = list(_documented(tree, _module_name(module.id)))
+        code = Document(module.id, _without_docstrings(module.text, documented).strip())
+        yield code, Document(module.id, "\n\n".join(_docstrings(documented, seen)))
 
 
 def help_topics(limit: int) -> list[Document]:
@@ -106,17 +99,21 @@ def c_headers(limit: int) -> list[Document]:
     roots = [("python", Path(sysconfig.get_path("include")))]
     roots += [("numpy", folder) for folder in _package_folders("numpy")]
     roots += [("torch", folder / "include" / "c10") for folder in _package_folders("torch")]
-    documents: list[Document] = []
-    room = limit
-    for package, root in roots:
-        for path in _shuffled(root.rglob("*.h")):
-            if room <= 0:
-                return _sorted(documents)
-            text = _read(path)[:_LONGEST_DOCUMENT]
-            if text.strip():
-                documents.append(Document(f"{package}/{path.relative_to(root).as_posix()}", text))
-                room -= len(text)
-    return _sorted(documents)
+    return _sorted(_within((file for package, root in roots for file in _files(root, "*.h", prefix=f"{package}/")), limit))
+
+
+def scientific_modules(limit: int, *, unlike: Iterable[Document]) -> list[Document]:
+    """Modules of numpy, scipy and pandas as they are, code with its documentation in between; as much of each.
+
+    Args:
+        unlike: a module that has a paragraph of one of these is left out.
+    """
+    said = {paragraph for document in unlike for paragraph in _long_paragraphs(document.text)}
+    modules: list[Document] = []
+    for package in _SCIENTIFIC:
+        files = (file for folder in _package_folders(package) for file in _files(folder, "*.py", prefix=f"{package}/"))
+        modules += _within((file for file in files if said.isdisjoint(_long_paragraphs(file.text))), limit // len(_SCIENTIFIC))
+    return modules
 
 
 def licences(limit: int) -> list[Document]:
@@ -127,17 +124,13 @@ def licences(limit: int) -> list[Document]:
         wanted = sorted(str(file) for file in distribution.files or [] if _LICENCE_FILE.search(str(file)))
         files += [(f"{name}/{file}", Path(str(distribution.locate_file(file)))) for file in wanted]
     texts = ((name, "\n\n".join(_new_paragraphs(_read(path), seen))) for name, path in files if path.is_file())
-    return _within([Document(name, text[:_LONGEST_DOCUMENT]) for name, text in texts if text], limit)
+    return _within((Document(name, text) for name, text in texts), limit)
 
 
 def package_descriptions(limit: int) -> list[Document]:
     """What the installed packages say about themselves: mostly Markdown, with commands and links."""
-    documents: list[Document] = []
-    for name, distribution in _distributions():
-        text = _description(distribution)
-        if len(text) > _SHORTEST_DOCSTRING:
-            documents.append(Document(name, text[:_LONGEST_DOCUMENT]))
-    return _within(documents, limit)
+    described = ((name, _description(distribution)) for name, distribution in _distributions())
+    return _within((Document(name, text) for name, text in described if len(text) > _SHORTEST_DOCSTRING), limit)
 
 
 def tables(limit: int) -> list[Document]:
@@ -152,9 +145,9 @@ def tables(limit: int) -> list[Document]:
     return _within([*documents, *_character_rows()], limit)
 
 
-def junk(limit: int, *, words_of: Iterable[Document], seed: int) -> list[Document]:
+def junk(limit: int, *, words_of: Iterable[Document]) -> list[Document]:
     """Text that teaches nothing: words in random order, base64, checksums."""
-    rng = random.Random(f"junk {seed}")
+    rng = random.Random("junk 0")
     words = [word for document in words_of for word in document.text.split()] or ["nothing"]
     makers = {
         "words": lambda: " ".join(rng.choices(words, k=600)),
@@ -179,17 +172,27 @@ def _shuffled(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: hashlib.sha256("/".join(path.parts[-3:]).encode()).digest())
 
 
+def _files(root: Path, pattern: str, *, prefix: str = "") -> Iterator[Document]:
+    """Files of a folder without its tests, in an order that mixes its subfolders, read as they are asked for."""
+    for path in _shuffled(root.rglob(pattern)):
+        name = path.relative_to(root)
+        if not _NOT_LIBRARY.intersection(name.parts):
+            yield Document(f"{prefix}{name.as_posix()}", _read(path))
+
+
 def _sorted(documents: list[Document]) -> list[Document]:
     return sorted(documents, key=lambda document: document.id)
 
 
-def _within(documents: list[Document], limit: int) -> list[Document]:
+def _within(documents: Iterable[Document], limit: int) -> list[Document]:
+    """The first documents that say something, none of them endless, until there is enough."""
     chosen: list[Document] = []
     for document in documents:
         if limit <= 0:
             break
-        chosen.append(document)
-        limit -= len(document.text)
+        if document.text.strip():
+            chosen.append(Document(document.id, document.text[:_LONGEST_DOCUMENT]))
+            limit -= len(chosen[-1].text)
     return chosen
 
 
@@ -240,6 +243,12 @@ def _without_docstrings(source: str, documented: Iterable[tuple[str, _Documented
         if starts_its_line and first.end_lineno is not None:
             cut.update(range(first.lineno - 1, first.end_lineno))
     return "\n".join(line for number, line in enumerate(lines) if number not in cut)
+
+
+def _long_paragraphs(text: str) -> Iterator[str]:
+    """The words of each paragraph, where they are many enough to be nobody else's."""
+    words = (" ".join(paragraph.split()) for paragraph in _BLANK_LINES.split(text))
+    return (paragraph for paragraph in words if len(paragraph) >= _SHORTEST_DOCSTRING)
 
 
 def _new_paragraphs(text: str, seen: set[str]) -> list[str]:

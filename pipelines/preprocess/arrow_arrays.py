@@ -20,6 +20,7 @@ def strings(texts: Sequence[str]) -> pa.LargeStringArray:
     ['a', 'bc']
     """
     encoded = [text.encode() for text in texts]
+    # 64-bit offsets: a batch may hold one document of more than 2 GiB.
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
     return pa.LargeStringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
@@ -41,6 +42,7 @@ def booleans(values: npt.NDArray[np.bool_]) -> pa.BooleanArray:
     >>> booleans(np.array([True, False])).to_pylist()
     [True, False]
     """
+    # Arrow's first value is the lowest bit, numpy's the highest unless told.
     return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
 
 

@@ -51,15 +51,17 @@ def resolve_dataset(
     """
     with _explained(name, where):
         if not local.is_dir():
-            # Pinned to today's commit: the plan, every worker and a run that goes on tomorrow read the same data.
+            # Pinned to the commit of now: the plan, every worker and a run that goes on tomorrow read the same data.
             commit = _hub_commit(name)
             return _streamed_input(name, name, config, split, num_bytes=0, version=commit, revision=commit)
         files = sorted(entry for entry in local.rglob("*") if entry.is_file())
         states = [(file, file.stat()) for file in files]
         num_bytes = sum(state.st_size for _, state in states)
+        # Sizes and times of all its files: which of them belong to a split or a configuration only the library knows.
         version = ";".join(f"{file.relative_to(local)}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             opened = _open_saved(str(local), split)
+            # It is mapped from disk and can be entered anywhere; a streamed one is cut where its files are.
             num_shards = max(1, -(-opened.data.nbytes // max_partition_bytes))
             columns = tuple(opened.column_names)
             return DatasetInput(name, str(local), "saved", config, split, num_shards, num_bytes, version, columns)

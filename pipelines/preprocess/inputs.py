@@ -219,7 +219,7 @@ def _match_remote(pattern: str, where: str) -> tuple[list[InputFile], int]:
             matches = [path] if filesystem.exists(path) else []
         infos = [(filesystem.unstrip_protocol(match), filesystem.info(match)) for match in matches]
     except ImportError as error:
-        raise InputError(where, f"'{pattern}' needs a package that is not installed ({error})") from error
+        raise InputError(where, f"'{pattern}' needs a package that is not installed ({error})", "install it") from error
     except (OSError, ValueError, TypeError) as error:
         problem = f"'{pattern}' cannot be listed ({first_line(error)})"
         raise InputError(where, problem, "check address and access") from error

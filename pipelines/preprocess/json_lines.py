@@ -64,6 +64,7 @@ class _Places:
         """One locator for each line."""
         if self.first_byte is None:
             return [f"line {number}" for number in range(self.first_line, self.first_line + len(lines))]
+        # The line ends that were cut off count too.
         starts = itertools.accumulate((len(line) + 1 for line in lines[:-1]), initial=self.first_byte)
         return [f"byte {start}" for start in starts]
 
@@ -102,6 +103,7 @@ def _parse_fast(lines: list[bytes], section: TextSection) -> Columns | None:
         columns = [[record[key] for record in records] for key in section.text_keys]
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
         return None
+    # Empty texts have to be counted, which is not this way's business. Broken UTF-8 and half surrogate pairs orjson has refused.
     if any(set(map(type, column)) != {str} for column in columns) or not all(columns[-1]):
         return None
     return columns
@@ -119,7 +121,7 @@ def _parse_carefully(
         where = partial(places.message_place, index, lines)
         record, was_bad = _load(line, section, where)
         values = [_text_of(record, key, where) for key in section.text_keys]
-        # Without a prompt a document still has loss, without a completion (or a text) it has none.
+        # A completion without a prompt has loss, a prompt without a completion none.
         if not values[-1]:
             counts.num_empty += 1
             continue
@@ -174,5 +176,6 @@ def _without_surrogates(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
+        # Through UTF-16, so that two halves which belong together, as JSON escapes them, become the character that they are.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text

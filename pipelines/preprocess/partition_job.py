@@ -28,6 +28,7 @@ from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.readers import column_names, read_partition
 from pipelines.preprocess.receipts import Receipt, encode_hashes, fingerprint_files, hash_of_held_out, save_receipt
 
+# Whoever asks for the documents of a block reads whole row groups.
 _ROWS_OF_A_GROUP = 65_536
 _LABEL = pa.dictionary(pa.int32(), pa.large_string())
 _DOCUMENTS_SCHEMA = pa.schema(
@@ -64,6 +65,7 @@ class PartitionJob:
         return ShardLayout(self.shards.block_tokens, token_dtype(self.tokenizer.vocab_size), self.section.has_mask)
 
 
+# A worker does many partitions, and to read a tokenizer takes as long as to encode a small one.
 @lru_cache(maxsize=4)
 def _encoder(path: Path, sha256: str, backend: Backend) -> Encoder:
     del sha256  # part of the key: a tokenizer replaced under the same path is read again
@@ -249,6 +251,7 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s) -> Non
         is_valid_D = is_held_out(hashes_D, job.shards.valid_fraction)
     else:
         is_valid_D = np.full(len(hashes_D), job.partition.origin == "valid")
+    # A target's text may stand in a source's training files too: learnt by heart, it would measure nothing.
     is_leaked_D = ~is_valid_D & np.isin(hashes_D, held_out) if len(held_out) else np.zeros(len(hashes_D), np.bool_)
     output.counts.num_leaked_documents += int(is_leaked_D.sum())
     names = column_names(job.section)

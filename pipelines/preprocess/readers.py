@@ -7,7 +7,6 @@ A batch has the columns `text`, or `prompt` and `completion`, and with them `fil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,18 +31,11 @@ _MAX_ROWS_OF_A_BATCH = 65_536
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
-@dataclass
-class _Batch:
-    """Documents on their way into one Arrow batch."""
-
-    columns: list[list[str]]
-    locators: list[str]
-    files: list[str]
-
-    def to_arrow(self, names: Sequence[str]) -> pa.RecordBatch:
-        arrays = [strings(column) for column in self.columns]
-        places = [_file_column(self.files), strings(self.locators)]
-        return pa.RecordBatch.from_arrays([*arrays, *places], names=[*names, "file", "locator"])
+def _text_batch(
+    columns: Sequence[Sequence[str]], locators: Sequence[str], files: Sequence[str], section: TextSection
+) -> pa.RecordBatch:
+    names = [*column_names(section), "file", "locator"]
+    return pa.RecordBatch.from_arrays([*map(strings, columns), _file_column(files), strings(locators)], names=names)
 
 
 def _file_column(files: Sequence[str]) -> pa.DictionaryArray:
@@ -76,7 +68,6 @@ def read_partition(
         yield from _read_parquet(partition, section, counts, batch_bytes)
     else:
         file = partition.files[0]
-        names = column_names(section)
         for columns, locators in read_json_lines(
             file,
             section=section,
@@ -85,13 +76,15 @@ def read_partition(
             start=partition.start,
             stop=None if partition.is_whole_file else partition.stop,
         ):
-            yield _Batch(columns, locators, [file.name] * len(locators)).to_arrow(names)
+            yield _text_batch(columns, locators, [file.name] * len(locators), section)
 
 
 def _read_texts(
     files: Sequence[InputFile], section: TextSection, counts: DocumentCounts, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
-    batch, size = _Batch([[]], [], []), 0
+    texts: list[str] = []
+    names: list[str] = []
+    size = 0
     for file in files:
         with open_binary(file.path) as stream:
             content = stream.read().removeprefix(_UTF8_BOM)
@@ -100,15 +93,14 @@ def _read_texts(
             continue
         text, was_bad = decode(content, section, partial(_line_of, content, file.name))
         counts.num_bad_text += was_bad
-        batch.columns[0].append(text)
-        batch.files.append(file.name)
-        batch.locators.append("file")
+        texts.append(text)
+        names.append(file.name)
         size += len(content)
         if size >= batch_bytes:
-            yield batch.to_arrow(("text",))
-            batch, size = _Batch([[]], [], []), 0
-    if batch.locators:
-        yield batch.to_arrow(("text",))
+            yield _text_batch([texts], ["file"] * len(texts), names, section)
+            texts, names, size = [], [], 0
+    if texts:
+        yield _text_batch([texts], ["file"] * len(texts), names, section)
 
 
 def _line_of(content: bytes, name: str, position: int) -> str:
@@ -127,6 +119,7 @@ def _read_parquet(
             parquet = pq.ParquetFile(stream)
             row = sum(parquet.metadata.row_group(number).num_rows for number in range(partition.start))
             num_rows = sum(parquet.metadata.row_group(number).num_rows for number in groups)
+            # Arrow counts a batch in rows; as many as hold `batch_bytes` if all are of average length. `_from_table` cuts where not.
             batch_rows = max(1, min(_MAX_ROWS_OF_A_BATCH, num_rows * batch_bytes // max(partition.num_bytes, 1)))
             for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=keys):
                 table = pa.Table.from_batches([batch]).select(keys)
@@ -153,6 +146,7 @@ def _from_table(
     table: pa.Table, section: TextSection, counts: DocumentCounts, *, name: str, first_row: int, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
     """Columns of text, cleaned: no null, no empty text, valid UTF-8; cut so that a batch is not much over `batch_bytes`."""
+    # Readers cut by number of rows, so only rows of very uneven length make a table that has to be cut again.
     num_parts = max(1, min(table.num_rows, -(-table.nbytes // (2 * batch_bytes))))
     for part in range(num_parts):
         start, stop = (number * table.num_rows // num_parts for number in (part, part + 1))
@@ -163,6 +157,7 @@ def _from_table(
             for key in section.text_keys
         ]
         counts.num_bad_text += len(bad_rows)
+        # A completion without a prompt has loss, a prompt without a completion none.
         has_text = pc.greater(pc.binary_length(columns[-1]), 0)
         places = [
             constant(name, len(rows)),

@@ -40,6 +40,7 @@ def flops(num_parameters: int, *, trained: int = 0, forward_only: int = 0) -> fl
 
 def matmul_parameters(plan: ProxyPlan) -> int:
     """Parameters of the proxy that take part in matrix products: all but the input embedding, unless the output head is tied to it."""
+    # Shapes are enough: nothing is allocated or initialised.
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plan.config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -22,6 +22,7 @@ def doge_scores(alignment_K: Float64s, gradient_norm_K: Float64s, *, learning_ra
     [0.1, 0.0, 0.5]
     """
     relative_K = alignment_K / max(float(np.nanmean(gradient_norm_K)), 1e-30)
+    # The paper has the rate in the update: the mixture moves least where the proxy does, in warm-up and at the end.
     scores_K: Float64s = learning_rate * np.clip(relative_K, 0.0, _LARGEST)
     return scores_K
 

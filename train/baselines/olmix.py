@@ -48,6 +48,7 @@ def fit_law(weights_NK: Float64s, losses_N: Float64s, *, seed: int) -> LogLinear
     """
     rng = np.random.default_rng(seed)
     best_value, best = np.inf, np.zeros(weights_NK.shape[1] + 1)
+    # Not convex in floor and slope together, so many starts.
     for floor in np.repeat(_FLOORS, _STARTS_PER_FLOOR):
         start = np.concatenate([[floor], rng.uniform(-1, 1, weights_NK.shape[1])])
         found = minimize(_huber, start, args=(weights_NK, losses_N), jac=True, method="L-BFGS-B", options={"maxiter": 500})
@@ -97,6 +98,8 @@ def olmix_weights(
             moved_K = _mirror_step(weights_K, gradient_K, prior_K, inverse_rate=inverse_rate, kl_strength=kl_strength)
             moved_K = constraints.project(moved_K)
             gained = (importance_G * np.exp(slopes_GK @ moved_K)).sum() - terms_G.sum() - gradient_K @ (moved_K - weights_K)
+            # Accepted once the divergence bounds what the linear model missed, so that no step goes up (relative smoothness, Lu,
+            # Freund and Nesterov, 2018). At the optimum both sides are rounding, hence the slack.
             if gained <= inverse_rate * _divergence(moved_K, weights_K) + 1e-14:
                 break
             inverse_rate *= 2

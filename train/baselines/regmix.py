@@ -40,6 +40,7 @@ def regmix_weights(
         drawn_CK = rng.dirichlet(prior_K, size=min(_CANDIDATES_AT_ONCE, num_candidates - start))
         best_CK = np.concatenate([best_CK, drawn_CK])
         predicted_C = np.concatenate([predicted_C, np.asarray(booster.predict(drawn_CK))])
+        # Trees predict few distinct values; among equals the first drawn stay, so that the chunk size does not matter.
         order_C = np.argsort(predicted_C, kind="stable")[:num_averaged]
         best_CK, predicted_C = best_CK[order_C], predicted_C[order_C]
     mean_K: Float64s = best_CK.mean(axis=0)
@@ -64,8 +65,10 @@ def _fit(weights_NK: Float64s, losses_N: Float64s, *, seed: int) -> lightgbm.Boo
         "objective": "regression",
         "learning_rate": _LEARNING_RATE,
         "min_data_in_leaf": smallest_leaf(len(losses_N)),
+        # The default puts three mixtures in a bin or more, and no split would set a bad corner apart from its neighbours.
         "min_data_in_bin": 1,
         "seed": seed,
+        # Both, or sums and so trees depend on the number of threads.
         "deterministic": True,
         "force_row_wise": True,
         "verbosity": -1,

@@ -28,6 +28,7 @@ class SourceSums:
 
     def add(self, source_B: Int64s, value_B: Tensor, labels_BT: Tensor) -> None:
         """Add one value for each sequence, shape (B,), with the loss tokens it was summed over."""
+        # Not `sum[source] += value`, which adds only one of several sequences of a source.
         np.add.at(self._sum_K, source_B, value_B.detach().double().cpu().numpy())
         np.add.at(self._num_tokens_K, source_B, (labels_BT != IGNORED).sum(dim=1).cpu().numpy())
 

@@ -46,6 +46,7 @@ class DogeRule:
         """Score the sequences of a pass."""
         with self._probe.scoring((inputs_BT.shape[0], inputs_BT.shape[1])) as alignments:
             yield lambda _: None
+            # The backward pass was of factor * loss; sources are compared by their own losses.
             unit_B = factor_B * self._engine.loss_scale
             self._alignment.add(source_B, alignments().double() / unit_B, labels_BT)
             self._norm.add(source_B, self._probe.norms().double() / unit_B, labels_BT)
@@ -79,6 +80,7 @@ class DoremiRule:
         def compare(logits_BTV: Tensor) -> None:
             with torch.no_grad():
                 expected_BT = _token_losses(self._reference.bare_forward(inputs_BT), labels_BT)
+                # Clipped token by token before the mean, as in the paper: tokens that got easier must not hide the others.
                 excess_BT = (_token_losses(logits_BTV, labels_BT) - expected_BT).clamp_min(0)
             self._excess.add(source_B, excess_BT.sum(dim=1), labels_BT)
 

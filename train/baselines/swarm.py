@@ -29,6 +29,7 @@ def swarm_weights(prior_K: Float64s, *, num_mixtures: int, seed: int) -> Float64
     for number in range(num_mixtures):
         strength = _MIN_STRENGTH * (_MAX_STRENGTH / _MIN_STRENGTH) ** _van_der_corput(number)
         for _ in range(_MAX_DRAWS):  # with very few sources there may be no new one
+            # Small strengths draw corners, large ones the middle: a fit needs both, for the best mixture may be either.
             weights_K = rng.dirichlet(prior_K * strength)
             weights_K = np.where(weights_K < _SMALLEST_WEIGHT, 0.0, weights_K)
             drawn_NK[number] = weights_K / weights_K.sum()

@@ -24,6 +24,7 @@ from train.mixture.simplex import uniform
 from train.proxy.training import ProxyPlan
 
 _CONTEXT_STRENGTH, _TOKEN_STRENGTH = 30.0, 1000.0  # C and c
+# Samples: counting takes seconds however large the corpus, and each of 512 sources still gives 131,072 tokens.
 _MOST_TARGET_TOKENS, _MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS = 1 << 17, 1 << 20, 1 << 26
 _SAMPLE_STREAM = 41
 _MOST_MOVES, _TOLERANCE = 500, 1e-6  # nats a move must gain
@@ -77,7 +78,9 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
         found, _ = _pairs(target_reader, number, most_tokens=most, length=length, vocab_size=vocab_size)
         distinct, occurrences = np.unique(found, return_counts=True)
         keys.append(distinct)
+        # Each target is made a distribution before it is weighted: its share is the recipe's, however long its text.
         shares.append(weight * occurrences.astype(np.float64) / max(1, len(found)))
+    # Loss and gradient need no pair that the target lacks, so the arrays grow with the target and not with V^2.
     pairs_M, inverse = np.unique(np.concatenate(keys), return_inverse=True)
     firsts_A, first_M = np.unique(pairs_M // vocab_size, return_inverse=True)
     seconds_B, second_M = np.unique(pairs_M % vocab_size, return_inverse=True)
@@ -97,8 +100,10 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
     most = min(_MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS // num_sources)
     for source in range(num_sources):
         found_N, num_tokens = _pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size)
+        # Sorted once and looked up by bisection: a table of all pairs would have V^2 entries, and most of them are not asked for.
         found_N.sort()
         ends = np.searchsorted(found_N, pairs_M, side="right") - np.searchsorted(found_N, pairs_M)
+        # All per token read, masked ones too: weights are shares of sequences, and a masked source brings fewer pairs with each.
         counts.pairs_KM[source] = ends / num_tokens
         counts.firsts_KA[source] = np.bincount(found_N // vocab_size, minlength=vocab_size)[firsts_A] / num_tokens
         counts.seconds_KB[source] = np.bincount(found_N % vocab_size, minlength=vocab_size)[seconds_B] / num_tokens
@@ -110,6 +115,7 @@ def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int
     """a * V + b for each label b that carries loss and the token a before it, in a fixed sample of a source's sequences; and its tokens."""
     num_sequences = int(reader.num_sequences_K[source])
     count = max(1, min(num_sequences, most_tokens // length))
+    # Not by the search's seed: all its seeds start from the same counts.
     chosen_N = permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source))
     tokens_NS, carries_loss_NT = reader.read(np.full(count, source, np.int64), np.sort(chosen_N))
     wide_NS = tokens_NS.astype(np.int64)
@@ -124,6 +130,7 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
     seen = n * (weights_K @ counts.labels_K) + c
     unigram_B = (n * (weights_K @ counts.seconds_KB) + c / counts.vocab_size) / seen
     unigram_M = unigram_B[counts.second_M]
+    # Weights go to float32, not the pairs to float64: that would copy the largest array at every move.
     numerator_M = n * (weights_K.astype(np.float32) @ counts.pairs_KM).astype(np.float64) + big_c * unigram_M
     context_A = n * (weights_K @ counts.firsts_KA) + big_c
     loss = -float(counts.importance_M @ (np.log(numerator_M) - np.log(context_A)[counts.first_M]))
@@ -141,10 +148,12 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
 def best_weights(counts: BigramCounts, *, num_tokens: float) -> Float64s:
     """Minimise the loss over mixtures: exponentiated gradient from uniform, at a rate that grows while it gains and halves otherwise."""
     weights_K, rate = uniform(len(counts.labels_K)), 1.0
+    # Not convex (contexts enter with the other sign), so which minimum is found depends on the start: always uniform.
     loss, gradient_K = loss_and_gradient(counts, weights_K, num_tokens=num_tokens)
     for _ in range(_MOST_MOVES):
         exponent_K = -rate * gradient_K
         trial_K = weights_K * np.exp(exponent_K - exponent_K.max())
+        # A factor never brings back a weight of exactly 0.
         trial_K = np.maximum(trial_K / trial_K.sum(), _TINY)
         trial_loss, trial_gradient_K = loss_and_gradient(counts, trial_K, num_tokens=num_tokens)
         if trial_loss > loss:

@@ -22,6 +22,7 @@ from fastmix_data.units import format_count
 from train.mixture.projection import GroupBounds, project
 
 _SLACK = 1e-9  # sums of decimals are not exact: ten floors of 0.1 are a mixture
+# An average of a trajectory that came to a bound early and stayed there is not exactly at it.
 _AT_BOUND = 1e-3
 
 
@@ -52,6 +53,7 @@ class MixtureConstraints:
 
     def project(self, weights_K: Float64s) -> Float64s:
         """The nearest mixture of the set, shape (K,); see `train.mixture.projection`."""
+        # Left as it is, not projected onto the whole simplex: that would round the last digit of a search without bounds.
         if self.is_free:
             return weights_K
         return project(weights_K, floor_K=self.floor_K, ceiling_K=self.ceiling_K, groups=list(self.groups.values()))
@@ -134,6 +136,7 @@ def _by_source(bound: float | Mapping[str, float], sources: Sequence[str], *, ot
 
 
 def _with_caps(stated: MixtureConstraints, cap_K: Float64s) -> MixtureConstraints:
+    # On a tie the ceiling is the recipe's own: it is what the user would have to change.
     capped_K = cap_K < stated.ceiling_K
     return replace(stated, ceiling_K=np.where(capped_K, cap_K, stated.ceiling_K), capped_K=capped_K)
 
@@ -202,6 +205,7 @@ def _production_remedy(stated: MixtureConstraints, tokens_K: Int64s, emit: EmitS
     achievable = bisect_left(range(1, emit.token_budget), True, key=lambda budget: _out_of_reach(stated, tokens_K, budget))
     if not achievable:
         return "raise emit.max_epochs"
+    # Caps go by epochs over budget, so one factor serves both; whole epochs lose nothing to blocks, hence rounded up.
     factor = emit.token_budget / achievable
     if isinstance(emit.max_epochs, dict):
         epochs = f"raise emit.max_epochs of the capped sources {math.ceil(10 * factor) / 10:g}-fold"

@@ -10,6 +10,7 @@ import numpy as np
 from fastmix_data.arrays import Float64s
 from train.mixture.simplex import softmax
 
+# 0.99, not 0.999: a search makes tens of updates, and scores of its beginning must not set the size of its last moves.
 _ADAM_BETAS, _ADAM_EPSILON = (0.9, 0.99), 1e-12
 _TINY = 1e-30
 _SMALLEST_WEIGHT = 1e-12  # buys no token; in smaller ones gradients weighted by them would be denormal numbers, slow and inexact
@@ -89,9 +90,11 @@ class MixtureOptimizer:
         if self._rule == "adam":
             move_K = self._adam_direction(gradient_K)
         else:
+            # d/dz carries a factor p: without it a move is by score alone, and a small weight comes back as fast as it went.
             divisor_K = np.maximum(self.weights_K, _TINY)
             per_weight_K = gradient_K / divisor_K
             whole_K = per_weight_K if full_K is None else full_K / divisor_K
+            # By the larger: shrunk scores make a smaller move, but a pull that outweighs them no more than a whole one.
             move_K = per_weight_K / (max(_root_mean_square(per_weight_K), _root_mean_square(whole_K)) + _TINY)
         self._logits_K = self._projected_logits(softmax(self._logits_K - self._learning_rate * move_K))
 

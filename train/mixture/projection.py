@@ -70,4 +70,5 @@ def scale_to_total(positive_N: Float64s, *, floor_N: Float64s, ceiling_N: Float6
     if free_N.any():
         scale = (total - scaled_N[~free_N].sum()) / positive_N[free_N].sum()
         scaled_N[free_N] = scale * positive_N[free_N]
+    # The division may overshoot a bound in its last digit, and bounds are promised exactly.
     return np.clip(scaled_N, floor_N, ceiling_N)

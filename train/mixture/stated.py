@@ -35,6 +35,7 @@ def start_and_prior(search: SearchSection, plan: ProxyPlan, targets: Mapping[str
     """
     initial = search.initial_weights
     prior = initial if search.prior is None else search.prior
+    # The counts' answer often leaves sources out, which no score could bring back; a thousandth of a share can still grow.
     known = {"bigram": at_least_a_thousandth(bigram_weights(plan, targets))} if "bigram" in (initial, prior) else {}
     initial_K, prior_K = (
         known[choice] if isinstance(choice, str) and choice in known else stated_weights(plan.catalog, choice)

@@ -14,6 +14,7 @@ IGNORED = -100
 
 def to_tensors(tokens_BS: Tokens, carries_loss_BT: Bools, *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inputs (B, T) and labels (B, T), int64; labels that carry no loss are -100."""
+    # Shards hold uint16 or uint32, which embeddings cannot be looked up by.
     tokens = torch.from_numpy(tokens_BS.astype(np.int64)).to(device, non_blocking=True)
     carries_loss = torch.from_numpy(carries_loss_BT).to(device, non_blocking=True)
     return tokens[:, :-1], tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
@@ -39,6 +40,7 @@ def model_inputs(inputs_BT: Tensor, *, with_positions: bool) -> dict[str, Tensor
 def sequence_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Sum of each sequence's token losses in nats, shape (B,)."""
     batch, length, vocabulary = logits_BTV.shape
+    # In float32 whatever the model computes in: a loss in bf16 would have three digits.
     losses = F.cross_entropy(
         logits_BTV.reshape(-1, vocabulary).float() if logits_BTV.dtype != torch.float64 else logits_BTV.reshape(-1, vocabulary),
         labels_BT.reshape(-1),

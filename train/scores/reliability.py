@@ -41,6 +41,7 @@ class ScoreReliability:
             importance_K: weights over sampling shares.
         """
         centred_K = less_the_mixtures(alignment_K, divisor_K, importance_K=importance_K)
+        # Moments are enough for the residuals around a score that is known only at the end: no history is kept.
         self._sums_5K += [centred_K, divisor_K, centred_K**2, centred_K * divisor_K, divisor_K**2]
 
     @property
@@ -50,15 +51,18 @@ class ScoreReliability:
         With c_u the centred alignment and d_u the tokens of a source in update u, sum(c_u - r d_u)^2 at r = sum(c) / sum(d) has the
         expectation v (D - sum(d^2) / D), D = sum(d), for a variance of v per token; v is taken to be the same for all sources.
         """
+        # Reliability is of differences between sources, so one source alone has none.
         seen_K = self._sums_5K[1] > 0
         if seen_K.sum() < 2:
             return 0.0
         centred_K, tokens_K, squares_K, products_K, token_squares_K = self._sums_5K[:, seen_K]
         score_K = centred_K / tokens_K
+        # sum_u (c_u - r d_u)^2, multiplied out.
         residual = float((squares_K - 2 * score_K * products_K + score_K**2 * token_squares_K).sum())
         freedom = float((tokens_K - token_squares_K / tokens_K).sum())
         if freedom <= 0:
             return 0.0
+        # The residual may cancel to below 0. K - 1: the mixture's score, taken off all, costs a degree of freedom.
         noise = max(residual, 0.0) / freedom * (len(score_K) - 1)
         signal = float((centred_K * score_K).sum())
         return max(0.0, 1 - noise / signal) if signal > 0 else 0.0

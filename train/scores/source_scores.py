@@ -29,6 +29,7 @@ class SourceScores:
 
     def add(self, alignment_K: Float64s, num_tokens_K: Float64s) -> None:
         """Add summed alignments and the loss tokens they were summed over, both of shape (K,), reduced over ranks."""
+        # Fading by source and not by update: a source that no batch held has nothing newer to give way to.
         kept_K = np.where(num_tokens_K > 0, self._smoothing, 1.0)
         self._alignment_K = kept_K * self._alignment_K + alignment_K
         self._num_tokens_K = kept_K * self._num_tokens_K + num_tokens_K
@@ -41,9 +42,11 @@ class SourceScores:
     def estimates(self, weights_K: Float64s) -> Float64s:
         """Alignment per loss token of each source, shape (K,); one not seen yet has the others' mean, which moves it nowhere."""
         seen_K = self.seen_K
+        # A ratio of sums: a mean of ratios would let an update that saw four tokens of a source count as one that saw a thousand.
         scores_K = self._alignment_K / np.maximum(self._num_tokens_K, _TINY)
         if seen_K.all() or not seen_K.any():
             return scores_K
+        # Not 0: scores have no zero of their own, and 0 would move the mixture without evidence.
         mean = float(weights_K[seen_K] @ scores_K[seen_K] / weights_K[seen_K].sum())
         return np.where(seen_K, scores_K, mean)
 

@@ -57,6 +57,7 @@ def find_stand_still(trajectory: Trajectory, *, step: int, num_steps: int, searc
         return None
     moved, error = movement(weights_UK), standard_error(weights_UK)
     drifts = moved > _SIGMAS_OF_MOVEMENT * error
+    # What may be chance is not drawn on: noise between two windows says nothing about where the mixture will be.
     to_come = moved * _answers_way(step, num_steps=num_steps, fraction=search.average_fraction) if drifts else 0.0
     if max(moved, error, to_come) > search.stop.tolerance:
         return None
@@ -65,6 +66,7 @@ def find_stand_still(trajectory: Trajectory, *, step: int, num_steps: int, searc
 
 def _answers_way(step: int, *, num_steps: int, fraction: float) -> float:
     """How far the middle of the averaged part moves from here to the end of the budget, in distances between the windows' middles."""
+    # The averaged part has its middle at 1 - fraction / 2 of the steps; its two windows have theirs half of the part apart.
     return (1 - fraction / 2) * (num_steps - step) / (fraction * step / 2)
 
 

@@ -42,6 +42,8 @@ class Evidence:
         """Read it off a trajectory."""
         rows = trajectory.rows
         after_UK = np.array([row.weights for row in rows])
+        # A row has the weights after its update, but its evidence was drawn under those before. Those before the first row are
+        # not in the trajectory; its own stand in for them, one move off.
         weights_UK = np.concatenate([after_UK[:1], after_UK[:-1]])
         alignment_UK, divisor_UK = np.array([row.alignment for row in rows]), np.array([row.divisor for row in rows])
         factor_UK = weights_UK / np.maximum([sampling_weights(p_K, exploration=exploration) for p_K in weights_UK], _TINY)
@@ -80,6 +82,7 @@ def averaged_weights(weights_UK: Float64s, *, num_resamples: int = 1000, seed: i
     if num_updates == 1:
         return mean_K, mean_K, mean_K
     block = round(num_updates**0.5)
+    # A resample is a mean of block means, each a difference of two running sums: no resampled series is ever made.
     starts = np.random.default_rng(seed).integers(0, num_updates - block + 1, (num_resamples, -(-num_updates // block)))
     sums_UK = np.concatenate([np.zeros((1, num_sources)), np.cumsum(weights_UK, axis=0)])
     stretch = (num_updates / (num_updates - block)) ** 0.5
@@ -89,6 +92,7 @@ def averaged_weights(weights_UK: Float64s, *, num_resamples: int = 1000, seed: i
         means_RK = (part_UK[starts + block] - part_UK[starts]).mean(axis=1) / block
         bounds.append(np.percentile(means_RK, [5, 95], axis=0))
     low_K, high_K = mean_K + stretch * (np.concatenate(bounds, axis=1) - mean_K)
+    # Percentiles of a few skewed blocks can both fall on one side of the mean; the interval is to contain it.
     return mean_K, np.clip(low_K, 0, mean_K), np.clip(high_K, mean_K, 1)
 
 
@@ -157,6 +161,7 @@ def interchangeable_pairs(evidence: Evidence) -> Bools:
     pairs_KK = known_K[:, None] & known_K & ~np.eye(num_sources, dtype=bool)
     for sums_UK, margin, is_score in ((evidence.centred_UK, _SCORE_MARGIN, True), (evidence.loss_UK, _LOSS_MARGIN, False)):
         ratio_K, influence_UK = ratio_and_influence(sums_UK, evidence.divisor_UK)
+        # Relative to how far sources differ here: scores and losses have no scale by which a difference is small.
         means_BK, limit = block_means(influence_UK, block=block), margin * float(ratio_K[known_K].std())
         for first in range(0, num_sources, _CHUNK):
             rows = slice(first, first + _CHUNK)
@@ -171,7 +176,9 @@ def interchangeable_pairs(evidence: Evidence) -> Bools:
 def _errors_of_differences(means_BK: Float64s, rows: slice) -> Float64s:
     """Standard errors of the paired differences between some sources and all."""
     variance_K = (means_BK**2).sum(axis=0)
+    # Paired: two sources were scored against the same target batch, whose noise cancels in their difference.
     variance_RK = variance_K[rows, None] + variance_K - 2 * means_BK[:, rows].T @ means_BK
+    # A copy of a source differs from it by 0, which rounding may make negative.
     errors_RK: Float64s = np.sqrt(np.maximum(variance_RK, 0))
     return errors_RK
 
@@ -179,6 +186,7 @@ def _errors_of_differences(means_BK: Float64s, rows: slice) -> Float64s:
 def groups_of_pairs(pairs_KK: Bools, weights_K: Float64s) -> list[list[int]]:
     """Disjoint groups in which every pair is interchangeable; heavy sources choose theirs first, and nobody is in a group alone."""
     groups: list[list[int]] = []
+    # Being interchangeable is not transitive, so groups are cliques and not connected parts: a chain may join opposites.
     for source in np.argsort(-weights_K, kind="stable").tolist():
         if not pairs_KK[source].any():
             continue

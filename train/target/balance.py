@@ -64,8 +64,10 @@ def num_measured_sequences(search: SearchSection) -> int:
 def measured_steps(search: SearchSection, training: TrainingSection, *, num_targets: int) -> list[int]:
     """Steps after which the excess is measured: every second update after the warm-up, or fewer, so that it costs a tenth of training."""
     trained = search.update_interval * training.global_batch
+    # Measuring is a forward pass; training, with its backward pass, costs three of them.
     measuring = _FORWARD_COST * num_targets * num_measured_sequences(search)
     every = max(_MIN_UPDATES_BETWEEN, math.ceil(measuring / (_LARGEST_COST * trained)))
+    # While the mixture stands, weights of targets would only follow what the proxy happens to learn first.
     first = search.weights_warmup_steps // search.update_interval + 1
     return list(range(first * search.update_interval, training.num_steps + 1, every * search.update_interval))
 
@@ -170,6 +172,7 @@ class TargetBalance:
             self._multipliers_G, added_G = limit_multipliers(
                 self._multipliers_G, coming_G, tolerance=self._tolerance - _LIMIT_MARGIN
             )
+            # The Lagrangian's gradient, normalised: scores are used up to their scale, so only the direction counts.
             self._weights_G = (self._given_G + added_G) / (1 + added_G.sum())
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,6 +195,7 @@ class TargetLossEstimates:
 
     def add(self, sums_G2: Float64s) -> None:
         """Add summed losses and the loss tokens they are of, shape (G, 2), reduced over ranks."""
+        # As for sources: what a batch did not hold does not fade.
         kept_G = np.where(sums_G2[:, 1] > 0, _LOSS_SMOOTHING, 1.0)
         self._sums_G2 = kept_G[:, None] * self._sums_G2 + sums_G2
 

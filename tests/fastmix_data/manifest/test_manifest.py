@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,19 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows_without_files import BLOCK, rows_without_files
 
 from fastmix_data.artefacts import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, InfeasibleBudgetError, InputError, MismatchError, RecipeError
 from fastmix_data.manifest.allocation import token_caps
-from fastmix_data.manifest.block_epochs import SourceBlocks
 from fastmix_data.manifest.emit import check_emit, emit_manifest
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.results.mixture import Mixture
-from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.catalog import Catalog, CatalogInfo
 
 MakeCatalog = Callable[..., Catalog]
-BLOCK = 16
 
 
 def _emit(catalog: Catalog, weights: dict[str, float], directory: Path, **emit: object) -> Manifest:
@@ -38,64 +36,9 @@ def catalog(make_catalog: MakeCatalog) -> Catalog:
 WEIGHTS = {"books": 0.5, "code": 0.3, "notes": 0.2}
 
 
-def _rows(num_tokens: list[int], shard_blocks: int) -> list[ShardRow]:
-    """Catalog rows of partitions without files: only their sizes matter."""
-    rows = []
-    for partition, tokens in enumerate(num_tokens):
-        num_blocks = -(-tokens // BLOCK)
-        for number, first in enumerate(range(0, num_blocks, shard_blocks)):
-            count = min(shard_blocks, num_blocks - first)
-            here = min(count * BLOCK, tokens - first * BLOCK)
-            labels = min(count * BLOCK, tokens - 1 - first * BLOCK)
-            path = f"{partition}-{number}.tar"
-            rows.append(ShardRow("s", "train", path, count, here, labels, labels, 1, "<u2", False, 1, "0"))
-    return rows
-
-
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(1, 7), st.integers(0, 5000), st.integers(0, 99))
-def test_ranges_hold_exactly_the_realised_tokens_and_every_block_once_per_pass(
-    partitions: list[int], shard_blocks: int, wanted: int, seed: int
-) -> None:
-    rows = _rows(partitions, shard_blocks)
-    source = SourceBlocks(rows, block_tokens=BLOCK, index=0)
-    tokens = source.floor(wanted)
-    ranges = list(source.ranges(tokens, seed=seed))
-    counted = 0
-    times: Counter[tuple[str, int]] = Counter()
-    for row, start, stop, repeats, _ in ranges:
-        assert 0 <= start < stop <= row.num_blocks
-        counted += repeats * (min(stop * BLOCK, row.num_tokens) - start * BLOCK)
-        times.update({(row.path, block): repeats for block in range(start, stop)})
-    assert counted == tokens and 0 <= wanted - tokens < BLOCK
-    epochs = tokens // source.num_tokens
-    assert set(times.values()) <= {epochs, epochs + 1}
-    partial = [part for part in ranges if part.partial]
-    assert len({part.row.path for part in partial}) == len(partial)  # one contiguous range per shard
-
-
-@given(st.lists(st.integers(40, 300), min_size=1, max_size=6), st.integers(2, 7), st.data())
-def test_a_partial_epoch_takes_its_share_of_every_shard_and_no_short_block_before_it_has_to(
-    partitions: list[int], shard_blocks: int, data: st.DataObject
-) -> None:
-    rows = _rows(partitions, shard_blocks)
-    regular = {row.path: row.num_tokens // BLOCK for row in rows}
-    wanted = data.draw(st.integers(1, sum(regular.values()))) * BLOCK
-    taken = dict.fromkeys(regular, 0)
-    for row, start, stop, _, _ in SourceBlocks(rows, block_tokens=BLOCK, index=0).ranges(wanted, seed=3):
-        taken[row.path] += stop - start
-        if wanted < sum(row.num_tokens for row in rows):
-            assert stop * BLOCK <= row.num_tokens
-    for path, blocks in regular.items():
-        assert abs(taken[path] - wanted / BLOCK * blocks / sum(regular.values())) < 1
-
-
 def _no_files(sizes: dict[str, list[int]]) -> Catalog:
-    rows = [row for name, partitions in sizes.items() for row in _renamed(_rows(partitions, 4), name)]
+    rows = [row for name, partitions in sizes.items() for row in rows_without_files(partitions, 4, name)]
     return Catalog(Path("/nowhere"), CatalogInfo(BLOCK, 100, 0, "0", sources=tuple(sizes)), rows)
-
-
-def _renamed(rows: list[ShardRow], name: str) -> list[ShardRow]:
-    return [ShardRow(**{**vars(row), "source": name, "path": f"{name}/{row.path}"}) for row in rows]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,12 +62,35 @@ def test_there_are_at_least_five_sources_in_all_formats_and_junk_among_them(dire
     assert {".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"} <= suffixes and any(suffix.endswith(".txt") for suffix in suffixes)
 
 
-def test_targets_are_two_sources_with_held_out_files_that_share_no_document(recipe: Recipe) -> None:
-    assert len(recipe.target.sources) == 2
-    for name in recipe.target.sources:
+def test_the_target_is_many_modules_and_shares_no_paragraph_with_a_source(recipe: Recipe) -> None:
+    def paragraphs(texts: list[str]) -> set[str]:
+        return {
+            part for text in texts for part in (" ".join(part.split()) for part in re.split(r"\n\s*\n", text)) if len(part) >= 60
+        }
+
+    assert not recipe.target.sources
+    (target,) = recipe.target.files.values()
+    modules = [text for pattern in target.files for path in recipe.base.glob(pattern) for text in read_texts(path)]
+    wanted = paragraphs(modules)
+    assert len(modules) >= 12 and len(wanted) > 1_000
+    for name in recipe.sources:
+        for valid in (False, True):
+            assert not wanted & paragraphs(read_source(recipe, name, valid=valid)), name
+    assert any('"""' in text and "\n    return " in text for text in modules)
+
+
+def test_held_out_files_share_no_document_with_the_rest(recipe: Recipe) -> None:
+    for name in ("topics", "docstrings"):
         held_out = read_source(recipe, name, valid=True)
         assert len(held_out) >= 4
         assert not set(held_out) & set(read_source(recipe, name))
+
+
+def test_the_target_leaves_out_modules_that_say_what_a_source_says() -> None:
+    module = sample_origins.scientific_modules(SMALL, unlike=[])[0]
+    quoted = Document("quoted", max(module.text.split("\n\n"), key=len))
+    others = sample_origins.scientific_modules(SMALL, unlike=[quoted])
+    assert others and module not in others
 
 
 def test_equal_installations_give_equal_bytes(directory: Path, tmp_path: Path) -> None:
@@ -113,7 +137,7 @@ def test_an_origin_that_is_absent_is_left_out_and_said_once(
     absent: list[Document] = []
     monkeypatch.setattr(sample_origins, "help_topics", lambda limit: absent)
     recipe = load_recipe(write_sample_corpus(tmp_path, source_characters=SMALL))
-    assert "topics" not in recipe.sources and len(recipe.target.sources) == 2
+    assert "topics" not in recipe.sources and recipe.target.files
     assert capsys.readouterr().err.count("left out topics") == 1
     assert "topics" in (tmp_path / "recipe.yaml").read_text()
 
@@ -124,6 +148,13 @@ def test_an_installation_with_too_little_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="nothing for topics, headers, descriptions, licences") as caught:
         write_sample_corpus(tmp_path, source_characters=SMALL)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_an_installation_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_origins, "scientific_modules", lambda limit, unlike: [])
+    with pytest.raises(InputError, match="nothing for the target"):
+        write_sample_corpus(tmp_path, source_characters=SMALL)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:

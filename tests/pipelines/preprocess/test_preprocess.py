@@ -192,5 +192,5 @@ def test_importing_preprocess_does_not_load_torch():
 
 
 def test_errors_survive_pickling():
-    error = pickle.loads(pickle.dumps(InputError("a.jsonl: line 1: x")))
-    assert isinstance(error, InputError) and str(error) == "a.jsonl: line 1: x"
+    error = pickle.loads(pickle.dumps(InputError("a.jsonl: line 1", "is odd", "fix it")))
+    assert isinstance(error, InputError) and (error.where, error.what, error.remedy) == ("a.jsonl: line 1", "is odd", "fix it")
