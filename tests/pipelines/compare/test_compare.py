@@ -251,16 +251,16 @@ def job_of(plan: SearchPlan, seed: int = 7) -> ProxyJob:
 def test_workers_train_the_same_proxies_as_this_process(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     jobs = [job_of(plan_of(compared), seed) for seed in (7, 8)]
-    first = run_jobs(jobs, description="here", num_workers=1, scheduler=None, quiet=True)
+    first = run_jobs(jobs, Workers(1, quiet=True), description="here")
     shutil.rmtree(workdir(compared).compare.root / "runs")
-    again = run_jobs(jobs, description="there", num_workers=2, scheduler=None, quiet=True)
+    again = run_jobs(jobs, Workers(2, quiet=True), description="there")
     assert [result.losses["low"] for result in again] == pytest.approx([result.losses["low"] for result in first], abs=1e-5)
 
 
 def test_a_failing_job_s_error_comes_home(compared: Path) -> None:
     job = job_of(plan_of(compared, "training.learning_rate=1e30", "training.gradient_clipping=0"))
     with pytest.raises(FastmixError, match=r"lower training\.learning_rate"):
-        run_jobs([job], description="here", num_workers=1, scheduler=None, quiet=True)
+        run_jobs([job], Workers(1, quiet=True), description="here")
     assert job.finished() is None
 
 
