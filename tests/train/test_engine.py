@@ -17,7 +17,6 @@ from engine_ranks import Case
 from train.engine import process_group
 from train.losses import sequence_losses
 
-
 CASES: dict[int, list[Case]] = {
     1: [
         *(Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")),
