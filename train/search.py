@@ -29,6 +29,7 @@ from fastmix_data.sequences import SequenceReader
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.constraints import constraints_of
 from train.engine import ProxyEngine, prepare_environment, process_group
+from train.hypergradient import check_scores
 from train.launch import launch_ranks
 from train.proxy import build_proxy, proxy_config
 from train.proxy_run import ProxyRun
@@ -81,6 +82,8 @@ def search(
     if done is not None:
         message = f"{directory / 'mixture.json'} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
+
+    check_proxy(recipe, catalog)
 
     def run_one(one: Recipe) -> None:
         if num_ranks > 1:
@@ -152,6 +155,20 @@ def check_search(recipe: Recipe, catalog: Catalog, *, num_ranks: int) -> None:
         vocab_size=catalog.info.vocab_size,
         sequence_length=settings.sequence_length,
     )
+
+
+def check_proxy(recipe: Recipe, catalog: Catalog) -> None:
+    """Refuse a proxy that cannot be scored, before a trial or the search trains one.
+
+    Raises:
+        RecipeError: a module uses its parameters in a way that scores cannot follow.
+    """
+    settings = recipe.search
+    config = proxy_config(
+        recipe.proxy, resolve=recipe.resolve, vocab_size=catalog.info.vocab_size, sequence_length=settings.sequence_length
+    )
+    model = build_proxy(recipe.proxy, config=config, resolve=recipe.resolve, seed=settings.seed)
+    check_scores(model, scope=settings.hypergradient)
 
 
 def micro_batch(recipe: Recipe, num_ranks: int) -> int:
@@ -298,6 +315,7 @@ def _search(recipe: Recipe, catalog: Catalog, *, identity: dict[str, Any], quiet
             + (reference.num_tokens if reference else 0),
             seconds=seconds(),
         )
+    engine.close()
 
 
 def _label(recipe: Recipe) -> str:
@@ -332,6 +350,7 @@ def main() -> None:
         catalog = catalog_of_workdir(recipe.workdir_path)
         check_search(recipe, catalog, num_ranks=world_size)
         if finished_mixture(recipe, catalog, num_seeds=options.seeds, replace=options.replace) is None:
+            check_proxy(recipe, catalog)
             _search_seeds(
                 recipe,
                 catalog,
