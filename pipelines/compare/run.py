@@ -31,7 +31,7 @@ from pipelines.compare.searches import (
     swarm_jobs,
 )
 from pipelines.compare.table import draw_comparison
-from train.search.plan import SearchPlan, check_search
+from train.search.plan import SearchPlan, check_proxy, check_search
 
 _FIRST_SEED = 100  # of confirming proxies: far from the seeds of searches and swarms
 
@@ -71,6 +71,8 @@ def compare(
     """
     wanted, workers = parse_methods(methods), workers or Workers()
     check_search(plan, num_ranks=1)
+    if any(method.kind == "doge" for method in wanted):  # fastmix's own search checks for itself
+        check_proxy(plan.proxy, scope="all")
     kept = Workdir(plan.catalog.root).compare
     result = kept if directory is None else CompareFolder(directory)
     seeds = tuple(plan.proxy.training.seed + _FIRST_SEED + number for number in range(num_seeds))

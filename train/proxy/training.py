@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmix_data.arrays import Bools, Float64s, Int64s
 from fastmix_data.errors import FastmixError, RecipeError
@@ -66,9 +66,13 @@ class ProxyPlan:
         """Without ZeRO, which has nothing to spread on a single rank and does not change what is computed."""
         return replace(self, deepspeed=DeepspeedSection(zero_stage=0))
 
+    def build_model(self, *, seed: int) -> nn.Module:
+        """The bare model, its fresh weights fixed by the seed."""
+        return build_proxy(self.proxy, config=self.config, base=self.base, seed=seed)
+
     def build_engine(self, *, seed: int, parameters: Path | None = None) -> ProxyEngine:
         """A fresh proxy, or one with parameters that `PlainRun.save` wrote, on all ranks of the process group together."""
-        model = build_proxy(self.proxy, config=self.config, base=self.base, seed=seed)
+        model = self.build_model(seed=seed)
         if parameters is not None:
             model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
         size = micro_batch(self.training, dist.get_world_size())

@@ -9,6 +9,7 @@ No parameter gradient is formed and none is touched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -19,9 +20,15 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from fastmix_data.errors import FastmixError
+from fastmix_data.errors import RecipeError
+from train.proxy.losses import has_learned_positions, model_inputs, sequence_losses
 
+# Half a tensor's root mean square. Less lets rows of an embedding that training has hardly touched drown the rest; more ends in the plain
+# product, which weighs a step along a parameter by its gradient though Adam does not.
 _DAMPING, _TINY = 0.5, 1e-30
+_CHECKED_SEQUENCES, _CHECKED_LENGTH = 2, 7  # a prime: no count of heads, experts or groups makes another shape look like B * T
+_REMEDY = "use search.hypergradient: head"
+_CHECK_TOLERANCE = 1e-4  # float32 agrees to 1e-6
 Scope = Literal["all", "last_block", "head"]
 
 
@@ -60,6 +67,7 @@ class HypergradientProbe:
         self._remembered_weight = 0.0
         self._alignment_B: Tensor | None = None
         self._square_norm_B: Tensor | None = None
+        self._seen: set[nn.Module] = set()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -168,6 +176,7 @@ class HypergradientProbe:
         """
         assert self._target, "take a target gradient first"
         self._alignment_B = self._square_norm_B = None
+        self._seen = set()
         handles = [
             module.register_forward_hook(self._hook(own, batch_shape), with_kwargs=True, prepend=True)
             for module, own in self._owners
@@ -181,6 +190,15 @@ class HypergradientProbe:
     def _take(self) -> Tensor:
         assert self._alignment_B is not None, "no backward pass was made"
         return self._alignment_B
+
+    def unseen(self, gradients: Sequence[Tensor | None]) -> list[str]:
+        """Names of modules that the scored backward pass did not come through although `gradients` reached their parameters.
+
+        Another module uses those parameters by itself, as mamba's mixer does with the weights of its convolution.
+        """
+        reached = {id(p) for p, gradient in zip(self._parameters, gradients, strict=True) if gradient is not None}
+        passed_by = [module for module, own in self._owners if module not in self._seen and reached & set(map(id, own.values()))]
+        return [self._name(module) for module in passed_by]
 
     def norms(self) -> Tensor:
         """After the backward pass: the norm of each sequence's gradient, shape (B,), with the loss's factors in it.
@@ -197,24 +215,32 @@ class HypergradientProbe:
 
         def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not isinstance(output, Tensor):
-                raise FastmixError(self._unsupported(module, f"returns a {type(output).__name__}"))
+                raise self._refusal(module, f"returns a {type(output).__name__}, which cannot be split by sequence")
             if not output.requires_grad:  # the first, graph-less pass of gradient checkpointing
                 return
             if output.shape[0] not in (batch_shape[0], batch_shape[0] * batch_shape[1]):
-                raise FastmixError(self._unsupported(module, f"has an output of shape {tuple(output.shape)}"))
-            factors = _alignment_factors(module, args, kwargs, tangents)
+                raise self._refusal(module, f"has an output of shape {tuple(output.shape)}, which cannot be split by sequence")
+            try:
+                factors = _alignment_factors(module, args, kwargs, tangents)
+            except NotImplementedError:
+                raise self._refusal(module, "has an operation without a forward-mode derivative") from None
             inputs = args[0].detach() if args else None
-            output.register_hook(lambda gradient: self._add(factors(gradient), batch_shape[0]))
+
+            def after_backward(gradient: Tensor) -> None:
+                self._seen.add(module)
+                self._add(factors(gradient), batch_shape[0])
+
+            output.register_hook(after_backward)
             if self._with_norms and inputs is not None and isinstance(module, nn.Linear | nn.Embedding | Conv1D):
                 output.register_hook(lambda gradient: self._add_norm(inputs, gradient, batch_shape[0]))
 
         return after_forward
 
-    def _unsupported(self, module: nn.Module, reason: str) -> str:
-        return (
-            f"proxy: {self._names[module] or type(module).__name__} {reason}, which cannot be split by sequence; use "
-            "search.hypergradient: head"
-        )
+    def _name(self, module: nn.Module) -> str:
+        return self._names[module] or type(module).__name__
+
+    def _refusal(self, module: nn.Module, reason: str) -> RecipeError:
+        return RecipeError("proxy", f"{self._name(module)} {reason}", _REMEDY)
 
     def _add(self, factors: list[tuple[Tensor, Tensor]], num_sequences: int) -> None:
         for left, right in factors:
@@ -234,11 +260,59 @@ class HypergradientProbe:
         self._square_norm_B = squares_B if self._square_norm_B is None else self._square_norm_B + squares_B
 
 
+def check_scores(model: Any, *, scope: Scope) -> None:
+    """See on a tiny batch that the scores of such a model are the products they stand for, before anything is trained.
+
+    Each sequence's score is held against the inner product of separate gradients. The pass is one of training, dropout and all; it
+    leaves no gradient, random state or mode behind.
+
+    Args:
+        model: in float32, as `build_proxy` makes it and before DeepSpeed wraps it.
+
+    Raises:
+        RecipeError: scores cannot follow how a module computes or how its parameters are used; names it, and what to do.
+    """
+    probe, was_training, shape = HypergradientProbe(model, scope=scope), model.training, (_CHECKED_SEQUENCES, _CHECKED_LENGTH)
+    tokens_BS = torch.randint(
+        model.config.get_text_config().vocab_size, (shape[0], shape[1] + 1), generator=torch.Generator().manual_seed(0)
+    )
+    inputs = model_inputs(tokens_BS[:, :-1], with_positions=has_learned_positions(model))
+    random_state = torch.get_rng_state()
+
+    def losses_B() -> Tensor:
+        torch.set_rng_state(random_state)  # the same dropout in each pass
+        return sequence_losses(model(**inputs).logits, tokens_BS[:, 1:])
+
+    model.train()
+    try:
+        target = probe.target_gradient(losses_B()[i] for i in range(shape[0]))
+        for v in target:  # else a norm, whose gradient is a hundredth of a head's, could be wrong and pass
+            v /= v.norm() + _TINY
+        with probe.scoring(shape) as alignments:
+            gradients = torch.autograd.grad(losses_B().sum(), probe.parameters, allow_unused=True)
+        unseen, found_B = probe.unseen(gradients), alignments()
+        del gradients
+        expected_B = torch.stack([_inner(target, probe.target_gradient(losses_B()[i] for i in [n])) for n in range(shape[0])])
+    finally:
+        model.train(was_training)
+        torch.set_rng_state(random_state)
+    if unseen:
+        names = " and ".join(dict.fromkeys(re.sub(r"\.\d+\b", ".*", name) for name in unseen))
+        raise RecipeError("proxy", f"parameters of {names} are used without calling them and would not be scored", _REMEDY)
+    error = float((found_B - expected_B).abs().max() / expected_B.abs().max())
+    if not error < _CHECK_TOLERANCE:
+        raise RecipeError("proxy", f"scores of {type(model).__name__} are {error:.1%} off the gradients they stand for", _REMEDY)
+
+
+def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+
+
 def _last_block(model: nn.Module) -> nn.Module:
     """The last of the model's blocks: of the longest list of modules that lies outside any other."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists or not len(max(lists, key=len)):
-        raise FastmixError("proxy", f"{type(model).__name__} has no list of blocks", "use search.hypergradient: all or head")
+        raise RecipeError("proxy", f"{type(model).__name__} has no list of blocks", "use search.hypergradient: all or head")
     return max(lists, key=len)[-1]
 
 

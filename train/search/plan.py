@@ -17,6 +17,7 @@ from fastmix_data.shards.sequences import SequenceReader
 from fastmix_data.workdir import SearchFolder
 from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
+from train.scores.hypergradient import Scope, check_scores
 
 
 @dataclass(frozen=True)
@@ -152,3 +153,12 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
     for half in ("search", "unseen"):
         SequenceReader(plan.catalog, sources=list(plan.target.weights()), split="valid", sequence_length=length, half=half)
     plan.proxy.config  # noqa: B018 (made and checked when first asked for)
+
+
+def check_proxy(plan: ProxyPlan, *, scope: Scope) -> None:
+    """Refuse a proxy that cannot be scored, before a trial or the search trains one.
+
+    Raises:
+        RecipeError: a module uses its parameters in a way that scores cannot follow.
+    """
+    check_scores(plan.build_model(seed=plan.training.seed), scope=scope)

@@ -25,7 +25,7 @@ from train.proxy.checkpoint import load_checkpoint, save_checkpoint
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.search.artefacts import discard_other_search, finished_mixture, write_result
-from train.search.plan import SearchPlan, check_search
+from train.search.plan import SearchPlan, check_proxy, check_search
 from train.search.proxy_run import ProxyRun
 from train.search.seeds import adopt_single_search, write_mean
 from train.search.start import Start, find_start
@@ -73,6 +73,7 @@ def search(
     if done is not None:
         message = f"{plan.folder.mixture} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
+    check_proxy(plan.proxy, scope=plan.search.hypergradient)
     if num_seeds in (None, 1):
         ranks.run(plan)
     else:

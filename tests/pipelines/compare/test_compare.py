@@ -34,7 +34,6 @@ from train.search.plan import SearchPlan, plan_search
 METHODS = "fastmix,uniform,regmix:3,olmix:3,doge,doremi"
 ALPHABETS = {"low": "abcdef ", "mid": "ghijkl ", "high": "uvwxyz "}
 STEPS, BATCH, LENGTH = 16, 8, 32
-HERE = Workers(num_workers=1, quiet=True)
 
 
 def write_recipe(folder: Path) -> Path:
@@ -181,7 +180,8 @@ def test_another_target_shares_the_swarm_and_uniform_s_proxies(compared: Path) -
     runs, recipe = trained(compared), load_recipe(compared)
     other = plan_search(recipe.model_copy(update={"target": TargetSection(sources={"high": 1.0, "mid": 1.0})}))
     directory = compared.parent / "high"
-    result = compare(other, methods="uniform,regmix:3", num_seeds=2, workers=HERE, directory=directory)
+    workers = Workers(num_workers=1, quiet=True)
+    result = compare(other, methods="uniform,regmix:3", num_seeds=2, workers=workers, directory=directory)
     assert list(result.comparison.methods["uniform"].target_losses_by_name) == ["high", "mid"]
     again = trained(compared)
     assert all(again[path] == runs[path] for path in runs)
@@ -251,16 +251,16 @@ def job_of(plan: SearchPlan, seed: int = 7) -> ProxyJob:
 def test_workers_train_the_same_proxies_as_this_process(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     jobs = [job_of(plan_of(compared), seed) for seed in (7, 8)]
-    first = run_jobs(jobs, HERE, description="here")
+    first = run_jobs(jobs, Workers(1, quiet=True), description="here")
     shutil.rmtree(workdir(compared).compare.root / "runs")
-    again = run_jobs(jobs, Workers(num_workers=2, quiet=True), description="there")
+    again = run_jobs(jobs, Workers(2, quiet=True), description="there")
     assert [result.losses["low"] for result in again] == pytest.approx([result.losses["low"] for result in first], abs=1e-5)
 
 
 def test_a_failing_job_s_error_comes_home(compared: Path) -> None:
     job = job_of(plan_of(compared, "training.learning_rate=1e30", "training.gradient_clipping=0"))
     with pytest.raises(FastmixError, match=r"lower training\.learning_rate"):
-        run_jobs([job], HERE, description="here")
+        run_jobs([job], Workers(1, quiet=True), description="here")
     assert job.finished() is None
 
 
