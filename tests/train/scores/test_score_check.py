@@ -17,6 +17,7 @@ from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.file import load_recipe
 from train.proxy.losses import has_learned_positions, model_inputs, sequence_losses
 from train.scores.hypergradient import HypergradientProbe, Scope, check_scores
+from train.search.plan import plan_search
 from train.search.search import search
 
 BATCH, LENGTH, VOCABULARY = 3, 11, 64
