@@ -56,12 +56,12 @@ COUNTED = {  # by one rank for all
 # Two targets that compete: their losses beside a reference run's move their weights.
 LIMITED = {
     "overrides": ("target.sources={same: 8, other: 1}", "target.not_worse_than=uniform"),
-    "token_budget": STEP * 24,
+    "token_budget": STEP * 16,
     "weights_learning_rate": 0.15,
 }
 STOPPED = {
     "stop": {"tolerance": 0.03},
-    "token_budget": STEP * 100,
+    "token_budget": STEP * 60,
     "update_interval": 1,
     "weights_warmup_steps": 2,
     "weights_learning_rate": 0.3,
@@ -143,7 +143,7 @@ def test_ranks_zero_stage_and_accumulation_leave_every_row_of_the_trajectory_as_
     assert_same_rows(two, one, "limited")
 
     one, two = columns(stopped[REFERENCE]), columns(stopped[TWO_RANKS])
-    assert one["step"][-1] < 100
+    assert one["step"][-1] < 60
     assert_same_rows(two, one, "stopped")
     assert load_mixture(stopped[TWO_RANKS].folder.mixture).search.stopped.startswith("stood still")
     assert not search(stopped[TWO_RANKS], num_ranks=2, quiet=True).did_work
