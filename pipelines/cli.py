@@ -44,14 +44,16 @@ def _command(work: Work) -> Work:
     @functools.wraps(work)
     def guarded(*args: Any, as_json: bool, debug: bool, **options: Any) -> None:
         launched = launched_rank()
-        # What all ranks of a launched run have to say, the first one says.
-        console = Console(as_json=as_json, is_muted=launched is not None and launched.rank > 0)
+        console = Console(as_json=as_json, rank=launched.rank if launched is not None else 0)
         try:
             work(*args, console=console, **options)
         except (FastmixError, KeyboardInterrupt, OSError) as error:
             if debug:
                 traceback.print_exc()
-            _fail(console, error)
+            if isinstance(error, KeyboardInterrupt):
+                error = Interrupted("", "interrupted", "what is finished is kept, and the same command goes on from there")
+            console.fail(error)
+            sys.exit(2)
 
     return guarded
 
@@ -73,14 +75,6 @@ def _load_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
     from fastmix_data.recipe.file import load_recipe
 
     return load_recipe(path, overrides)
-
-
-def _fail(console: Console, error: BaseException) -> None:
-    if isinstance(error, KeyboardInterrupt):
-        error = Interrupted("", "interrupted", "what is finished is kept, and the same command goes on from there")
-    kind = "stopped" if isinstance(error, Interrupted) else "error"
-    console.fail(kind, " ".join(str(error).split()) or type(error).__name__)
-    sys.exit(2)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

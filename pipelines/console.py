@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
+from fastmix_data.errors import Interrupted, RecipeError
 from fastmix_data.messages import joined
 from fastmix_data.text_table import aligned
 
@@ -25,14 +26,14 @@ class Console:
     Messages go to stderr and the result to stdout, so that `--json` output can be piped.
     """
 
-    def __init__(self, *, as_json: bool, is_muted: bool = False) -> None:
-        """Choose JSON or text; a muted one prints nothing."""
-        self.as_json, self._is_muted = as_json, is_muted
+    def __init__(self, *, as_json: bool, rank: int = 0) -> None:
+        """Choose JSON or text. What all ranks of a launched run have to say, the first one says."""
+        self.as_json, self._rank = as_json, rank
 
     @property
     def is_quiet(self) -> bool:
         """Whether progress is to be shown to nobody."""
-        return self.as_json or self._is_muted
+        return self.as_json or self._rank > 0
 
     def say(self, *messages: str) -> None:
         """Show lines about the work."""
@@ -40,16 +41,22 @@ class Console:
             if not self.is_quiet:
                 print(message, file=sys.stderr, flush=True)
 
-    def fail(self, kind: str, text: str) -> None:
+    def fail(self, error: BaseException) -> None:
         """Show why a command ends: a line on stderr, and with --json an object too."""
-        if not self._is_muted:
+        kind = "stopped" if isinstance(error, Interrupted) else "error"
+        text = " ".join(str(error).split()) or type(error).__name__
+        if self._rank == 0:
             print(f"{kind}: {text}", file=sys.stderr)
+        elif not isinstance(
+            error, RecipeError | Interrupted
+        ):  # those are every rank's; a missing shard may be this machine's alone
+            print(f"{kind} on rank {self._rank}: {text}", file=sys.stderr)
         if self.as_json:
             self.result({kind: text})
 
     def result(self, content: Mapping[str, Any], text: str = "") -> None:
         """Show the outcome: `content` as JSON, or `text`."""
-        if self._is_muted:
+        if self._rank > 0:
             return
         if self.as_json:
             import orjson

@@ -13,7 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.messages import nearest
+from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.section import Section
 from fastmix_data.recipe.training import TrainingSection
 
 
@@ -70,7 +73,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     """Validate a recipe given as nested mappings; `name` starts the error message."""
-    unknown = _find_unknown_key(content, Recipe, ())
+    unknown = _find_moved_keys(content) or _find_unknown_key(content, Recipe, ())
     if unknown is not None:
         raise RecipeError(f"{name}: {unknown.key}", unknown.problem, unknown.remedy)
     try:
@@ -108,6 +111,23 @@ class _UnknownKey(NamedTuple):
     remedy: str
 
 
+def _find_moved_keys(content: Mapping[str, Any]) -> _UnknownKey | None:
+    """Keys that lay elsewhere up to version 0.1: how any proxy is trained has a section of its own now."""
+    places: dict[str, type[Section]] = {"search": SearchSection, "deepspeed": DeepspeedSection}
+    given = {name: content[name] for name in places if isinstance(content.get(name), Mapping)}
+    moved = {
+        f"{name}.{key}": f"training.{key}"
+        for name, section in given.items()
+        for key in section
+        if key in TrainingSection.model_fields and key not in places[name].model_fields
+    }
+    if not moved:
+        return None
+    is_one = len(moved) == 1
+    remedy = f"write {'it' if is_one else 'them'} as {', '.join(moved.values())}"
+    return _UnknownKey(", ".join(moved), "has moved" if is_one else "have moved", remedy)
+
+
 def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> _UnknownKey | None:
     """Walk mapping and model side by side; describe the first key the model does not have."""
     model, values = _model_and_mapping_value(annotation)
@@ -125,9 +145,6 @@ def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> _
 
 def _describe_unknown(place: tuple[str, ...], known: list[str]) -> _UnknownKey:
     key = place[-1]
-    if len(place) == 2 and place[0] in ("search", "deepspeed") and key in TrainingSection.model_fields:
-        # They lay there up to version 0.1; a section of their own says which keys decide how any proxy is trained.
-        return _UnknownKey(".".join(place), "has moved", f"write it as training.{key}")
     likely = nearest(key, known, cutoff=0.0)
     return _UnknownKey(".".join(place), "unknown key", f"did you mean {likely!r}? `fastmix recipe --schema` lists all keys")
 

@@ -68,10 +68,9 @@ def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000) 
     absent = [name for name, chosen in documents.items() if len(chosen) < _FEWEST_DOCUMENTS]
     sources = [source for source in _SOURCES if source.name not in absent]
     if len(sources) < _FEWEST_SOURCES or _TARGET in absent:
-        raise InputError(
-            f"{sys.base_prefix}: this Python carries too little text for the sample corpus (nothing for {', '.join(absent)}); run it "
-            "with a complete CPython, or write a recipe for files of your own with `fastmix init DIR`"
-        )
+        problem = f"this Python carries too little text for the sample corpus (nothing for {', '.join(absent)})"
+        remedy = "run it with a complete CPython, or write a recipe for files of your own with `fastmix init DIR`"
+        raise InputError(sys.base_prefix, problem, remedy)
     if absent:
         print(f"sample corpus: left out {', '.join(absent)}, which this Python installation does not carry", file=sys.stderr)
     files = {source.name: _files_of(directory / source.name, source, documents[source.name]) for source in sources}
@@ -117,10 +116,8 @@ def _files_of(folder: Path, source: _Source, documents: Sequence[Document]) -> d
 def _refuse_other_files(folder: Path, files: dict[Path, bytes]) -> None:
     others = sorted(path for path in folder.rglob("*") if path.is_file() and path not in files)
     if others:
-        raise InputError(
-            f"{others[0]}: not a file of this sample corpus, and the recipe would read it ({len(others)} such in {folder}); choose an "
-            "empty folder"
-        )
+        problem = f"not a file of this sample corpus, and the recipe would read it ({len(others)} such in {folder})"
+        raise InputError(others[0], problem, "choose an empty folder")
 
 
 def _file_name(identity: str) -> str:
@@ -176,7 +173,7 @@ _RECIPE = """\
 # fastmix recipe of the sample corpus. Paths are relative to this file; `fastmix recipe --schema` lists every key.
 #
 #   fastmix run recipe.yaml                        all of it: preprocess, search, emit, report
-#   fastmix run recipe.yaml --set search.seed=1    the same with another value
+#   fastmix run recipe.yaml --set training.seed=1  the same with another value
 
 workdir: run                # everything that is made goes here
 
@@ -197,13 +194,15 @@ target: {{files: {{modules: {{files: "target/modules.jsonl", text: text}}}}}}
 # The small model that trains while the mixture is learned: any `transformers` causal language model.
 proxy: {{config: {{model_type: llama, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 172}}}}
 
-search:
+training:
   token_budget: 2M          # tokens the proxy trains on
   sequence_length: 128
   global_batch: 32          # sequences of a step
   learning_rate: 3.0e-3
-  exploration: 0.25         # share of the sampling that stays uniform, so that every source keeps being measured
   seed: 0
+
+search:
+  exploration: 0.25         # share of the sampling that stays uniform, so that every source keeps being measured
   # By default a search starts from what is best for a count of token pairs (`bigram`), and is pulled to that. This one is pulled to it
   # too, for on so little training scores alone wander, but starts from equal shares, so that the picture of the search shows the mixture
   # being found; the way there is left out of the answer. Take these four lines out for the default, which needs less training.

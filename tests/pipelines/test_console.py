@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastmix_data.errors import CorruptArtefactError, RecipeError
 from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord
 from pipelines.console import Console, mixture_notes, mixture_table
 
@@ -14,11 +15,13 @@ WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}
 def test_a_muted_console_prints_nothing(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     Console(as_json=as_json).result({"answer": 1}, "answer: 1")
     assert capsys.readouterr().out == ('{\n  "answer": 1\n}\n' if as_json else "answer: 1\n")
-    console = Console(as_json=as_json, is_muted=True)
+    console = Console(as_json=as_json, rank=1)
     console.say("working", "still")
     console.result({"answer": 1}, "answer: 1")
-    console.fail("error", "what; remedy")
+    console.fail(RecipeError("recipe.yaml", "is wrong", "put it right"))
     assert console.is_quiet and capsys.readouterr() == ("", "")
+    console.fail(CorruptArtefactError("shard.tar", "is missing", "copy it to this machine"))
+    assert capsys.readouterr() == ("", "error on rank 1: shard.tar: is missing; copy it to this machine\n")
 
 
 def test_given_weights_make_a_table_from_large_to_small() -> None:
