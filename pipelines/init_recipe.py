@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import orjson
@@ -291,7 +292,8 @@ def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Pa
     target = next((corpus for corpus in corpora if corpus.valid_files), corpora[0])
     lines = [_source_line(corpus, prefix) for corpus in corpora]
     total = sum(corpus.num_bytes for corpus in corpora)
-    return _RECIPE.format(
+    template = Path(__file__).parent / "templates" / "init.yaml"
+    return Template(template.read_text(encoding="utf-8")).substitute(
         folder=prefix.as_posix() if prefix != Path() else "this folder",
         sources="\n".join(lines),
         skipped=_skipped_comment(skipped),
@@ -336,46 +338,3 @@ def _skipped_comment(skipped: list[_NotUnderstood]) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
-_RECIPE = """\
-# fastmix recipe for the corpora found in {folder}. Paths are relative to this file.
-# `fastmix recipe --schema` lists every key; `fastmix run recipe.yaml` does all of it.
-
-workdir: run                # everything that is made goes here
-
-# One of train, file (a tokenizer.json), hf (org/name) or bytes.
-tokenizer: {{train: {{vocab_size: 8192}}}}
-
-# Sources without valid_files hold out shards.valid_fraction of their documents.
-# With prompt and completion, loss is on the completion only.
-sources:
-{sources}
-{skipped}
-shards: {{block_tokens: 2048, max_shard_bytes: 64MiB, valid_fraction: 0.02}}
-
-# CHANGE THIS: what the mixture should be good at. {target} only stands here because it was found first.
-# Name the sources whose held-out data you care about, with relative weights, or files of your own:
-#   files: {{exam: {{files: "exam/*.jsonl", prompt: question, completion: answer}}}}
-target: {{sources: {{{target}: 1}}}}
-
-# The small model that trains while the mixture is learned.
-proxy: {{config: {{model_type: llama, hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 344}}}}
-
-# How that model trains, in the search and wherever else one is trained.
-training:
-  token_budget: 2M          # more is steadier
-  sequence_length: 128
-  global_batch: 32
-  learning_rate: 3.0e-3
-  seed: 0
-
-search:
-  exploration: 0.25
-  # Bounds on the mixture, for example {{floor: 0.01, pinned: {{NAME: 0.05}}, groups: {{code: [NAME, NAME], max: 0.3}}}};
-  # what emit's max_epochs allow a source at emit's token_budget always bounds it.
-  constraints: {{floor: 0}}
-
-# The corpus to ship: a guess of one pass over everything (4 bytes on disk to a token); no source more than max_epochs times.
-emit: {{token_budget: {budget}, max_epochs: 4}}
-"""

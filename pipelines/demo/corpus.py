@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import orjson
 import pyarrow as pa
@@ -154,7 +155,8 @@ def _write_if_changed(path: Path, content: bytes) -> None:
 def _recipe(sources: Sequence[_Source], *, num_characters: int, absent: Sequence[str]) -> str:
     missing = f"#   (left out, since this Python installation does not carry them: {', '.join(absent)})\n" if absent else ""
     millions = max(0.5, round(num_characters / _CHARACTERS_PER_TOKEN / 2 / 1e6, 1))
-    return _RECIPE.format(
+    template = Path(__file__).parents[1] / "templates" / "demo.yaml"
+    return Template(template.read_text(encoding="utf-8")).substitute(
         sources="\n".join(_source_lines(source) for source in sources),
         missing=missing,
         budget=f"{millions:g}M",
@@ -167,50 +169,3 @@ def _source_lines(source: _Source) -> str:
     valid = f', valid_files: "{files.format("valid")}"' if source.held_out else ""
     text = "" if is_text else ", text: text"
     return f'  # {source.explanation}\n  {source.name}: {{files: "{files.format("train")}"{valid}{text}}}'
-
-
-_RECIPE = """\
-# fastmix recipe of the sample corpus. Paths are relative to this file; `fastmix recipe --schema` lists every key.
-#
-#   fastmix run recipe.yaml                        all of it: preprocess, search, emit, report
-#   fastmix run recipe.yaml --set training.seed=1  the same with another value
-
-workdir: run                # everything that is made goes here
-
-# One of train, file (a tokenizer.json), hf (org/name) or bytes.
-tokenizer: {{train: {{vocab_size: 4096}}}}
-
-# Corpora by name: .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files.
-# Without valid_files, shards.valid_fraction of the documents is held out.
-{missing}sources:
-{sources}
-
-shards: {{block_tokens: 1024, max_shard_bytes: 16MiB, valid_fraction: 0.02}}
-
-# What the mixture should be good at: modules of numpy, scipy and pandas as one finds them, code with its documentation in between. No
-# source has such text, nor a paragraph of these. Half of it drives the search; the other half stays unseen until the report.
-target: {{files: {{modules: {{files: "target/modules.jsonl", text: text}}}}}}
-
-# The small model that trains while the mixture is learned: any `transformers` causal language model.
-proxy: {{config: {{model_type: llama, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 172}}}}
-
-training:
-  token_budget: 2M          # tokens the proxy trains on
-  sequence_length: 128
-  global_batch: 32          # sequences of a step
-  learning_rate: 3.0e-3
-  seed: 0
-
-search:
-  exploration: 0.25         # share of the sampling that stays uniform, so that every source keeps being measured
-  # By default a search starts from what is best for a count of token pairs (`bigram`), and is pulled to that. This one is pulled to it
-  # too, for on so little training scores alone wander, but starts from equal shares, so that the picture of the search shows the mixture
-  # being found; the way there is left out of the answer. Take these four lines out for the default, which needs less training.
-  initial_weights: uniform
-  prior: bigram
-  average_fraction: 0.5     # the answer is the mean mixture of the last half
-  update_interval: 8        # steps between two moves of the mixture; default 16
-
-# The corpus to ship: about half as many tokens as there are, no source more than four times over, which the search keeps to.
-emit: {{token_budget: {budget}, max_epochs: 4}}
-"""

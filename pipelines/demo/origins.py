@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NOT_LIBRARY = frozenset(
-    {
+    [
         "test",
         "tests",
         "idlelib",
@@ -39,7 +39,7 @@ _NOT_LIBRARY = frozenset(
         "lib2to3",
         "ensurepip",
         "turtledemo",
-    }
+    ]
 )
 _LICENCE_FILE = re.compile(r"(^|/)(licen[cs]e|copying|notice)[^/]*$", re.IGNORECASE)
 _LONGEST_DOCUMENT = 40_000
