@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ def _import_deepspeed() -> Any:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # ZeRO calls collectives by names that torch has renamed, and torch says so at every call of them.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
