@@ -152,7 +152,7 @@ def test_an_installation_with_too_little_is_refused(tmp_path: Path, monkeypatch:
 
 def test_an_installation_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_origins, "scientific_modules", lambda limit, unlike: [])
-    with pytest.raises(InputError, match="nothing for the target"):
+    with pytest.raises(InputError, match="nothing for target"):
         write_sample_corpus(tmp_path, source_characters=SMALL)
     assert not list(tmp_path.iterdir())
 
