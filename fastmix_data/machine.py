@@ -65,3 +65,18 @@ def launched_rank() -> LaunchedRank | None:
     if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
         return None
     return LaunchedRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work of a command.
+
+    Attributes:
+        num_workers: processes on this machine; None for one per core.
+        scheduler: address of a running Dask cluster instead, which sees the same file system.
+        quiet: whether nobody is to see the progress.
+    """
+
+    num_workers: int | None = None
+    scheduler: str | None = None
+    quiet: bool = False

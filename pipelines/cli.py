@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastmix_data.errors import FastmixError, Interrupted, RecipeError
-from fastmix_data.machine import launched_rank
+from fastmix_data.machine import Workers, launched_rank
 from pipelines.console import Console, mixture_notes, mixture_table, run_summary
 
 if TYPE_CHECKING:
@@ -71,8 +71,20 @@ def _recipe_command(work: Work) -> Work:
     return with_recipe
 
 
+def _with_workers(work: Work) -> Work:
+    """A command whose work is done by Dask workers, or by processes that Dask starts."""
+
+    @NumWorkers
+    @Scheduler
+    @functools.wraps(work)
+    def with_workers(*args: Any, num_workers: int | None, scheduler: str | None, console: Console, **options: Any) -> None:
+        work(*args, workers=Workers(num_workers, scheduler, quiet=console.is_quiet), console=console, **options)
+
+    return with_workers
+
+
 def _load_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
-    from fastmix_data.recipe.file import load_recipe
+    from fastmix_data.recipe.load import load_recipe
 
     return load_recipe(path, overrides)
 
@@ -88,26 +100,15 @@ def main() -> None:
 
 
 @main.command()
-@NumWorkers
-@Scheduler
 @NumRanks
 @NumSearches
 @Replace
 @_recipe_command
-def run(
-    recipe: Recipe,
-    num_workers: int | None,
-    scheduler: str | None,
-    num_ranks: int,
-    num_seeds: int | None,
-    replace: bool,
-    console: Console,
-) -> None:
+@_with_workers
+def run(recipe: Recipe, workers: Workers, num_ranks: int, num_seeds: int | None, replace: bool, console: Console) -> None:
     """Preprocess, search, emit and report in one go."""
     from pipelines import flow
-    from pipelines.cluster import Workers
 
-    workers = Workers(num_workers, scheduler, quiet=console.is_quiet)
     result = flow.run(recipe, workers=workers, num_ranks=num_ranks, num_seeds=num_seeds, replace=replace, say=console.say)
     console.result(*run_summary(result.mixture, result.manifest, result.report))
 
@@ -124,7 +125,6 @@ def demo(
 ) -> None:
     """Run everything on a corpus made from what every Python installation carries."""
     from pipelines import flow
-    from pipelines.cluster import Workers
     from pipelines.demo.corpus import write_sample_corpus
     from pipelines.report.page import report_pictures
 
@@ -137,18 +137,15 @@ def demo(
 
 
 @main.command()
-@NumWorkers
-@Scheduler
 @Replace
 @_recipe_command
-def preprocess(recipe: Recipe, num_workers: int | None, scheduler: str | None, replace: bool, console: Console) -> None:
+@_with_workers
+def preprocess(recipe: Recipe, workers: Workers, replace: bool, console: Console) -> None:
     """Tokenize the sources into shards and a catalog."""
     from fastmix_data.audit.inspection import format_inspection, inspect
-    from pipelines.cluster import Workers
     from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess as work
 
-    workers = Workers(num_workers, scheduler, quiet=console.is_quiet)
     result = work(plan_preprocess(recipe), workers=workers, replace=replace)
     console.say(*result.warnings, result.message)
     contents = inspect(recipe.paths.catalog)
@@ -198,30 +195,19 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
 @click.option(
     "--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True, help="Fresh proxies that confirm each mixture."
 )
-@NumWorkers
-@Scheduler
 @Replace
 @_recipe_command
-def compare(
-    recipe: Recipe,
-    methods: str,
-    num_seeds: int,
-    num_workers: int | None,
-    scheduler: str | None,
-    replace: bool,
-    console: Console,
-) -> None:
+@_with_workers
+def compare(recipe: Recipe, workers: Workers, methods: str, num_seeds: int, replace: bool, console: Console) -> None:
     """Compare methods at their own search cost, each mixture confirmed by fresh proxies.
 
     fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference); regmix:N and olmix:N fit the losses of N
     proxies, which all targets share. Proxies and searches are kept, so a list with one more method costs only that method.
     """
-    from pipelines.cluster import Workers
     from pipelines.compare.run import compare as work
     from pipelines.compare.table import comparison_table
     from train.search.plan import plan_search
 
-    workers = Workers(num_workers, scheduler, quiet=console.is_quiet)
     result = work(plan_search(recipe), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
     console.say(result.message)
     console.result({"did_work": result.did_work, **result.comparison.model_dump()}, comparison_table(result.comparison))

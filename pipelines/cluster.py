@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dask
@@ -30,21 +29,6 @@ _SECONDS_TO_CONNECT = 5
 _SECONDS_BETWEEN_NEWS = 0.5
 _JOBS_OF_A_MESSAGE = 256
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who does the work of a command.
-
-    Attributes:
-        num_workers: processes on this machine; None for one per core.
-        scheduler: address of a running Dask cluster instead, which sees the same file system.
-        quiet: whether nobody is to see the progress.
-    """
-
-    num_workers: int | None = None
-    scheduler: str | None = None
-    quiet: bool = False
 
 
 @contextmanager

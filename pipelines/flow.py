@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fastmix_data.machine import Workers
 from fastmix_data.manifest.emit import check_emit, emit_manifest
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.shards.catalog import Catalog, load_catalog
-
-if TYPE_CHECKING:  # Dask takes a second to import, and `fastmix emit` needs none
-    from pipelines.cluster import Workers
 
 
 @dataclass(frozen=True)

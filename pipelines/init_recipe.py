@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import FastmixError, RecipeError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.recipe import SOURCE_NAME

@@ -16,7 +16,7 @@ from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 from train.mixture.simplex import uniform
 from train.proxy.engine import process_group
 from train.proxy.training import ProxyPlan
@@ -33,7 +33,7 @@ SHOWN_ELSEWHERE = {
         "fastmix_data/test_sampler.py",
         "test_realised_counts_stay_within_two_sequences",
     ),
-    "4 an absent source scores 0": ("train/scores/test_source_scores.py", "test_an_absent_source_keeps_its_estimate"),
+    "4 an absent source scores 0": ("train/scores/test_running_scores.py", "test_an_absent_source_keeps_its_estimate"),
     "5 the loss is divided by a micro-batch's weights": (
         "train/proxy/test_losses.py",
         "test_expected_training_gradient_is_the_same",

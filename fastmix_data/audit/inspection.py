@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.audit.kinds import catalog_row_of, kind_of
+from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import InputError
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.documents import documents_of_block
-from fastmix_data.shards.strided import StridedShard
+from fastmix_data.shards.shard_format import StridedShard
 from fastmix_data.text_table import aligned
 from fastmix_data.tokens.tokenizer import load_tokenizer
 from fastmix_data.units import format_count

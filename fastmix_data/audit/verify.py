@@ -14,15 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastmix_data.artefacts import sha256_of_file
-from fastmix_data.audit.kinds import catalog_row_of, kind_of
+from fastmix_data.atomic_files import sha256_of_file
+from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
 from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
 from fastmix_data.messages import first_line
 from fastmix_data.progress import Advance, progress
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
-from fastmix_data.shards.strided import ShardLayout, StridedShard
+from fastmix_data.shards.shard_format import ShardLayout, StridedShard
 from fastmix_data.units import format_count
 from fastmix_data.workdir import SearchFolder, Workdir
 

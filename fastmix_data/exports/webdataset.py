@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastmix_data.artefacts import atomic_file, read_json, write_json
+from fastmix_data.atomic_files import atomic_file, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, FastmixError, MismatchError
 from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
 from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import progress
-from fastmix_data.shards.strided import cut_shard
+from fastmix_data.shards.shard_format import cut_shard
 
 SHARD_LIST = "shards.txt"
 INDEX = "index.json"

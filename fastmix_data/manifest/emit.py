@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.arrays import Int64s
-from fastmix_data.artefacts import hash_of
+from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import CorruptArtefactError, InfeasibleBudgetError, MismatchError
 from fastmix_data.manifest.allocation import allocate_tokens, check_budget, token_caps
 from fastmix_data.manifest.block_epochs import BlockRange, SourceBlocks

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastmix_data.artefacts import hash_of, read_json, sha256_of_file, write_json, write_parquet
+from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
-from fastmix_data.shards.strided import ShardLayout, StridedShard, shard_layout
+from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_layout
 from fastmix_data.workdir import ManifestFolder
 
 SCHEMA_VERSION = 1

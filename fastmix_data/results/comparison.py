@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError
 
 SCHEMA_VERSION = 1

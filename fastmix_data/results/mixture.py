@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import RecipeError
 
 SCHEMA_VERSION = 2

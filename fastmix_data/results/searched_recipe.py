@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fastmix_data.artefacts import hash_of, read_json, write_json
+from fastmix_data.atomic_files import hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.recipe.emit import Epochs
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
@@ -48,13 +47,9 @@ class SearchedRecipe(BaseModel):
         return [
             f"{section}.{key}"
             for section in now
-            for key in dict.fromkeys([*_keys(now[section]), *_keys(then[section])])
-            if _keys(then[section]).get(key) != _keys(now[section]).get(key)
+            for key in dict.fromkeys([*(now[section] or {}), *(then[section] or {})])
+            if (then[section] or {}).get(key) != (now[section] or {}).get(key)
         ]
-
-
-def _keys(section: dict[str, Any] | None) -> dict[str, Any]:
-    return section or {}
 
 
 def save_searched_recipe(path: Path, recipe: SearchedRecipe) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.artefacts import write_parquet
+from fastmix_data.atomic_files import write_parquet
 from fastmix_data.errors import CorruptArtefactError
 
 SCHEMA_VERSION = 1

@@ -13,9 +13,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastmix_data.artefacts import hash_of, write_parquet
+from fastmix_data.atomic_files import hash_of, write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.shards.strided import ShardLayout, StridedShard, shard_layout
+from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_layout
 from fastmix_data.workdir import CATALOG_FILE
 
 SCHEMA_VERSION = 1

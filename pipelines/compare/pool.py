@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from fastmix_data.machine import num_cores
+from fastmix_data.machine import Workers, num_cores
 from fastmix_data.progress import progress
-from pipelines.cluster import Workers, dask_client, run_on_cluster
+from pipelines.cluster import dask_client, run_on_cluster
 
 Result = TypeVar("Result", covariant=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmix_data.artefacts import PARTIAL_SUFFIX, fsync_directory, hash_of, read_json, write_json
+from fastmix_data.atomic_files import PARTIAL_SUFFIX, fsync_directory, hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.shards.sequences import Half
 from fastmix_data.workdir import RunFolder, Workdir

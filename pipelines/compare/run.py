@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastmix_data.artefacts import exclusive_lock
+from fastmix_data.atomic_files import exclusive_lock
 from fastmix_data.errors import MismatchError
+from fastmix_data.machine import Workers
 from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
 from fastmix_data.workdir import CompareFolder, Workdir
-from pipelines.cluster import Workers
 from pipelines.compare.methods import Method, parse_methods
 from pipelines.compare.pool import Job, run_jobs
 from pipelines.compare.proxies import ProxyJob, unfinished

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import FastmixError
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.sequences import Half
@@ -20,9 +20,9 @@ from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_i
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
-from train.mixture.stated import start_and_prior, stated_weights, swarm_centre
-from train.search.artefacts import finished_mixture
+from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre
 from train.search.plan import SearchPlan
+from train.search.result import finished_mixture
 from train.search.search import search
 
 _FORMAT_VERSION = 1

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import InputError
-from pipelines.demo import origins
-from pipelines.demo.origins import Document
+from pipelines.demo import collect
+from pipelines.demo.collect import Document
 
 _FEWEST_SOURCES = 5
 _HELD_OUT_EVERY = 6
@@ -88,19 +88,19 @@ def write_sample_corpus(directory: Path, *, source_characters: int = 1_500_000) 
 
 
 def _collect(limit: int) -> dict[str, list[Document]]:
-    code, docstrings = origins.library_code_and_docstrings(limit)
+    code, docstrings = collect.library_code_and_docstrings(limit)
     documents = {
-        "topics": origins.help_topics(limit),
+        "topics": collect.help_topics(limit),
         "docstrings": docstrings,
         "code": code,
-        "headers": origins.c_headers(limit),
-        "descriptions": origins.package_descriptions(limit),
-        "licences": origins.licences(limit),
-        "tables": origins.tables(limit),
-        "junk": origins.junk(limit, words_of=docstrings),
+        "headers": collect.c_headers(limit),
+        "descriptions": collect.package_descriptions(limit),
+        "licences": collect.licences(limit),
+        "tables": collect.tables(limit),
+        "junk": collect.junk(limit, words_of=docstrings),
     }
     everything = [document for chosen in documents.values() for document in chosen]
-    return documents | {_TARGET: origins.scientific_modules(_TARGET_CHARACTERS, unlike=everything)}
+    return documents | {_TARGET: collect.scientific_modules(_TARGET_CHARACTERS, unlike=everything)}
 
 
 def _files_of(folder: Path, source: _Source, documents: Sequence[Document]) -> dict[Path, bytes]:

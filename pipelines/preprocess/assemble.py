@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from fastmix_data.artefacts import hash_of
+from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import InputError
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.sequences import SequenceReader

@@ -11,22 +11,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
-from fastmix_data.arrays import Bools, Int64s, UInt64s
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.arrays import Int64s, UInt64s
+from fastmix_data.arrow_arrays import booleans, constant, labels, numbers, offsets_of
+from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.sources import ShardsSection, TextSection
-from fastmix_data.shards.stream import ShardNames, ShardStream
-from fastmix_data.shards.strided import ShardLayout, token_dtype
+from fastmix_data.shards.shard_format import ShardLayout, token_dtype
+from fastmix_data.shards.shard_writer import ShardNames, ShardStream
 from fastmix_data.tokens.encoding import Backend, EncodedDocuments, Encoder, encode_documents
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
-from pipelines.preprocess.arrow_arrays import booleans, constant, labels, numbers
 from pipelines.preprocess.bad_text import DocumentCounts
+from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
 from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.readers import column_names, read_partition
-from pipelines.preprocess.receipts import Receipt, encode_hashes, fingerprint_files, hash_of_held_out, save_receipt
+from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
 
 # Whoever asks for the documents of a block reads whole row groups.
 _ROWS_OF_A_GROUP = 65_536
@@ -70,38 +70,6 @@ class PartitionJob:
 def _encoder(path: Path, sha256: str, backend: Backend) -> Encoder:
     del sha256  # part of the key: a tokenizer replaced under the same path is read again
     return Encoder(path, backend=backend)
-
-
-def hash_documents(batch: pa.RecordBatch) -> UInt64s:
-    """XXH3-64 of each document's text; of prompt, newline and completion where a document is a pair.
-
-    The recipe's separator is left out of it, so that equal pairs are equal documents in whatever source.
-    """
-    if "text" in batch.schema.names:
-        return np.fromiter(map(xxhash.xxh3_64_intdigest, _cells(batch.column("text"))), np.uint64, batch.num_rows)
-    pairs = zip(_cells(batch.column("prompt")), _cells(batch.column("completion")), strict=True)
-    digests = (xxhash.xxh3_64_intdigest(b"\n".join(pair)) for pair in pairs)
-    return np.fromiter(digests, np.uint64, batch.num_rows)
-
-
-def _cells(column: pa.Array) -> list[memoryview]:
-    """UTF-8 of each cell, without a copy."""
-    data = column.buffers()[2]
-    view = memoryview(data if data is not None else b"")  # no buffer where all cells are empty
-    return [view[start:stop] for start, stop in itertools.pairwise(_offsets(column).tolist())]
-
-
-def _offsets(column: pa.Array) -> Int64s:
-    """Where each cell of a text column starts in its buffer, and the end of the last, shape (num_rows + 1,)."""
-    return np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
-
-
-def is_held_out(hashes: UInt64s, valid_fraction: float) -> Bools:
-    """The rule by which documents of sources without valid_files are held out; the same for every source.
-
-    By the text's hash and nothing else: copies of a document are on the same side, whatever source or partition they are in.
-    """
-    return hashes < np.uint64(int(valid_fraction * 2.0**64))
 
 
 @dataclass
@@ -256,7 +224,7 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s) -> Non
     output.counts.num_leaked_documents += int(is_leaked_D.sum())
     names = column_names(job.section)
     columns = [batch.column(name).to_pylist() for name in names]
-    num_bytes_D = np.sum([np.diff(_offsets(batch.column(name))) for name in names], axis=0)
+    num_bytes_D = np.sum([np.diff(offsets_of(batch.column(name))) for name in names], axis=0)
     for split, chosen_D in (("train", ~is_valid_D & ~is_leaked_D), ("valid", is_valid_D)):
         if not chosen_D.any():
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,16 +12,11 @@ import pyarrow.parquet as pq
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from pipelines.preprocess.bad_text import holds_text, missing_key, not_text
+from pipelines.preprocess.held_out import WAVE_OF_ORIGIN, Origin
 from pipelines.preprocess.hub_datasets import DatasetInput
 from pipelines.preprocess.inputs import InputFile, SourceInputs
 from pipelines.preprocess.streams import open_binary
 
-Origin = Literal["train", "valid", "both"]
-NUM_WAVES = 3
-# Whatever is held out anywhere must be known before a document is put into a training split. Files that are held out as a whole
-# come first. Sources split by hash are next: the hash holds a document out wherever it occurs among them, so they need not know of
-# one another. Training files of sources with held-out files of their own follow no hash, so they come last.
-_WAVE_OF_ORIGIN: dict[Origin, int] = {"valid": 0, "both": 1, "train": 2}
 # A receipt names every file, so a partition of tiny ones is bounded by their number too.
 _MAX_FILES_OF_A_PARTITION = 4096
 
@@ -58,7 +52,7 @@ class Partition:
     @property
     def wave(self) -> int:
         """When it is done: after all partitions of lower waves, whose held-out documents it has to know."""
-        return _WAVE_OF_ORIGIN[self.origin]
+        return WAVE_OF_ORIGIN[self.origin]
 
     @property
     def is_whole_file(self) -> bool:
@@ -77,7 +71,7 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
     if inputs.dataset is not None:
         planned += _plan_dataset(inputs, inputs.dataset, training)
     planned += _plan_files(inputs, inputs.valid_files, "valid", max_partition_bytes)
-    numbers: dict[Origin, Iterator[int]] = {origin: itertools.count() for origin in _WAVE_OF_ORIGIN}
+    numbers: dict[Origin, Iterator[int]] = {origin: itertools.count() for origin in WAVE_OF_ORIGIN}
     return [replace(partition, number=next(numbers[partition.origin])) for partition in planned]
 
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
-from pipelines.preprocess.arrow_arrays import constant, labels, strings
 from pipelines.preprocess.bad_text import DocumentCounts, decode, holds_text, not_text
 from pipelines.preprocess.hub_datasets import read_dataset_shard
 from pipelines.preprocess.inputs import InputFile

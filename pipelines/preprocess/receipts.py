@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.arrays import UInt64s
-from fastmix_data.artefacts import PARTIAL_SUFFIX, hash_of, read_json, write_json
+from fastmix_data.atomic_files import PARTIAL_SUFFIX, hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.messages import and_more
 from fastmix_data.shards.catalog import ShardRow
@@ -72,11 +72,6 @@ class Receipt:
         """Whether every file it speaks of exists in its full size; content is the business of `fastmix verify`."""
         paths = [(root / row.path, row.bytes) for row in self.shards]
         return (root / self.documents).is_file() and all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-
-def encode_hashes(hashes: UInt64s) -> str:
-    """Sorted hashes in the form of `Receipt.valid_hashes`: text, of the same bytes on every machine."""
-    return base64.b64encode(hashes.astype("<u8").tobytes()).decode()
 
 
 def save_receipt(workdir: Workdir, receipt: Receipt) -> None:
@@ -233,8 +228,3 @@ def hash_of_inputs(receipts: Iterable[Receipt]) -> str:
             for receipt in sorted(receipts, key=lambda receipt: receipt.label)
         ]
     )
-
-
-def hash_of_held_out(hashes: UInt64s) -> str:
-    """Hash of a set of held-out documents, given sorted."""
-    return hash_of([f"{len(hashes)}", encode_hashes(hashes)])

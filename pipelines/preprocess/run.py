@@ -1,6 +1,6 @@
 """Source files to shards, on Dask: compare a plan with what is there, do what is missing, write the catalog last.
 
-Partitions are done in waves, so that no document is in both splits of anything (see `partitions.py`). Training documents that an
+Partitions are done in waves, so that no document is in both splits of anything (see `held_out.py`). Training documents that an
 earlier wave held out are dropped and counted.
 """
 
@@ -15,29 +15,29 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastmix_data.arrays import UInt64s
-from fastmix_data.artefacts import exclusive_lock, hash_of, write_json
+from fastmix_data.atomic_files import exclusive_lock, hash_of, write_json
 from fastmix_data.errors import FastmixError, Interrupted
-from fastmix_data.machine import num_cores
+from fastmix_data.machine import Workers, num_cores
 from fastmix_data.progress import progress
 from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.tokens.encoding import Backend, Encoder
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
-from pipelines.cluster import Workers, dask_client, run_on_cluster
+from pipelines.cluster import dask_client, run_on_cluster
 from pipelines.preprocess.assemble import assemble_catalog, count_warnings, describe_catalog, require_held_out, require_usable
+from pipelines.preprocess.held_out import NUM_WAVES, hash_of_held_out
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
-from pipelines.preprocess.partitions import NUM_WAVES, Partition
+from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.plan import PreprocessPlan
+from pipelines.preprocess.prepare_tokenizer import choose_backend, prepare_tokenizer
 from pipelines.preprocess.receipts import (
     Receipt,
     changed_files,
-    hash_of_held_out,
     load_receipts,
     remove_leftovers,
     require_same_files,
     require_same_recipe,
 )
-from pipelines.preprocess.tokenizer import choose_backend, prepare_tokenizer
 
 # Part of every fingerprint: raised when the same input would become other bytes.
 _FORMAT_VERSION = 1

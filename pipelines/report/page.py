@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.atomic_files import atomic_file
 from fastmix_data.workdir import Workdir
 from pipelines.report.inputs import ReportInputs, read_inputs
 from pipelines.report.notes import notes, warnings
 from pipelines.report.plots.drawing import draw_plots
 from pipelines.report.plots.svg import STYLE_SHEET
 from pipelines.report.sections import SECTIONS
+from pipelines.report.sentences import facts, grouping, headline, lead, provenance
 from pipelines.report.small_tables import small_tables
 from pipelines.report.source_table import source_table
-from pipelines.report.words import facts, grouping, headline, lead, provenance
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ROWS_AT_FIRST = 40

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.machine import Workers
+from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.shards.catalog import Catalog
-from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 

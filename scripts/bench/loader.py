@@ -23,7 +23,7 @@ from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.sequences import SequenceReader
-from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 
 NUM_SOURCES = 4
 BATCH = 64

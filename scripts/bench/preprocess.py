@@ -31,8 +31,8 @@ _TOKENIZER_SAMPLE_BYTES = 20_000_000
 _FASTMIX = """
 import sys, time
 from pathlib import Path
-from fastmix_data.recipe.file import load_recipe
-from pipelines.cluster import Workers
+from fastmix_data.recipe.load import load_recipe
+from fastmix_data.machine import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
-from fastmix_data.artefacts import hash_of
+from fastmix_data.atomic_files import hash_of
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog

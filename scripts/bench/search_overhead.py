@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.losses import sequence_losses
 from train.search.plan import SearchPlan, plan_search

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
+from fastmix_data.machine import Workers
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.comparison import REFERENCE, ComparedMethod
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.units import format_count
-from pipelines.cluster import Workers
 from pipelines.compare.run import compare
 from pipelines.compare.table import mean_ranks
 from pipelines.report.method_figures import mean_interval

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import yaml
 
 import train.search.plan as planning
-from fastmix_data.artefacts import write_json
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.atomic_files import write_json
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
 from fastmix_data.shards.sequences import SequenceReader
 from train.proxy.engine import process_group

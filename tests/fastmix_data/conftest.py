@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 
 MakeCatalog = Callable[..., Catalog]
 

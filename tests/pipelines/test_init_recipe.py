@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from pipelines.init_recipe import propose_recipe, write_recipe
 from pipelines.preprocess.inputs import resolve_files

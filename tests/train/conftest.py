@@ -12,7 +12,7 @@ import pytest
 import yaml
 from planted_shards import BLOCK, training_and_search, write_split
 
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from train.search.plan import SearchPlan, plan_search
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.shards.catalog import ShardRow
-from fastmix_data.shards.strided import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 
 BLOCK = 64
 

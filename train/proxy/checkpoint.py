@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import MismatchError
 from train.proxy.engine import ProxyEngine
 

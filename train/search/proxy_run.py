@@ -22,8 +22,8 @@ from train.proxy.engine import ProxyEngine
 from train.proxy.losses import loss_weights, sampling_weights, sequence_losses
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 from train.scores.hypergradient import HypergradientProbe
-from train.scores.reliability import ScoreReliability
-from train.scores.source_scores import SourceScores
+from train.scores.running_scores import SourceScores
+from train.scores.shrinkage import ScoreReliability
 from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
 

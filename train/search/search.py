@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmix_data.artefacts import exclusive_lock
+from fastmix_data.atomic_files import exclusive_lock
 from fastmix_data.errors import Interrupted
 from fastmix_data.machine import LaunchedRank
 from fastmix_data.progress import progress
@@ -24,9 +24,9 @@ from fastmix_data.results.searched_recipe import save_searched_recipe
 from train.proxy.checkpoint import load_checkpoint, save_checkpoint
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
-from train.search.artefacts import discard_other_search, finished_mixture, write_result
 from train.search.plan import SearchPlan, check_proxy, check_search
 from train.search.proxy_run import ProxyRun
+from train.search.result import discard_other_search, finished_mixture, write_result
 from train.search.seeds import adopt_single_search, write_mean
 from train.search.start import Start, find_start
 from train.target.outcome import broken_limits, compare_with_reference, losses_by_target

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import MismatchError
 from fastmix_data.results.mixture import (
     Certainty,
@@ -23,9 +23,9 @@ from fastmix_data.results.mixture import (
     save_mixture,
 )
 from train.proxy.checkpoint import check_checkpoint
-from train.search.artefacts import finished_mixture
+from train.search.certainty import groups_of_pairs
 from train.search.plan import SearchPlan
-from train.search.uncertainty import groups_of_pairs
+from train.search.result import finished_mixture
 
 
 def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> None:

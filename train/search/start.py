@@ -17,18 +17,18 @@ import numpy as np
 import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.search import NUM_TRIALS
+from train.mixture.named_mixtures import start_and_prior
 from train.mixture.simplex import to_the_power
-from train.mixture.stated import start_and_prior
 from train.proxy.engine import ProxyEngine
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.search.plan import SearchPlan
-from train.target.balance import num_measured_sequences
 from train.target.target import Target
+from train.target.target_weights import num_measured_sequences
 
 _POWERS = (1, 3)
 _TRIAL_STREAM = 43

@@ -12,7 +12,7 @@ from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.trajectory import Trajectory
 from fastmix_data.units import format_count
-from train.search.uncertainty import block_means
+from train.search.certainty import block_means
 
 FEWEST_UPDATES = 16
 _SMALLEST_BUDGET_SHARE = 0.25

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.progress import progress
 from fastmix_data.recipe.search import SearchSection
-from train.mixture.stated import stated_weights
+from train.mixture.named_mixtures import stated_weights
 from train.proxy.engine import ProxyEngine
 from train.proxy.training import ProxyPlan, train_on_mixture
-from train.target.balance import ReferenceLosses, measured_steps, num_measured_sequences
 from train.target.target import Target
+from train.target.target_weights import ReferenceLosses, measured_steps, num_measured_sequences
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import sampling_weights, sequence_losses, to_tensors
 from train.proxy.training import ProxyPlan, micro_batch
-from train.target.balance import ReferenceLosses, TargetBalance, TargetLossEstimates
+from train.target.target_weights import ReferenceLosses, TargetBalance, TargetLossEstimates
 
 _EVALUATION_STREAM, _TARGET_STREAM = 11, 12
 _MOVING_EXPLORATION = 0.25

@@ -8,7 +8,7 @@ from fastmix_data.results.comparison import REFERENCE
 from pipelines.report.format import tokens
 from pipelines.report.method_figures import MethodFigures
 from pipelines.report.plots.frame import WIDTH, Frame
-from pipelines.report.plots.rows import headings, name_room, row_name, whisker
+from pipelines.report.plots.row_marks import headings, name_room, row_name, whisker
 from pipelines.report.plots.svg import Canvas, Scale
 
 _ROW = 28.0

@@ -8,7 +8,18 @@ from fastmix_data.results.mixture import Mixture
 from pipelines.report.format import percent, times
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.plots.frame import WIDTH, Frame
-from pipelines.report.plots.rows import MAX_ROWS, ROW, Sign, diamond, headings, legend, name_room, rest_row, row_name, upright
+from pipelines.report.plots.row_marks import (
+    MAX_ROWS,
+    ROW,
+    Sign,
+    diamond,
+    headings,
+    legend,
+    name_room,
+    rest_row,
+    row_name,
+    upright,
+)
 from pipelines.report.plots.svg import Canvas, Scale
 
 

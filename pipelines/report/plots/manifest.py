@@ -6,7 +6,7 @@ from fastmix_data.manifest.manifest import Manifest
 from pipelines.report.format import tick, tokens
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.plots.frame import WIDTH, Frame, colour
-from pipelines.report.plots.rows import ROW, legend, name_room, rest_row, row_name, shown_rows, upright
+from pipelines.report.plots.row_marks import ROW, legend, name_room, rest_row, row_name, shown_rows, upright
 from pipelines.report.plots.svg import Canvas, Scale
 
 _GAP = 96.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.atomic_files import atomic_file
 
 STYLE_SHEET = Path(__file__).parents[1] / "templates" / "plots.css"
 # Nothing here can measure text: which font a browser takes is not known. So this is that of the widest usual one, at 12.5 px.

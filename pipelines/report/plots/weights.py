@@ -8,7 +8,7 @@ from fastmix_data.results.mixture import Mixture
 from pipelines.report.format import percent, times
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.plots.frame import WIDTH, Frame, colour
-from pipelines.report.plots.rows import (
+from pipelines.report.plots.row_marks import (
     ROW,
     Sign,
     diamond,

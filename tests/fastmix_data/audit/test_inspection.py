@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastmix_data.artefacts import sha256_of_file, write_parquet
+from fastmix_data.atomic_files import sha256_of_file, write_parquet
 from fastmix_data.audit.inspection import format_inspection, inspect
 from fastmix_data.errors import InputError
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord, save_mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
-from fastmix_data.shards.stream import ShardNames, ShardStream
-from fastmix_data.shards.strided import ShardLayout
+from fastmix_data.shards.shard_format import ShardLayout
+from fastmix_data.shards.shard_writer import ShardNames, ShardStream
 from fastmix_data.tokens.tokenizer import END_OF_TEXT, byte_tokenizer, describe_tokenizer, load_tokenizer
 
 MakeCatalog = Callable[..., Catalog]

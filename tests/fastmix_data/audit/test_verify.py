@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastmix_data.artefacts import hash_of, read_json, write_json, write_parquet
+from fastmix_data.atomic_files import hash_of, read_json, write_json, write_parquet
 from fastmix_data.audit.verify import VerifyReport, verify
 from fastmix_data.errors import InputError
 from fastmix_data.manifest.emit import emit_manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from fastmix_data.artefacts import read_json
+from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.exports.webdataset import Files, export_webdataset
 from fastmix_data.manifest.emit import emit_manifest

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows_without_files import BLOCK, rows_without_files
 
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, InfeasibleBudgetError, InputError, MismatchError, RecipeError
 from fastmix_data.manifest.allocation import token_caps
 from fastmix_data.manifest.emit import check_emit, emit_manifest

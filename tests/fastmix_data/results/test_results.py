@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastmix_data.artefacts import read_json, write_json, write_parquet
+from fastmix_data.atomic_files import read_json, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, FastmixError, RecipeError
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.search import SearchSection

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastmix_data.artefacts import write_parquet
+from fastmix_data.atomic_files import write_parquet
 from fastmix_data.audit.inspection import inspect
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.manifest.emit import check_emit, emit_manifest
@@ -19,7 +19,7 @@ from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
 from fastmix_data.shards.sequences import SequenceReader
-from fastmix_data.shards.strided import shard_layout
+from fastmix_data.shards.shard_format import shard_layout
 
 MakeCatalog = Callable[..., Catalog]
 

@@ -14,14 +14,14 @@ import yaml
 from click.testing import CliRunner, Result
 
 from fastmix_data.errors import FastmixError, RecipeError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.machine import Workers
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.comparison import Comparison, load_comparison
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.workdir import Workdir
 from pipelines.cli import main
-from pipelines.cluster import Workers
 from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import ProxyJob

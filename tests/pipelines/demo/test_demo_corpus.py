@@ -12,11 +12,11 @@ import pytest
 import zstandard
 
 from fastmix_data.errors import InputError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.recipe import Recipe
-from pipelines.demo import origins as sample_origins
+from pipelines.demo import collect
+from pipelines.demo.collect import Document
 from pipelines.demo.corpus import write_sample_corpus
-from pipelines.demo.origins import Document
 
 SMALL = 150_000
 
@@ -87,9 +87,9 @@ def test_held_out_files_share_no_document_with_the_rest(recipe: Recipe) -> None:
 
 
 def test_the_target_leaves_out_modules_that_say_what_a_source_says() -> None:
-    module = sample_origins.scientific_modules(SMALL, unlike=[])[0]
+    module = collect.scientific_modules(SMALL, unlike=[])[0]
     quoted = Document("quoted", max(module.text.split("\n\n"), key=len))
-    others = sample_origins.scientific_modules(SMALL, unlike=[quoted])
+    others = collect.scientific_modules(SMALL, unlike=[quoted])
     assert others and module not in others
 
 
@@ -107,7 +107,7 @@ def test_writing_again_leaves_equal_files_alone(directory: Path) -> None:
 
 
 def test_code_and_docstrings_share_no_text() -> None:
-    code, docstrings = sample_origins.library_code_and_docstrings(SMALL)
+    code, docstrings = collect.library_code_and_docstrings(SMALL)
     body = "\n".join(document.text for document in code)
     paragraphs = [part for document in docstrings for part in document.text.split("\n\n") if len(part) > 200]
     assert len(paragraphs) > 50
@@ -115,7 +115,7 @@ def test_code_and_docstrings_share_no_text() -> None:
 
 
 def test_topics_and_licences_say_no_paragraph_twice() -> None:
-    for documents in (sample_origins.help_topics(10**7), sample_origins.licences(10**7)):
+    for documents in (collect.help_topics(10**7), collect.licences(10**7)):
         paragraphs = [" ".join(part.split()) for document in documents for part in document.text.split("\n\n")]
         long = [part for part in paragraphs if len(part) > 200]
         assert len(long) == len(set(long))
@@ -124,18 +124,18 @@ def test_topics_and_licences_say_no_paragraph_twice() -> None:
 def test_docstrings_are_cut_out_and_the_rest_stays() -> None:
     rest = 'X = 1  # kept\n\n\ndef f(a):\n    return a\x0c\n\n\nclass C:\n    def g(self): "inline"\n'
     source = '"""Module."""\n' + rest.replace("f(a):\n", 'f(a):\n    """Say\n\n    more."""\n')
-    tree = sample_origins._parse(source)
+    tree = collect._parse(source)
     assert tree is not None
-    cut = sample_origins._without_docstrings(source, list(sample_origins._documented(tree, "m")))
+    cut = collect._without_docstrings(source, list(collect._documented(tree, "m")))
     assert cut == rest
-    assert [name for name, _ in sample_origins._documented(tree, "m")] == ["m", "m.f", "m.C", "m.C.g"]
+    assert [name for name, _ in collect._documented(tree, "m")] == ["m", "m.f", "m.C", "m.C.g"]
 
 
 def test_an_origin_that_is_absent_is_left_out_and_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     absent: list[Document] = []
-    monkeypatch.setattr(sample_origins, "help_topics", lambda limit: absent)
+    monkeypatch.setattr(collect, "help_topics", lambda limit: absent)
     recipe = load_recipe(write_sample_corpus(tmp_path, source_characters=SMALL))
     assert "topics" not in recipe.sources and recipe.target.files
     assert capsys.readouterr().err.count("left out topics") == 1
@@ -144,14 +144,14 @@ def test_an_origin_that_is_absent_is_left_out_and_said_once(
 
 def test_an_installation_with_too_little_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for origin in ("help_topics", "c_headers", "licences", "package_descriptions"):
-        monkeypatch.setattr(sample_origins, origin, lambda limit: [])
+        monkeypatch.setattr(collect, origin, lambda limit: [])
     with pytest.raises(InputError, match="nothing for topics, headers, descriptions, licences") as caught:
         write_sample_corpus(tmp_path, source_characters=SMALL)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_an_installation_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_origins, "scientific_modules", lambda limit, unlike: [])
+    monkeypatch.setattr(collect, "scientific_modules", lambda limit, unlike: [])
     with pytest.raises(InputError, match="nothing for target"):
         write_sample_corpus(tmp_path, source_characters=SMALL)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_corpora import json_lines, run, texts, write_every_format
 
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from pipelines.preprocess.run import PreprocessResult
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from fastmix_data.machine import Workers
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.shards.catalog import Catalog
-from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import PreprocessResult, preprocess
 

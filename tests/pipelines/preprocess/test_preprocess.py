@@ -13,11 +13,11 @@ from small_corpora import documents_of, json_lines, run, streams_of, text_at, te
 from tokenizers import Tokenizer, normalizers
 
 from fastmix_data.errors import InputError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.tokens.encoding import Encoder
 from fastmix_data.tokens.tokenizer import byte_tokenizer, train_tokenizer
 from pipelines.preprocess.plan import plan_preprocess
-from pipelines.preprocess.tokenizer import choose_backend
+from pipelines.preprocess.prepare_tokenizer import choose_backend
 
 
 def check_documents(folder, catalog, reference):

@@ -10,7 +10,7 @@ from small_corpora import json_lines, run, texts
 from tokenizers import Tokenizer, models
 
 from fastmix_data.errors import InputError, RecipeError
-from pipelines.cluster import Workers
+from fastmix_data.machine import Workers
 from pipelines.preprocess import inputs, partitions, plan, readers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess

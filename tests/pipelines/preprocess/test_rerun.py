@@ -11,11 +11,11 @@ import pytest
 from small_corpora import bytes_of, json_lines, run, texts
 
 from fastmix_data.errors import FastmixError, InputError, MismatchError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.machine import Workers
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.shards.catalog import load_catalog
 from fastmix_data.tokens.tokenizer import train_tokenizer
 from pipelines import cluster
-from pipelines.cluster import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 
@@ -23,8 +23,8 @@ _SLOW_RUN = """
 import sys, time
 from pathlib import Path
 import pipelines.preprocess.partition_job as work
-from fastmix_data.recipe.file import load_recipe
-from pipelines.cluster import Workers
+from fastmix_data.recipe.load import load_recipe
+from fastmix_data.machine import Workers
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 save = work.save_receipt

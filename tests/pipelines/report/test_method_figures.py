@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_workdirs import make_workdir
 
-from fastmix_data.artefacts import write_json
+from fastmix_data.atomic_files import write_json
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
 from fastmix_data.results.mixture import load_mixture

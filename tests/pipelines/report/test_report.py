@@ -23,7 +23,7 @@ from report_workdirs import (
     update_row,
 )
 
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.recipe.constraints import GroupSection

@@ -9,7 +9,7 @@ import pytest
 from planted_languages import recipe as planted_recipe
 from planted_shards import BLOCK, write_split
 
-from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
 from train.search.plan import SearchPlan, plan_search
 

@@ -11,7 +11,7 @@ from planted_languages import BLEND, NUM_LANGUAGES, OPTIMUM, write_blend, write_
 from planted_languages import recipe as planted_recipe
 from planted_shards import BLOCK, write_split
 
-from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
 from fastmix_data.shards.sequences import SequenceReader
 from train.mixture.bigram import BigramCounts, best_weights, count_bigrams, loss_and_gradient

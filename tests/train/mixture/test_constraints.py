@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastmix_data.errors import InfeasibleBudgetError, MismatchError, RecipeError
 from fastmix_data.manifest.emit import emit_manifest
-from fastmix_data.recipe.file import load_recipe, parse_recipe
+from fastmix_data.recipe.load import load_recipe, parse_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.trajectory import read_trajectory
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow

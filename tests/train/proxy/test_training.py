@@ -17,7 +17,7 @@ from planted_shards import write_split
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from fastmix_data.errors import FastmixError, MismatchError, RecipeError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.shards.catalog import Catalog, ShardRow
 from train.proxy.engine import process_group

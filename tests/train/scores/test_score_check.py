@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from train.proxy.losses import has_learned_positions, model_inputs, sequence_losses
 from train.scores.hypergradient import HypergradientProbe, Scope, check_scores
 from train.search.plan import plan_search

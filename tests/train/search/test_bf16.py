@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.results.mixture import Mixture
 from train.search.plan import plan_search
 from train.search.search import search

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fastmix_data.errors import MismatchError, RecipeError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.search import NUM_TRIALS
 from train.search.plan import SearchPlan, plan_search
 

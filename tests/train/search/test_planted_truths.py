@@ -34,7 +34,7 @@ from planted_languages import (
 )
 from planted_shards import BLOCK, write_split
 
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
 from train.search.plan import plan_search

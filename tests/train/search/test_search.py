@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fastmix_data.errors import FastmixError, MismatchError, RecipeError
-from fastmix_data.recipe.file import load_recipe
+from fastmix_data.recipe.load import load_recipe
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.results.trajectory import read_trajectory
 from train.search.plan import SearchPlan, plan_search

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stopped_search import stop_after_a_checkpoint
 
-from fastmix_data.artefacts import read_json, write_json
+from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.results.mixture import Limit, Mixture, WorstTarget, load_mixture
 from train.search.plan import SearchPlan

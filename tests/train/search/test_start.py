@@ -12,9 +12,9 @@ from planted_languages import ALPHABET, BLEND, NUM_LANGUAGES, write_blend, write
 from planted_languages import recipe as language_recipe
 from planted_shards import BLOCK, write_split
 
-from fastmix_data.artefacts import read_json
+from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import Interrupted
-from fastmix_data.recipe.file import parse_recipe
+from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.recipe.search import NUM_TRIALS
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
 from fastmix_data.workdir import SearchFolder

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fastmix_data.artefacts import read_json
+from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.results.mixture import load_mixture
 from train.proxy.engine import process_group

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from stopped_search import stop_after_a_checkpoint
 
-from fastmix_data.artefacts import read_json
+from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.results.mixture import Limit, Mixture
 from train.proxy.engine import process_group
 from train.search.plan import SearchPlan
 from train.search.search import search
-from train.target.balance import ReferenceLosses
 from train.target.outcome import ReferenceComparison, broken_limits, target_record
 from train.target.reference_run import reference_run
 from train.target.target import Target
+from train.target.target_weights import ReferenceLosses
 
 STEP = 16 * 32
 UNEVEN = "target.sources={same: 8, other: 1}"

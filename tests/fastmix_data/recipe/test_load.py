@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe.file import load_recipe, parse_recipe
+from fastmix_data.recipe.load import load_recipe, parse_recipe
 from fastmix_data.recipe.training import TrainingSection
 
 LEAST: dict[str, Any] = {"tokenizer": {"bytes": True}, "sources": {"a": {"files": "a.txt"}, "b": {"files": "b.txt"}}}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmix_data.artefacts import atomic_file, exclusive_lock, hash_of, read_json, write_json
+from fastmix_data.atomic_files import atomic_file, exclusive_lock, hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, FastmixError
 
 
@@ -25,7 +25,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
 def test_a_lock_is_of_one_process_and_goes_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "run" / ".lock"
     program = (
-        "import sys; from pathlib import Path; from fastmix_data.artefacts import exclusive_lock\n"
+        "import sys; from pathlib import Path; from fastmix_data.atomic_files import exclusive_lock\n"
         "with exclusive_lock(Path(sys.argv[1]), command='search'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

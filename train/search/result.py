@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from fastmix_data.artefacts import sha256_of_file
+from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
 from fastmix_data.results.mixture import Mixture, Origin, SearchRecord, StartRecord, load_mixture, save_mixture
 from fastmix_data.results.searched_recipe import load_searched_recipe
 from fastmix_data.workdir import SearchFolder
 from train.proxy.checkpoint import check_checkpoint
 from train.proxy.engine import ProxyEngine
+from train.search.certainty import averaged_weights, certainty_of
 from train.search.plan import SearchPlan
 from train.search.proxy_run import ProxyRun
 from train.search.start import Start
 from train.search.stopping import why_it_ended
-from train.search.uncertainty import averaged_weights, certainty_of
 from train.target.outcome import LossesByTarget, ReferenceComparison, target_record
 
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from fastmix_data.arrays import Int64s
 
 
 def strings(texts: Sequence[str]) -> pa.LargeStringArray:
@@ -62,3 +65,15 @@ def constant(value: str, length: int) -> pa.DictionaryArray:
     ['a', 'a']
     """
     return labels([value], np.zeros(length, np.int32))
+
+
+def offsets_of(column: pa.Array) -> Int64s:
+    """Where each cell of a text column starts in its buffer, and the end of the last, shape (num_rows + 1,)."""
+    return np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+
+
+def cells_of(column: pa.Array) -> list[memoryview]:
+    """UTF-8 of each cell, without a copy."""
+    data = column.buffers()[2]
+    view = memoryview(data if data is not None else b"")  # no buffer where all cells are empty
+    return [view[start:stop] for start, stop in itertools.pairwise(offsets_of(column).tolist())]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmix_data.arrays import Mask, Tokens
-from fastmix_data.artefacts import atomic_file
+from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import CorruptArtefactError
 
 _HEADER = 512  # bytes of a tar header; members are padded to its multiples

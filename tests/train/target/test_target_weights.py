@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
-from train.target.balance import (
+from train.target.target_weights import (
     ReferenceLosses,
     TargetBalance,
     TargetLossEstimates,

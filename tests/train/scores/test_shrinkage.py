@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.scores.reliability import ScoreReliability
+from train.scores.shrinkage import ScoreReliability
 
 
 def after_updates(means_K: np.ndarray, *, num_updates: int, seed: int, deviation: float = 1.0) -> ScoreReliability:

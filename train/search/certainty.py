@@ -15,7 +15,7 @@ from fastmix_data.arrays import Bools, Float64s
 from fastmix_data.results.mixture import Certainty
 from fastmix_data.results.trajectory import Trajectory
 from train.proxy.losses import sampling_weights
-from train.scores.reliability import less_the_mixtures
+from train.scores.shrinkage import less_the_mixtures
 
 _TINY = 1e-300
 _FEWEST_UPDATES = 8  # below this, a spread over updates says nothing

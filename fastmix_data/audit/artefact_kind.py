@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from fastmix_data.artefacts import read_json
+from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import InputError
 from fastmix_data.manifest.manifest import KIND
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog

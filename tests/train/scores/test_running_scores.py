@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.mixture.optimizer import logit_gradient
-from train.scores.source_scores import SourceScores
+from train.scores.running_scores import SourceScores
 
 
 def test_an_absent_source_keeps_its_estimate() -> None:

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
-from train.search.plan import SearchPlan
-from train.search.search import search
-from train.search.uncertainty import (
+from train.search.certainty import (
     Evidence,
     averaged_weights,
     block_means,
@@ -23,6 +21,8 @@ from train.search.uncertainty import (
     ratio_and_influence,
     signal_to_noise,
 )
+from train.search.plan import SearchPlan
+from train.search.search import search
 
 
 def autoregressive(rng: np.random.Generator, shape: tuple[int, ...], *, memory: float) -> np.ndarray:

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmix_data.errors import CorruptArtefactError
-from fastmix_data.shards.stream import ShardNames, ShardStream
-from fastmix_data.shards.strided import ShardLayout, StridedShard, cut_shard, encode_shard, token_dtype, write_shard
+from fastmix_data.shards.shard_format import ShardLayout, StridedShard, cut_shard, encode_shard, token_dtype, write_shard
+from fastmix_data.shards.shard_writer import ShardNames, ShardStream
 
 EOS = 7
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastmix_data.artefacts import atomic_file, hash_of, read_json, write_json
+from fastmix_data.arrow_arrays import numbers
+from fastmix_data.atomic_files import atomic_file, hash_of, read_json, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.sources import TrainTokenizer
 from fastmix_data.tokens.encoding import Backend, Encoder, first_difference
 from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer, describe_tokenizer, download_tokenizer, train_tokenizer
-from pipelines.preprocess.arrow_arrays import numbers
 from pipelines.preprocess.bad_text import DocumentCounts
+from pipelines.preprocess.held_out import hash_documents, is_held_out
 from pipelines.preprocess.inputs import SourceInputs
-from pipelines.preprocess.partition_job import hash_documents, is_held_out
 from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.plan import FIRST_READ_BYTES, PreprocessPlan
 from pipelines.preprocess.readers import column_names, read_partition

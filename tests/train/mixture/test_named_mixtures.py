@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from train.mixture.bigram import bigram_weights
-from train.mixture.stated import start_and_prior, stated_weights, swarm_centre, weights_by_name
+from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre, weights_by_name
 from train.search.plan import SearchPlan
 
 
