@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastmix_data.errors import FastmixError, Interrupted, RecipeError
-from fastmix_data.machine import Workers, launched_rank
+from fastmix_data.machine import Workers, launched_rank, let_waiting_threads_sleep
 from pipelines.console import Console, mixture_notes, mixture_table, run_summary
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def main() -> None:
     `fastmix demo` shows all of it on an embedded corpus. For your own: `fastmix init DIR` writes a recipe, `fastmix run RECIPE` does the
     rest. Every command does only what is missing, so one that was stopped is simply started again.
     """
+    let_waiting_threads_sleep()
 
 
 @main.command()

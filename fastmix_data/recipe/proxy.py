@@ -44,4 +44,6 @@ class ProxySection(Section):
 class DeepspeedSection(Section):
     """How the proxy is spread over devices."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage: 0 none, 1 optimiser, 2 and gradients, 3 and parameters.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="ZeRO stage: 0 none (bf16 takes 1 then), 1 optimiser, 2 and gradients, 3 and parameters."
+    )

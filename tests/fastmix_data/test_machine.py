@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,15 @@ def test_the_strictest_quota_of_the_own_control_groups_counts(
 
 def test_this_machine_has_at_least_a_core() -> None:
     assert 1 <= num_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_a_command_has_openmp_spin_little_unless_the_user_says_otherwise(settings: dict[str, str], count: str) -> None:
+    """What OpenMP says itself when torch loads it."""
+    code = "from pipelines.cli import main; main(['recipe', '--schema'], standalone_mode=False); import torch"
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {**others, **settings, "OMP_DISPLAY_ENV": "verbose"}
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{count}'" in finished.stderr

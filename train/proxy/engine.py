@@ -169,12 +169,14 @@ class ProxyEngine:
     @property
     def loss_scale(self) -> float:
         """What activations' gradients are multiplied by during `backward`, relative to the loss that was given."""
+        # DeepSpeed divides by the number of micro-batches before the backward pass, by that of ranks only when it adds gradients up.
         return float(self.world_size)
 
     def step(self, learning_rate: float, *, last_micro_batch: bool) -> None:
         """Count a micro-batch; after the last one clip, move the parameters and zero the gradients."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        # DeepSpeed counts micro-batches by itself, and moves the parameters when its own count says so.
         assert self._engine.is_gradient_accumulation_boundary() == last_micro_batch
         self._engine.step()
 
@@ -188,7 +190,8 @@ class ProxyEngine:
         if self._engine.global_steps == 0:
             return None
         if self._zero_stage in (1, 2) and not self._moments_linked:
-            # DeepSpeed links states after the first group's step, when the second group has none yet
+            # DeepSpeed makes states readable by parameter within its first step, after the first group's, when the second group (the
+            # vectors) has none yet, and marks the work as done. It is done again, once, when both have theirs.
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
             self._moments_linked = True

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from fastmix_data.errors import FastmixError
-from fastmix_data.machine import num_cores
+from fastmix_data.machine import let_waiting_threads_sleep, num_cores
 
 
 def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
@@ -26,6 +26,7 @@ def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> 
     Raises:
         FastmixError: as the first rank that failed raised it.
     """
+    let_waiting_threads_sleep()
     errors: SimpleQueue[FastmixError] = mp.get_context("spawn").SimpleQueue()
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, num_cores() // num_ranks))

@@ -177,7 +177,7 @@ class HypergradientProbe:
         assert self._target, "take a target gradient first"
         self._alignment_B = self._square_norm_B = None
         self._seen = set()
-        handles = [
+        handles = [  # prepended: ZeRO-3's own hook lets go of a module's parameters right after its forward pass
             module.register_forward_hook(self._hook(own, batch_shape), with_kwargs=True, prepend=True)
             for module, own in self._owners
         ]
