@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -99,8 +98,7 @@ def constraints_of(section: ConstraintsSection, catalog: Catalog, emit: EmitSect
     capped = _with_caps(stated, tokens_K / emit.token_budget)
     problem = _contradiction(capped)
     if problem is not None:
-        remedy = f"{_production_remedy(stated, tokens_K, emit)}, or {problem.remedy}"
-        raise RecipeError(problem.where, problem.what, remedy)
+        raise RecipeError(problem.where, problem.what, f"{_production_remedy(stated, tokens_K, emit)}, or {problem.remedy}")
     return capped
 
 
@@ -127,7 +125,7 @@ def stated_constraints(section: ConstraintsSection, *, sources: Sequence[str]) -
     )
     problem = _contradiction(stated)
     if problem is not None:
-        raise RecipeError(*problem)
+        raise problem
     return stated
 
 
@@ -141,36 +139,30 @@ def _with_caps(stated: MixtureConstraints, cap_K: Float64s) -> MixtureConstraint
     return replace(stated, ceiling_K=np.where(capped_K, cap_K, stated.ceiling_K), capped_K=capped_K)
 
 
-class _Contradiction(NamedTuple):
-    where: str
-    what: str
-    remedy: str
-
-
-def _contradiction(bounds: MixtureConstraints) -> _Contradiction | None:
+def _contradiction(bounds: MixtureConstraints) -> RecipeError | None:
     """The first reason why no mixture meets the bounds: one source's own, a group's with its members', then those of all."""
     key = "search.constraints"
     for k in np.flatnonzero(bounds.floor_K > bounds.ceiling_K).tolist():
-        return _Contradiction(key, f"{_floor_text(bounds, k)} is above {_ceiling_text(bounds, k)}", "change one of the two")
+        return RecipeError(key, f"{_floor_text(bounds, k)} is above {_ceiling_text(bounds, k)}", "change one of the two")
     least_K, most_K = bounds.floor_K.copy(), bounds.ceiling_K.copy()
     for name, (members, least, most) in bounds.groups.items():
         where, needed, allowed = f"{key}.groups.{name}", least_K[members].sum(), most_K[members].sum()
         if needed > most + _SLACK:
             what = f"its max {most:.6g} is less than the {needed:.6g} its members need ({_floors(bounds, members)})"
-            return _Contradiction(where, what, "raise the one or lower the other")
+            return RecipeError(where, what, "raise the one or lower the other")
         if allowed < least - _SLACK:
             what = f"its min {least:.6g} is more than the {allowed:.6g} its members may have ({_ceilings(bounds, members)})"
-            return _Contradiction(where, what, "lower the one or raise the other")
+            return RecipeError(where, what, "lower the one or raise the other")
         # From here on the group counts as one source: its total stands at the place of its first member.
         least_K[members], most_K[members] = 0.0, 0.0
         least_K[members[0]], most_K[members[0]] = max(needed, least), min(allowed, most)
     everything = np.arange(len(bounds.sources))
     if least_K.sum() > 1 + _SLACK:
         what = f"they ask for {least_K.sum():.6g} in all, more than 1 ({_floors(bounds, everything)})"
-        return _Contradiction(key, what, "lower some of these")
+        return RecipeError(key, what, "lower some of these")
     if most_K.sum() < 1 - _SLACK:
         what = f"they allow {most_K.sum():.6g} in all, less than 1 ({_ceilings(bounds, everything)})"
-        return _Contradiction(key, what, "raise some of these")
+        return RecipeError(key, what, "raise some of these")
     return None
 
 

@@ -44,18 +44,23 @@ def by_mean(start: Start) -> str:
     return min(start.trial_losses, key=lambda power: float(np.mean(start.trial_losses[power])))
 
 
-def test_the_power_with_the_lower_mean_loss_is_started_from_and_pulled_to(planted_plan: MakePlan, tmp_path: Path) -> None:
-    plan = planted_plan("target.sources={same: 1, other: 3}", **COUNTED)
-    start = found_start(plan, tmp_path)
+def test_a_search_spends_its_budget_on_trials_and_starts_from_the_power_with_the_lower_mean_loss(planted_plan: MakePlan) -> None:
+    plan = planted_plan("target.sources={same: 1, other: 3}", **COUNTED, update_interval=8)
+    mixture = search(plan, quiet=True).mixture
+    saved = read_json(plan.folder.start)
+    assert saved.pop("identity") == plan.identity(1)
+    start = Start(**saved)
     assert {power: len(losses) for power, losses in start.trial_losses.items()} == {"1": 3, "3": 3}
     # another seed in each pair, another mixture within it
     assert len(set(start.trial_losses["1"] + start.trial_losses["3"])) == 6
     assert start.power == int(by_mean(start))
-    assert start.prior == start.initial
-    counted_K = np.array(start.counted)
-    assert start.initial == pytest.approx(to_the_power(counted_K, start.power), abs=1e-9)
+    assert start.prior == start.initial == pytest.approx(to_the_power(np.array(start.counted), start.power), abs=1e-9)
     measured = 2 * 16 * 32  # 16 sequences of 32 tokens of each of two targets
     assert start.num_tokens == NUM_TRIALS * (30 * STEP + measured)
+    assert mixture.start.trials == start.trial_losses
+    assert list(mixture.start.weights.values()) == pytest.approx(start.initial)
+    assert mixture.search.num_steps == 360 - NUM_TRIALS * 30
+    assert mixture.search.num_tokens == 360 * STEP + NUM_TRIALS * measured + 22 * 8 * 32  # 22 updates with 8 target sequences
 
 
 def test_trials_find_that_a_blend_of_sources_needs_all_of_them(tmp_path: Path) -> None:
@@ -97,17 +102,6 @@ def test_a_stopped_search_keeps_the_trials_it_has_made(planted_plan: MakePlan, t
     assert found_start(plan, folder, stop_asked=lambda: True) == resumed
     with pytest.raises(Interrupted, match="0 of 6 trials"):
         found_start(plan, folder, stop_asked=lambda: True, identity={"recipe": "another"})
-
-
-def test_a_search_spends_its_budget_on_trials_and_the_rest(planted_plan: MakePlan) -> None:
-    plan = planted_plan(**COUNTED, update_interval=8)
-    alone = search(plan, quiet=True).mixture
-    assert alone.search.num_steps == 360 - NUM_TRIALS * 30
-    target_tokens = 22 * 8 * 32 + NUM_TRIALS * 16 * 32  # one batch an update, and one measurement a trial
-    assert alone.search.num_tokens - 360 * STEP == pytest.approx(target_tokens)
-    start = read_json(plan.folder.start)
-    assert alone.start.trials == start["trial_losses"]
-    assert list(alone.start.weights.values()) == pytest.approx(start["initial"])
 
 
 def test_without_trials_a_search_starts_where_the_recipe_says(planted_plan: MakePlan, tmp_path: Path) -> None:
