@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
+from fastmix_data.machine import num_cores
 from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
 from fastmix_data.messages import first_line
 from fastmix_data.progress import Advance, progress
@@ -112,7 +112,7 @@ def _verify_files(expected: list[_Expected], report: VerifyReport, *, quiet: boo
     report.num_shards, report.num_bytes = len(expected), sum(file.num_bytes for file in expected)
     if not expected:
         return
-    workers = min(_THREADS, os.cpu_count() or 1, len(expected))
+    workers = min(_THREADS, num_cores(), len(expected))
     with (
         progress("verify", total=report.num_bytes, unit="B", quiet=quiet) as advance,
         ThreadPoolExecutor(workers) as pool,

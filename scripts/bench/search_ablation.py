@@ -22,6 +22,7 @@ import numpy as np
 from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 
 from fastmix_data.atomic_files import hash_of
+from fastmix_data.machine import num_cores
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--from-uniform", action="store_true", help="measure variants of the search without a prior, from uniform"
     )
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=num_cores())
     options = parser.parse_args()
     options.variants = list(dict.fromkeys([UNIFORM, DEFAULT, *options.variants]))
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)

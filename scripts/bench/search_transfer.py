@@ -20,6 +20,7 @@ import numpy as np
 from corpus_recipe import PROXY, TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
 from search_ablation import confirm, learned, varied
 
+from fastmix_data.machine import num_cores
 from fastmix_data.recipe.proxy import ProxySection
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.shards.catalog import Catalog
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all", "literary", "code", "qa"])
     parser.add_argument("--token-budget", type=int, default=600_000)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=num_cores())
     options = parser.parse_args()
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
     catalog = prepare(recipe)
