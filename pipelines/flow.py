@@ -56,7 +56,7 @@ def run(
     plan = plan_search(recipe, catalog)
     searched = search(plan, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=workers.quiet)
     say(*searched.warnings, searched.message)
-    manifest = emit(recipe, replace=replace)
+    manifest = emit_manifest(catalog, searched.mixture, emit=section, directory=recipe.paths.manifest.root, replace=replace)
     say(manifest.message)
     report = write_report(recipe.paths)
     say(f"wrote {report}")

@@ -71,8 +71,6 @@ def compare(
     """
     wanted, workers = parse_methods(methods), workers or Workers()
     check_search(plan, num_ranks=1)
-    if any(method.kind == "doge" for method in wanted):  # fastmix's own search checks for itself
-        check_proxy(plan.proxy, scope="all")
     kept = Workdir(plan.catalog.root).compare
     result = kept if directory is None else CompareFolder(directory)
     seeds = tuple(plan.proxy.training.seed + _FIRST_SEED + number for number in range(num_seeds))
@@ -80,6 +78,8 @@ def compare(
     if done is not None:
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
         return CompareResult(done, result.comparison, False, message)
+    if any(method.kind == "doge" for method in wanted):  # fastmix's own search checks for itself
+        check_proxy(plan.proxy, scope="all")
     with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers)
         jobs = _confirmations(found, plan, seeds=seeds)

@@ -108,14 +108,11 @@ class _Ranks:
 
     def run(self, plan: SearchPlan) -> None:
         """One search, from first to last step."""
-        if self.launched is not None:
-            with self.meeting():
-                _run_rank(plan, rank=self.launched.rank, world_size=self.number, replace=self.replace, quiet=self.quiet)
-        elif self.number > 1:
-            launch_ranks(_run_started, plan, self.replace, self.quiet, num_ranks=self.number)
+        if self.launched is None and self.number > 1:
+            launch_ranks(_run_rank, plan, self.replace, self.quiet, num_ranks=self.number)
         else:
-            with process_group(rank=0, world_size=1):
-                _run_rank(plan, rank=0, world_size=1, replace=self.replace, quiet=self.quiet)
+            rank = 0 if self.launched is None else self.launched.rank
+            _run_rank(plan, self.replace, self.quiet, rank, self.number, None)
 
 
 def _search_seeds(plan: SearchPlan, ranks: _Ranks, *, num_seeds: int) -> None:
@@ -153,15 +150,13 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _run_started(plan: SearchPlan, replace: bool, quiet: bool, rank: int, world_size: int, rendezvous: str) -> None:
-    with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
-        _run_rank(plan, rank=rank, world_size=world_size, replace=replace, quiet=quiet)
-
-
-def _run_rank(plan: SearchPlan, *, rank: int, world_size: int, replace: bool, quiet: bool) -> None:
+def _run_rank(plan: SearchPlan, replace: bool, quiet: bool, rank: int, world_size: int, rendezvous: str | None) -> None:
     """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
     identity = plan.identity(world_size)
-    with exclusive_lock(plan.folder.lock, command="search") if rank == 0 else nullcontext():
+    with (
+        process_group(rank=rank, world_size=world_size, rendezvous=rendezvous),
+        exclusive_lock(plan.folder.lock, command="search") if rank == 0 else nullcontext(),
+    ):
         if rank == 0:  # the others wait for it when they build the engine
             discard_other_search(plan.folder, identity=identity, replace=replace)
             save_searched_recipe(plan.folder.recipe, plan.sections)

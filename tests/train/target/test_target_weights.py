@@ -12,6 +12,7 @@ from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from train.target.target_weights import (
     ReferenceLosses,
+    Rule,
     TargetBalance,
     TargetLossEstimates,
     limit_multipliers,
@@ -76,10 +77,10 @@ def test_the_recipe_chooses_the_rule_and_worst_case_starts_from_uniform() -> Non
 
 
 @pytest.mark.parametrize("rule", ["worst_case", "limits"])
-def test_a_restored_balance_goes_on_as_the_saved_one(rule: str) -> None:
-    first = TargetBalance(np.array([0.6, 0.4]), rule=rule)  # type: ignore[arg-type]
+def test_a_restored_balance_goes_on_as_the_saved_one(rule: Rule) -> None:
+    first = TargetBalance(np.array([0.6, 0.4]), rule=rule)
     first.update(np.array([-0.01, 0.02]))
-    second = TargetBalance(np.array([0.6, 0.4]), rule=rule)  # type: ignore[arg-type]
+    second = TargetBalance(np.array([0.6, 0.4]), rule=rule)
     second.load_state_dict(first.state_dict())
     assert second.weights_G.tolist() == first.weights_G.tolist()
     for balance in (first, second):
