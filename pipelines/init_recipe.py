@@ -24,9 +24,9 @@ from fastmix_data.messages import first_line
 from fastmix_data.recipe.recipe import SOURCE_NAME
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
-from pipelines.preprocess.bad_text import holds_text
-from pipelines.preprocess.inputs import READABLE, format_of
-from pipelines.preprocess.streams import read_pieces
+from pipelines.inputs.columns import holds_text
+from pipelines.inputs.files import READABLE, format_of
+from pipelines.inputs.streams import read_pieces
 
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
 _TRAIN_WORDS = frozenset({"train", "training"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +11,6 @@ import xxhash
 from fastmix_data.arrays import Bools, UInt64s
 from fastmix_data.arrow_arrays import cells_of
 from fastmix_data.atomic_files import hash_of
-
-Origin = Literal["train", "valid", "both"]
-NUM_WAVES = 3
-# Whatever is held out anywhere must be known before a document is put into a training split. Files that are held out as a whole
-# come first. Sources split by hash are next: the hash holds a document out wherever it occurs among them, so they need not know of
-# one another. Training files of sources with held-out files of their own follow no hash, so they come last.
-WAVE_OF_ORIGIN: dict[Origin, int] = {"valid": 0, "both": 1, "train": 2}
 
 
 def is_held_out(hashes: UInt64s, valid_fraction: float) -> Bools:

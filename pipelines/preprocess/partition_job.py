@@ -22,11 +22,11 @@ from fastmix_data.shards.shard_writer import ShardNames, ShardStream
 from fastmix_data.tokens.encoding import Backend, EncodedDocuments, Encoder, encode_documents
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
-from pipelines.preprocess.bad_text import DocumentCounts
+from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
-from pipelines.preprocess.partitions import Partition
-from pipelines.preprocess.readers import column_names, read_partition
 from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
+from pipelines.reading.bad_text import DocumentCounts
+from pipelines.reading.readers import column_names, read_partition
 
 # Whoever asks for the documents of a block reads whole row groups.
 _ROWS_OF_A_GROUP = 65_536

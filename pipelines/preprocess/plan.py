@@ -13,10 +13,10 @@ from fastmix_data.recipe.sources import ShardsSection, TokenizerSection
 from fastmix_data.recipe.target import TargetFiles, TargetSection
 from fastmix_data.tokens.tokenizer import find_eos_token, load_tokenizer
 from fastmix_data.workdir import Workdir
-from pipelines.preprocess.bad_text import DocumentCounts
-from pipelines.preprocess.inputs import SourceInputs, resolve_inputs
-from pipelines.preprocess.partitions import Partition, plan_partitions
-from pipelines.preprocess.readers import read_partition
+from pipelines.inputs.files import SourceInputs, resolve_inputs
+from pipelines.inputs.partitions import Partition, plan_partitions
+from pipelines.reading.bad_text import DocumentCounts
+from pipelines.reading.readers import read_partition
 
 # Of a source of 100,000 files, the first ones tell whether its keys are right.
 _FILES_OPENED_BEFOREHAND = 64

@@ -15,12 +15,12 @@ from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.sources import TrainTokenizer
 from fastmix_data.tokens.encoding import Backend, Encoder, first_difference
 from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer, describe_tokenizer, download_tokenizer, train_tokenizer
-from pipelines.preprocess.bad_text import DocumentCounts
+from pipelines.inputs.files import SourceInputs
+from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.held_out import hash_documents, is_held_out
-from pipelines.preprocess.inputs import SourceInputs
-from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.plan import FIRST_READ_BYTES, PreprocessPlan
-from pipelines.preprocess.readers import column_names, read_partition
+from pipelines.reading.bad_text import DocumentCounts
+from pipelines.reading.readers import column_names, read_partition
 
 _CHECKED_DOCUMENTS = 16
 _CHECKED_CHARACTERS = 16_384

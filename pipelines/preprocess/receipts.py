@@ -20,9 +20,9 @@ from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.messages import and_more
 from fastmix_data.shards.catalog import ShardRow
 from fastmix_data.workdir import Workdir
-from pipelines.preprocess.partitions import Partition
+from pipelines.inputs.partitions import Partition
+from pipelines.inputs.streams import hash_of_range
 from pipelines.preprocess.plan import PreprocessPlan
-from pipelines.preprocess.streams import hash_of_range
 
 SCHEMA_VERSION = 1
 _REMEDY = "run `fastmix preprocess --replace` to make them anew, or name another workdir"

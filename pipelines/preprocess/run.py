@@ -24,10 +24,10 @@ from fastmix_data.tokens.encoding import Backend, Encoder
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.cluster import dask_client, run_on_cluster
+from pipelines.inputs.partitions import NUM_WAVES, Partition
 from pipelines.preprocess.assemble import assemble_catalog, count_warnings, describe_catalog, require_held_out, require_usable
-from pipelines.preprocess.held_out import NUM_WAVES, hash_of_held_out
+from pipelines.preprocess.held_out import hash_of_held_out
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
-from pipelines.preprocess.partitions import Partition
 from pipelines.preprocess.plan import PreprocessPlan
 from pipelines.preprocess.prepare_tokenizer import choose_backend, prepare_tokenizer
 from pipelines.preprocess.receipts import (

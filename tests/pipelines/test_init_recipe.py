@@ -16,7 +16,7 @@ from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from pipelines.init_recipe import propose_recipe, write_recipe
-from pipelines.preprocess.inputs import resolve_files
+from pipelines.inputs.files import resolve_files
 
 CORPUS = os.environ.get("FASTMIX_CORPUS")
 

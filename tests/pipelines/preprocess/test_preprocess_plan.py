@@ -11,9 +11,12 @@ from tokenizers import Tokenizer, models
 
 from fastmix_data.errors import InputError, RecipeError
 from fastmix_data.machine import Workers
-from pipelines.preprocess import inputs, partitions, plan, readers
+from pipelines.inputs import files as inputs
+from pipelines.inputs import partitions
+from pipelines.preprocess import plan
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
+from pipelines.reading import readers
 
 
 def test_a_run_resolves_plans_and_opens_each_input_once(small, tmp_path, monkeypatch):

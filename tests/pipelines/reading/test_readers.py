@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.sources import SourceSection
-from pipelines.preprocess.bad_text import DocumentCounts
-from pipelines.preprocess.inputs import resolve_inputs
-from pipelines.preprocess.partitions import plan_partitions
-from pipelines.preprocess.readers import read_partition
+from pipelines.inputs.files import resolve_inputs
+from pipelines.inputs.partitions import plan_partitions
+from pipelines.reading.bad_text import DocumentCounts
+from pipelines.reading.readers import read_partition
 
 TEXTS = [f"document {number}: naïve café 🤦🏽‍♀️\nline two\r\n" * (number % 7 + 1) for number in range(60)]
 

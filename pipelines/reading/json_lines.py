@@ -14,9 +14,10 @@ import orjson
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
-from pipelines.preprocess.bad_text import DocumentCounts, decode, missing_key
-from pipelines.preprocess.inputs import InputFile
-from pipelines.preprocess.streams import count_lines, first_line_start, read_pieces
+from pipelines.inputs.columns import missing_key
+from pipelines.inputs.files import InputFile
+from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
+from pipelines.reading.bad_text import DocumentCounts, decode
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 Columns = list[list[str]]

@@ -14,7 +14,7 @@ from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line, nearest
 from fastmix_data.recipe.sources import SourceSection, TextSection
 from fastmix_data.recipe.target import TargetFiles
-from pipelines.preprocess.hub_datasets import DatasetInput, resolve_dataset
+from pipelines.inputs.hub_datasets import DatasetInput, resolve_dataset
 
 Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt"]
 _FORMATS: tuple[Format, ...] = get_args(Format)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
-from pipelines.preprocess.bad_text import holds_text, missing_key, not_text
-from pipelines.preprocess.held_out import WAVE_OF_ORIGIN, Origin
-from pipelines.preprocess.hub_datasets import DatasetInput
-from pipelines.preprocess.inputs import InputFile, SourceInputs
-from pipelines.preprocess.streams import open_binary
+from pipelines.inputs.columns import holds_text, missing_key, not_text
+from pipelines.inputs.files import InputFile, SourceInputs
+from pipelines.inputs.hub_datasets import DatasetInput
+from pipelines.inputs.streams import open_binary
 
+Origin = Literal["train", "valid", "both"]
+NUM_WAVES = 3
+# Whatever is held out anywhere must be known before a document is put into a training split. Files that are held out as a whole
+# come first. Sources split by hash are next: the hash holds a document out wherever it occurs among them, so they need not know of
+# one another. Training files of sources with held-out files of their own follow no hash, so they come last.
+WAVE_OF_ORIGIN: dict[Origin, int] = {"valid": 0, "both": 1, "train": 2}
 # A receipt names every file, so a partition of tiny ones is bounded by their number too.
 _MAX_FILES_OF_A_PARTITION = 4096
 

@@ -18,12 +18,13 @@ from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
-from pipelines.preprocess.bad_text import DocumentCounts, decode, holds_text, not_text
-from pipelines.preprocess.hub_datasets import read_dataset_shard
-from pipelines.preprocess.inputs import InputFile
-from pipelines.preprocess.json_lines import read_json_lines
-from pipelines.preprocess.partitions import Partition
-from pipelines.preprocess.streams import open_binary
+from pipelines.inputs.columns import holds_text, not_text
+from pipelines.inputs.files import InputFile
+from pipelines.inputs.hub_datasets import read_dataset_shard
+from pipelines.inputs.partitions import Partition
+from pipelines.inputs.streams import open_binary
+from pipelines.reading.bad_text import DocumentCounts, decode
+from pipelines.reading.json_lines import read_json_lines
 
 # Small enough that its copies stay in the processor cache and in memory the allocator already has.
 BATCH_BYTES = 1 << 20

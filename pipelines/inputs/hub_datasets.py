@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
-from pipelines.preprocess.bad_text import missing_key
+from pipelines.inputs.columns import missing_key
 
 _ROWS_OF_A_BATCH = 256
 _SECONDS_TO_CONNECT = 10

@@ -1,0 +1,1 @@
+"""Reading documents of any supported format to Arrow batches of text."""
