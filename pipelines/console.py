@@ -76,7 +76,8 @@ def mixture_table(mixture: Mixture, epochs: Mapping[str, float] | None = None) -
     largest = max(weights.values())
     columns: list[tuple[str, Mapping[str, str]]] = [
         ("source", {name: name for name in weights}),
-        ("   share", {name: f"{weight:7.1%}" for name, weight in weights.items()}),
+        ("   share", _percents(weights)),
+        *((f"of {unit.replace('_', ' ')}", _percents(shares)) for unit, shares in mixture.shares.items()),
         ("90% interval", _interval_texts(certainty.interval)),
         ("another seed", _interval_texts(certainty.seed_interval)),
         ("signal/noise", {name: f"{ratio:12.1f}" for name, ratio in certainty.signal_to_noise.items()}),
@@ -88,6 +89,10 @@ def mixture_table(mixture: Mixture, epochs: Mapping[str, float] | None = None) -
     rows = [[title for title, _ in shown], *([texts.get(name, "") for _, texts in shown] for name in names)]
     # Numbers have their width already, for an interval is two of them that stand under each other.
     return indent(aligned(rows, flush_left=range(len(shown))), "  ")
+
+
+def _percents(shares: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{share:7.1%}" for name, share in shares.items()}
 
 
 def _interval_texts(interval: Mapping[str, tuple[float, float]]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from fastmix_data.messages import and_more
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
+from fastmix_data.weight_units import token_shares
 from fastmix_data.workdir import ManifestFolder
 
 
@@ -52,7 +53,10 @@ def emit_manifest(catalog: Catalog, mixture: Mixture, *, emit: EmitSection, dire
         MismatchError: a manifest of other inputs is there; names what differs.
         CorruptArtefactError: the manifest that is there was altered.
     """
-    request = _Request(catalog, tuple(mixture.weights_K(catalog.sources).tolist()), emit, directory)
+    weights_K = mixture.weights_K(catalog.sources)
+    if mixture.unit != "tokens":
+        weights_K = token_shares(weights_K, per_token_K=catalog.units_per_token_K(mixture.unit))
+    request = _Request(catalog, tuple(weights_K.tolist()), emit, directory)
     found = None if replace else _found(request)
     return found or save_manifest(_plan(request))
 

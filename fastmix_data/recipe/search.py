@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.section import Section
 from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.weight_units import WeightUnit
 
 # How far a logit may travel in a whole search, in nats, with and without a pull; and bounds of a single move.
 _PULLED_TRAVEL, _FREE_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 20.0, 0.05, 0.3
@@ -88,6 +89,11 @@ class SearchSection(Section):
         ge=0,
         lt=1,
         description="Memory of a source's score: share of the old evidence kept when the source is seen again.",
+    )
+    weight_unit: WeightUnit = Field(
+        "tokens",
+        description="What a share of a stated mixture counts (uniform, and by name in initial_weights and prior): tokens, tokens that "
+        "carry loss, or examples. Results, bounds and caps are shares of tokens; results give the other two beside.",
     )
     initial_weights: StartingMixture = Field(
         "bigram",

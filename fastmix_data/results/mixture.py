@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import RecipeError
+from fastmix_data.weight_units import WeightUnit
 
 SCHEMA_VERSION = 2
 _SUM_TOLERANCE = 1e-6
@@ -126,13 +127,21 @@ class Origin(_Record):
 
 
 class Mixture(_Record):
-    """Shares of tokens by source.
+    """Shares of tokens by source, or of another unit in a file that says so.
 
     `fastmix emit --mixture FILE` takes any JSON file with a `weights` object; the other fields say how a search found them.
     """
 
     schema_version: int = SCHEMA_VERSION
-    weights: Shares = Field(min_length=1, description="Share of tokens of each source; sums to 1.")
+    weights: Shares = Field(min_length=1, description="Share of each source; sums to 1.")
+    unit: WeightUnit = Field(
+        "tokens",
+        description="What the weights count: tokens, tokens that carry loss (loss_tokens), or examples. A search says tokens.",
+    )
+    shares: dict[WeightUnit, Shares] = Field(
+        default_factory=dict,
+        description="Of a search with prompts or conversations: what the weights come to in loss tokens and in examples.",
+    )
     method: str = "given"
     binding: dict[str, str] = Field(
         default_factory=dict,

@@ -13,9 +13,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import hash_of, write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_layout
+from fastmix_data.weight_units import WeightUnit, counted_shares
 from fastmix_data.workdir import CATALOG_FILE
 
 SCHEMA_VERSION = 1
@@ -115,6 +117,24 @@ class Catalog:
     def num_tokens_K(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Unique training tokens of each source, shape (K,)."""
         return np.array([self.num_tokens(source) for source in self.sources], np.int64)
+
+    def num_units_K(self, unit: WeightUnit) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens, tokens that carry loss, or documents of each source's training split, shape (K,)."""
+        field = {"tokens": "num_tokens", "loss_tokens": "num_loss_tokens", "examples": "num_documents"}[unit]
+        return np.array([sum(getattr(row, field) for row in self.shards(name, "train")) for name in self.sources], np.int64)
+
+    def units_per_token_K(self, unit: WeightUnit) -> Float64s:
+        """How many of a unit a training token of each source is worth, shape (K,)."""
+        per_token_K: Float64s = self.num_units_K(unit) / self.num_tokens_K()
+        return per_token_K
+
+    def counted(self, weights_K: Float64s) -> dict[WeightUnit, dict[str, float]]:
+        """What shares of tokens come to in loss tokens and in examples, by source; empty where every token carries loss."""
+        if not any(row.has_mask for row in self.rows if row.source in self.sources):
+            return {}
+        units: tuple[WeightUnit, ...] = ("loss_tokens", "examples")
+        shares = {unit: counted_shares(weights_K, per_token_K=self.units_per_token_K(unit)) for unit in units}
+        return {unit: dict(zip(self.sources, shares_K.tolist(), strict=True)) for unit, shares_K in shares.items()}
 
     def layout(self, row: ShardRow) -> ShardLayout:
         """How a shard's samples lie in its file."""

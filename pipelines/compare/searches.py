@@ -111,7 +111,7 @@ def stated_mixture(method: Method, plan: SearchPlan) -> FoundMixture:
     """uniform, proportional, or what the search is pulled to: no proxy is trained, though counting may take seconds."""
     started = time.monotonic()
     if method.kind != "prior":
-        return FoundMixture(tuple(stated_weights(plan.catalog, method.kind).tolist()), SearchCost())
+        return FoundMixture(tuple(stated_weights(plan.catalog, method.kind, unit=plan.search.weight_unit).tolist()), SearchCost())
     _, prior_K = start_and_prior(plan.search, plan.proxy, plan.target.weights())
     return FoundMixture(tuple(prior_K.tolist()), SearchCost(seconds=time.monotonic() - started))
 

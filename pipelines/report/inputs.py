@@ -16,6 +16,7 @@ from fastmix_data.results.mixture import Certainty, Mixture, Origin, TargetRecor
 from fastmix_data.results.searched_recipe import SearchedRecipe, load_searched_recipe
 from fastmix_data.results.trajectory import TrajectoryTable, read_trajectory
 from fastmix_data.shards.catalog import Catalog, load_catalog
+from fastmix_data.weight_units import WeightUnit
 from fastmix_data.workdir import Workdir
 from pipelines.report.groups import SourceGroup, group_sources
 from pipelines.report.method_figures import MethodFigures, method_figures
@@ -69,6 +70,15 @@ class ReportInputs:
         if self.catalog is None:
             return {}
         return dict(zip(self.catalog.sources, self.catalog.num_tokens_K().tolist(), strict=True))
+
+    @cached_property
+    def unit_counts(self) -> dict[WeightUnit, dict[str, int]]:
+        """Loss tokens and examples by source, where some tokens carry no loss; else empty."""
+        catalog = self.catalog
+        if catalog is None or not any(row.has_mask for row in catalog.rows):
+            return {}
+        units: tuple[WeightUnit, ...] = ("loss_tokens", "examples")
+        return {unit: dict(zip(catalog.sources, catalog.num_units_K(unit).tolist(), strict=True)) for unit in units}
 
     @cached_property
     def size_shares(self) -> dict[str, float]:

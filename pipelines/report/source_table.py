@@ -146,6 +146,10 @@ def _search_columns(inputs: ReportInputs) -> list[Column]:
 
     hint = "share of training tokens"
     columns.append(_number_column(inputs, "weight", "weight", hint, values=weights, show=percent, total=_sum_of(weights)))
+    for unit, shares in inputs.mixture.shares.items():
+        name = unit.replace("_", " ")
+        hint = f"what the weight comes to in {name}"
+        columns.append(_number_column(inputs, unit, f"of {name}", hint, values=shares, show=percent, total=_sum_of(shares)))
     if interval:
         columns.append(_interval_column(inputs, "interval", "90% interval", "of the weight", intervals=interval))
     columns += _certainty_columns(inputs)
@@ -209,6 +213,18 @@ def _size_columns(inputs: ReportInputs) -> list[Column]:
     return [
         _number_column(inputs, "unique", "unique tokens", "in the catalog", values=sizes, show=tokens, total=_sum_of(sizes)),
         _number_column(inputs, "size", "by size", hint, values=shares, show=percent, total=_sum_of(shares)),
+        *(
+            _number_column(
+                inputs,
+                f"unique_{unit}",
+                unit.replace("_", " "),
+                "in the catalog",
+                values=counts,
+                show=tokens,
+                total=_sum_of(counts),
+            )
+            for unit, counts in inputs.unit_counts.items()
+        ),
     ]
 
 
@@ -257,12 +273,14 @@ def _csv(inputs: ReportInputs) -> str:
         "weight": weights,
         "interval_low": {name: certainty.interval.get(name, ("", ""))[0] for name in weights},
         "interval_high": {name: certainty.interval.get(name, ("", ""))[1] for name in weights},
+        **{f"weight_in_{unit}": shares for unit, shares in (inputs.mixture.shares if inputs.mixture is not None else {}).items()},
         "seed_interval_low": {name: low for name, (low, _) in certainty.seed_interval.items()},
         "seed_interval_high": {name: high for name, (_, high) in certainty.seed_interval.items()},
         "signal_to_noise": certainty.signal_to_noise,
         "interchangeable_set": _set_numbers(inputs),
         "held_at": inputs.binding,
         "unique_tokens": inputs.sizes,
+        **{f"unique_{unit}": counts for unit, counts in inputs.unit_counts.items()},
         "manifest_tokens": {name: source.num_tokens for name, source in emitted.items()},
         "manifest_share": {name: source.share for name, source in emitted.items()},
         "epochs": {name: source.epochs for name, source in emitted.items()},

@@ -33,6 +33,7 @@ def test_given_weights_make_a_table_from_large_to_small() -> None:
 def test_columns_stand_under_their_titles() -> None:
     mixture = Mixture(
         weights=WEIGHTS,
+        shares={"loss_tokens": WEIGHTS, "examples": {"web": 0.5, "code": 0.1, "copy": 0.4}},
         certainty=Certainty(
             interval={name: (weight - 0.05, weight + 0.05) for name, weight in WEIGHTS.items()},
             seed_interval=dict.fromkeys(WEIGHTS, (0.0, 1.0)),
@@ -40,7 +41,7 @@ def test_columns_stand_under_their_titles() -> None:
         ),
     )
     heading, *lines = mixture_table(mixture, dict.fromkeys(WEIGHTS, 1.5)).splitlines()
-    for title, cell in (("90% interval", "[ 65.0  75.0]"), ("another seed", "[  0.0 100.0]")):
+    for title, cell in (("90% interval", "[ 65.0  75.0]"), ("another seed", "[  0.0 100.0]"), ("of examples", "  10.0%")):
         assert lines[0].index(cell) == heading.index(title)
     assert [line[: heading.index("signal/noise") + len("signal/noise")].split()[-1] for line in lines] == [
         "13.2",

@@ -9,17 +9,24 @@ import numpy as np
 from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
+from fastmix_data.weight_units import WeightUnit, token_shares
 from train.mixture.bigram import bigram_weights
 from train.mixture.simplex import at_least_a_thousandth
 from train.proxy.training import ProxyPlan
 
 
-def stated_weights(catalog: Catalog, choice: str | dict[str, float]) -> Float64s:
-    """Weights for `uniform`, `proportional` (to tokens) or names, shape (K,)."""
+def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: WeightUnit) -> Float64s:
+    """Shares of tokens for `uniform`, `proportional` (to size) or names, shape (K,).
+
+    Args:
+        unit: what the stated shares count.
+    """
+    per_token_K = catalog.units_per_token_K(unit)
     if isinstance(choice, dict):
-        return weights_by_name(choice, sources=catalog.sources)
+        return token_shares(weights_by_name(choice, sources=catalog.sources), per_token_K=per_token_K)
     assert choice in ("uniform", "proportional")
-    sizes_K = catalog.num_tokens_K().astype(np.float64) if choice == "proportional" else np.ones(len(catalog.sources))
+    # Proportional is the same in every unit.
+    sizes_K = catalog.num_tokens_K().astype(np.float64) if choice == "proportional" else 1 / per_token_K
     weights_K: Float64s = sizes_K / sizes_K.sum()
     return weights_K
 
@@ -38,7 +45,9 @@ def start_and_prior(search: SearchSection, plan: ProxyPlan, targets: Mapping[str
     # The counts' answer often leaves sources out, which no score could bring back; a thousandth of a share can still grow.
     known = {"bigram": at_least_a_thousandth(bigram_weights(plan, targets))} if "bigram" in (initial, prior) else {}
     initial_K, prior_K = (
-        known[choice] if isinstance(choice, str) and choice in known else stated_weights(plan.catalog, choice)
+        known[choice]
+        if isinstance(choice, str) and choice in known
+        else stated_weights(plan.catalog, choice, unit=search.weight_unit)
         for choice in (initial, prior)
     )
     return initial_K, prior_K
@@ -46,7 +55,8 @@ def start_and_prior(search: SearchSection, plan: ProxyPlan, targets: Mapping[str
 
 def swarm_centre(search: SearchSection, catalog: Catalog) -> Float64s:
     """The prior of methods that know none of ours, shape (K,): uniform unless the recipe states one without a target in it."""
-    return stated_weights(catalog, "uniform" if search.prior in (None, "bigram") else search.prior)
+    stated = "uniform" if search.prior is None or search.prior == "bigram" else search.prior
+    return stated_weights(catalog, stated, unit=search.weight_unit)
 
 
 def weights_by_name(given: dict[str, float], *, sources: Sequence[str]) -> Float64s:

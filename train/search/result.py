@@ -108,6 +108,7 @@ def write_result(
     low_K, high_K = np.minimum(low_K, mean_K), np.maximum(high_K, mean_K)
     mixture = Mixture(
         weights=dict(zip(sources, mean_K.tolist(), strict=True)),
+        shares=plan.catalog.counted(mean_K),
         method=f"fastmix ({search.hypergradient} parameters)",
         binding=plan.constraints.binding(mean_K),
         certainty=certainty_of(

@@ -77,7 +77,9 @@ def write_mean(plan: SearchPlan, plans: Sequence[SearchPlan]) -> None:
     mean = mean_of_searches(mixtures, limit_tolerance=plan.target.limit_tolerance)
     mean_K = plan.constraints.project(mean.weights_K(plan.catalog.sources))  # feasible but for rounding: the set is convex
     weights = dict(zip(plan.catalog.sources, mean_K.tolist(), strict=True))
-    mean = mean.model_copy(update={"weights": weights, "binding": plan.constraints.binding(mean_K)})
+    mean = mean.model_copy(
+        update={"weights": weights, "binding": plan.constraints.binding(mean_K), "shares": plan.catalog.counted(mean_K)}
+    )
     with atomic_file(plan.folder.trajectory) as file:
         file.write(plans[0].folder.trajectory.read_bytes())
     save_mixture(plan.folder.mixture, mean)

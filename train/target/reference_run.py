@@ -90,7 +90,7 @@ def reference_run(
     saved = read_json(path) if path.exists() else {}
     if saved.get("identity") == identity:
         return ReferenceRun(ReferenceLosses(**saved["losses"]), saved["num_tokens"], saved["seconds"])
-    started, weights_K = time.monotonic(), stated_weights(plan.catalog, mixture)
+    started, weights_K = time.monotonic(), stated_weights(plan.catalog, mixture, unit=search.weight_unit)
     with progress(f"reference run ({mixture})", total=plan.training.num_tokens, quiet=quiet) as advance:
         recorder = _Recorder(plan, search, target, stop_asked=stop_asked, advance=advance)
         engine = train_on_mixture(plan, weights_K, seed=plan.training.seed, on_step=recorder.after_step).engine

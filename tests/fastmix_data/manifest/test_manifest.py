@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_worked_example_shares_epochs_and_caps(catalog: Catalog, tmp_path: Path)
     assert [source.weight for source in manifest.sources] == [0.5, 0.3, 0.2]
     assert sum(source.share for source in manifest.sources) == pytest.approx(1)
     assert books.epochs == books.num_tokens / 743
+
+
+def test_a_mixture_of_examples_ships_as_many_examples_of_each_source_as_it_says(tmp_path: Path) -> None:
+    catalog = _no_files({"long": [64 * BLOCK], "short": [64 * BLOCK]})
+    counts = {"long": 4 * 64, "short": 16 * 64}  # examples a source
+    rows = [dataclasses.replace(row, num_documents=row.num_blocks * counts[row.source] // 64) for row in catalog.rows]
+    catalog = Catalog(catalog.root, catalog.info, rows)
+    weights, budget = {"long": 0.5, "short": 0.5}, EmitSection(token_budget=60 * BLOCK, max_epochs=1)
+    manifest = emit_manifest(catalog, Mixture(weights=weights, unit="examples"), emit=budget, directory=tmp_path)
+    shipped = {source.name: source.num_tokens * counts[source.name] / source.unique_tokens for source in manifest.sources}
+    assert shipped == {"long": 48 * 4, "short": 12 * 16}
 
 
 def test_only_training_shards_are_shipped(catalog: Catalog, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import io
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_workdirs import (
     change_mixture,
@@ -30,7 +32,7 @@ from fastmix_data.recipe.constraints import GroupSection
 from fastmix_data.results.mixture import Certainty, Limit, Mixture, WorstTarget, load_mixture, save_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
 from fastmix_data.results.trajectory import Trajectory
-from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.workdir import Workdir
 from pipelines.report.page import report_pictures, write_report
 
@@ -290,6 +292,25 @@ def test_certainty_of_the_weights_is_shown_where_it_was_measured(tmp_path: Path)
         assert (float(numbers[name]["interval_low"]), float(numbers[name]["interval_high"])) == (low, high)
         assert float(numbers[name]["seed_interval_high"]) == weights[name] * 1.5
     assert [row["interchangeable_set"] for row in (numbers[name] for name in names)] == ["1", "1", "", ""]
+
+
+def test_sources_with_prompts_are_counted_in_loss_tokens_and_examples_too(tmp_path: Path) -> None:
+    workdir = make_workdir(tmp_path, num_sources=3)
+    assert "unique_examples" not in next(iter(read_numbers(write_report(workdir)).values()))
+    catalog = load_catalog(workdir.catalog)
+    rows = [replace(row, has_mask=True, num_loss_tokens=row.num_tokens // 4) for row in catalog.rows]
+    catalog = Catalog(catalog.root, catalog.info, rows)
+    catalog.save(workdir.catalog)
+    weights = load_mixture(workdir.search.mixture).weights
+    shares = catalog.counted(np.array([weights[name] for name in catalog.sources]))
+    change_mixture(workdir, shares=shares)
+    page = write_report(workdir)
+    numbers, text = read_numbers(page), text_of(page)
+    assert "of loss tokens" in text and "of examples" in text
+    for row in (row for row in rows if row.split == "train"):
+        found = numbers[row.source]
+        assert (int(found["unique_loss_tokens"]), int(found["unique_examples"])) == (row.num_loss_tokens, row.num_documents)
+        assert float(found["weight_in_examples"]) == shares["examples"][row.source]
 
 
 def make_targets(workdir: Workdir, *, moving: bool) -> None:

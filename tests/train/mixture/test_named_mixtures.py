@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fastmix_data.weight_units import WeightUnit
 from train.mixture.bigram import bigram_weights
 from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre, weights_by_name
 from train.search.plan import SearchPlan
@@ -32,4 +34,22 @@ def test_a_search_is_pulled_to_where_it_starts_unless_the_recipe_says_otherwise(
 @pytest.mark.parametrize(("prior", "expected"), [(None, "uniform"), ("bigram", "uniform"), ("proportional", "proportional")])
 def test_swarms_do_not_learn_the_target_from_our_prior(small_plan: SearchPlan, prior: Any, expected: str) -> None:
     catalog, section = small_plan.catalog, small_plan.search.model_copy(update={"prior": prior})
-    assert swarm_centre(section, catalog).tolist() == stated_weights(catalog, expected).tolist()
+    assert swarm_centre(section, catalog).tolist() == stated_weights(catalog, expected, unit="tokens").tolist()
+
+
+@pytest.mark.parametrize("unit", ["tokens", "loss_tokens", "examples"])
+def test_stated_shares_count_the_unit_that_the_recipe_names(small_plan: SearchPlan, unit: WeightUnit) -> None:
+    catalog = small_plan.catalog
+    counts_K = catalog.num_units_K(unit)
+    assert unit == "tokens" or not np.allclose(counts_K / counts_K.sum(), stated_weights(catalog, "proportional", unit="tokens"))
+
+    def in_unit(choice: Any) -> list[float]:
+        """What the shares of tokens come to when the unit is counted in a run of a billion tokens."""
+        counted_K = 1e9 * stated_weights(catalog, choice, unit=unit) * counts_K / catalog.num_tokens_K()
+        return (counted_K / counted_K.sum()).tolist()
+
+    assert in_unit("uniform") == pytest.approx([0.5, 0.5])
+    assert in_unit({"plain": 1, "masked": 3}) == pytest.approx([0.25, 0.75])
+    assert in_unit("proportional") == pytest.approx((counts_K / counts_K.sum()).tolist())
+    counted = catalog.counted(stated_weights(catalog, {"plain": 1, "masked": 3}, unit=unit))
+    assert unit == "tokens" or counted[unit] == pytest.approx({"plain": 0.25, "masked": 0.75})
