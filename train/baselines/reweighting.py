@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmix_data.arrays import Float64s, Int64s
 from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import IGNORED, loss_weights, sequence_losses
+from train.proxy.losses import IGNORED, loss_weights, on_device, sequence_losses
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 
 
@@ -84,7 +84,7 @@ def run_reweighting(
 
     def train_on(batch: MicroBatch) -> None:
         nonlocal loss
-        factor_B = torch.from_numpy(factor_K[batch.source_B]).to(engine.device)
+        factor_B = on_device(factor_K[batch.source_B], engine.device)
         with rule.watch(batch.inputs_BT, batch.labels_BT, batch.source_B, factor_B) as see:
             logits = engine.forward(batch.inputs_BT)
             see(logits)

@@ -39,6 +39,8 @@ def _import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # ZeRO calls collectives by names that torch has renamed, and torch says so at every call of them.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # The device under the current context is the one that `_join` chose.
+    warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context", UserWarning)
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
@@ -58,7 +60,8 @@ def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) 
         atexit.register(dist.destroy_process_group)
     assert dist.get_world_size() == world_size
     yield
-    dist.barrier()  # gloo aborts a rank whose peers have left
+    if world_size > 1:
+        dist.barrier()  # gloo aborts a rank whose peers have left
 
 
 def _join(*, rank: int, world_size: int, rendezvous: str | None) -> None:
@@ -103,7 +106,7 @@ class ProxyEngine:
         self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         use_bf16 = training.precision == "bf16" or (
-            training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         )
         # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What
         # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
@@ -117,6 +120,8 @@ class ProxyEngine:
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": use_bf16},
             "steps_per_print": 10**12,
+            # DeepSpeed's timer, which nobody reads, has the host wait for the GPU before and after every pass.
+            "timers": {"throughput": {"enabled": False}},
         }
         optimizer = torch.optim.AdamW(
             _decay_groups(model, training.weight_decay),

@@ -11,6 +11,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
@@ -24,8 +25,10 @@ def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> 
     The cores are divided over the ranks, unless OMP_NUM_THREADS says otherwise.
 
     Raises:
-        FastmixError: as the first rank that failed raised it.
+        FastmixError: there are too few GPUs, or as the first rank that failed raised it.
     """
+    if torch.cuda.is_available():
+        check_gpus(num_ranks, num_gpus=torch.cuda.device_count())
     let_waiting_threads_sleep()
     errors: SimpleQueue[FastmixError] = mp.get_context("spawn").SimpleQueue()
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -41,6 +44,17 @@ def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> 
     finally:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
+
+
+def check_gpus(num_ranks: int, *, num_gpus: int) -> None:
+    """Refuse ranks that would share a GPU, which NCCL cannot connect.
+
+    Raises:
+        FastmixError: says how many there can be.
+    """
+    if num_ranks > num_gpus:
+        problem = f"each rank needs a GPU of its own, and this machine has {num_gpus}"
+        raise FastmixError(f"--nproc {num_ranks}", problem, f"use --nproc {num_gpus}")
 
 
 def _join(context: Any, errors: SimpleQueue[FastmixError]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,11 +15,16 @@ from fastmix_data.arrays import Bools, Float64s, Tokens
 IGNORED = -100
 
 
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor there; a blocking copy would wait until the GPU has done all that it was given before."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
 def to_tensors(tokens_BS: Tokens, carries_loss_BT: Bools, *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inputs (B, T) and labels (B, T), int64; labels that carry no loss are -100."""
     # Shards hold uint16 or uint32, which embeddings cannot be looked up by.
-    tokens = torch.from_numpy(tokens_BS.astype(np.int64)).to(device, non_blocking=True)
-    carries_loss = torch.from_numpy(carries_loss_BT).to(device, non_blocking=True)
+    tokens = on_device(tokens_BS.astype(np.int64), device)
+    carries_loss = on_device(carries_loss_BT, device)
     return tokens[:, :-1], tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
 
 

@@ -19,7 +19,7 @@ from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
 from train.mixture.constraints import MixtureConstraints
 from train.mixture.optimizer import MixtureOptimizer, logit_gradient
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import loss_weights, sampling_weights, sequence_losses
+from train.proxy.losses import loss_weights, on_device, sampling_weights, sequence_losses
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 from train.scores.hypergradient import HypergradientProbe
 from train.scores.running_scores import SourceScores
@@ -177,7 +177,7 @@ class ProxyRun:
 
     def _train_on(self, batch: MicroBatch, factor_K: Float64s, *, scored: bool) -> None:
         engine = self._engine
-        factor_B = torch.from_numpy(factor_K[batch.source_B]).to(engine.device)
+        factor_B = on_device(factor_K[batch.source_B], engine.device)
 
         def forward_and_backward() -> Tensor:
             losses_B = sequence_losses(engine.forward(batch.inputs_BT), batch.labels_BT)
@@ -194,13 +194,13 @@ class ProxyRun:
             # What arrived at the layers is the gradient of factor * loss: divided by it, a score is per unit of a sequence's token loss.
             unit_B = factor_B * engine.loss_scale
             alignment_B = alignments().double() / unit_B
-        source_B = torch.from_numpy(batch.source_B).to(engine.device)
+        source_B = on_device(batch.source_B, engine.device)
         self._evidence.alignment_K.index_add_(0, source_B, alignment_B)
         self._evidence.loss_K.index_add_(0, source_B, losses_B.double())
         if self._search.score == "per_gradient_norm":
             divisor_B = self._probe.norms().double() / unit_B
         else:
-            divisor_B = torch.from_numpy(batch.num_loss_tokens_B.astype(np.float64)).to(engine.device)
+            divisor_B = on_device(batch.num_loss_tokens_B.astype(np.float64), engine.device)
         self._evidence.divisor_K.index_add_(0, source_B, divisor_B)
 
     def _update(self, target_loss: float, *, stop_asked: bool) -> bool:

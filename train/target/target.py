@@ -17,7 +17,7 @@ from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import sampling_weights, sequence_losses, to_tensors
+from train.proxy.losses import on_device, sampling_weights, sequence_losses, to_tensors
 from train.proxy.training import ProxyPlan, micro_batch
 from train.target.target_weights import ReferenceLosses, TargetBalance, TargetLossEstimates
 
@@ -132,8 +132,8 @@ class Target:
             source_B = plan.source_B[start : start + self._micro_batch]
             losses_B, num_loss_tokens_B = _losses(engine, reader, source_B, plan.sequence_B[start : start + self._micro_batch])
             sums_B2 = torch.stack([losses_B.detach().double(), num_loss_tokens_B.double()], dim=1)
-            self._batch_sums_G2.index_add_(0, torch.from_numpy(source_B).to(engine.device), sums_B2)
-            yield (losses_B * torch.from_numpy(factor_G[source_B]).to(losses_B)).sum()
+            self._batch_sums_G2.index_add_(0, on_device(source_B, engine.device), sums_B2)
+            yield (losses_B * on_device(factor_G[source_B], engine.device).to(losses_B)).sum()
 
     def count_batch(self, engine: ProxyEngine) -> None:
         """After `batch_losses` is used up on every rank: add the batch to the estimates of each target's loss."""
@@ -155,7 +155,7 @@ class Target:
     def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> Float64s:
         """Loss of each target on a fixed sample of a half, in nats per loss token, shape (G,), in the order of the weights given."""
         reader = self._readers[half]
-        sums_G2 = torch.zeros(len(self.names), 2, dtype=torch.float64)
+        sums_G2 = torch.zeros(len(self.names), 2, dtype=torch.float64, device=engine.device)
         was_training = engine.module.training
         engine.module.eval()
         with torch.no_grad():
@@ -163,7 +163,7 @@ class Target:
                 chosen = self._fixed_sample(group, int(available), min(num_sequences, int(available)))
                 sums_G2[group] = self._sum_losses(engine, reader, group, chosen)
         engine.module.train(was_training)
-        sums = engine.sum_over_ranks(sums_G2.to(engine.device)).cpu().numpy()
+        sums = engine.sum_over_ranks(sums_G2).cpu().numpy()
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
         return means_G
 
@@ -173,14 +173,14 @@ class Target:
 
     def _sum_losses(self, engine: ProxyEngine, reader: SequenceReader, group: int, sequences_N: Int64s) -> Tensor:
         """Summed loss and number of loss tokens over this rank's sequences; every rank makes as many passes (ZeRO-3 needs it)."""
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
         per_pass = self._micro_batch * engine.world_size
         for start in range(0, len(sequences_N), per_pass):
             mine = sequences_N[start : start + per_pass][engine.rank :: engine.world_size]
             weight = float(len(mine) > 0)
             mine = mine if len(mine) else sequences_N[:1]
             losses_B, num_loss_tokens_B = _losses(engine, reader, np.full(len(mine), group, np.int64), mine)
-            sums += weight * torch.stack([losses_B.double().sum(), num_loss_tokens_B.double().sum()]).cpu()
+            sums += weight * torch.stack([losses_B.double().sum(), num_loss_tokens_B.double().sum()])
         return sums
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,5 +224,5 @@ def _losses(engine: ProxyEngine, reader: SequenceReader, source_B: Int64s, seque
     """Summed token losses and number of loss tokens of each sequence, both of shape (B,)."""
     tokens_BS, carries_loss_BT = reader.read(source_B, sequence_B)
     inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
-    num_loss_tokens_B = torch.from_numpy(carries_loss_BT.sum(axis=1)).to(engine.device)
+    num_loss_tokens_B = on_device(carries_loss_BT.sum(axis=1), engine.device)
     return sequence_losses(engine.bare_forward(inputs), labels), num_loss_tokens_B
