@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,25 +52,46 @@ def make_catalog(root: Path, num_sources: int) -> Catalog:
     return Catalog(root, CatalogInfo(BLOCK, VOCABULARY, 0, "", sources=names), rows)
 
 
-def make_plan(catalog: Catalog) -> SearchPlan:
-    """The default search on a catalog of random tokens."""
+def make_plan(
+    catalog: Catalog,
+    *,
+    proxy: dict[str, Any] = PROXY,
+    training: dict[str, Any] | None = None,
+    search: dict[str, Any] | None = None,
+) -> SearchPlan:
+    """The default search on a catalog of random tokens, but for the keys given."""
     content = {
         "workdir": str(catalog.root),
         "tokenizer": {"bytes": True},
         "sources": {name: {"files": "none"} for name in catalog.sources},
         "target": {"sources": dict.fromkeys(catalog.sources[:2], 1.0)},
-        "proxy": {"config": PROXY},
-        "training": {"token_budget": 10**9},
-        "search": {"weights_warmup_steps": 0},
+        "proxy": {"config": proxy},
+        "training": {"token_budget": 10**9, **(training or {})},
+        "search": {"weights_warmup_steps": 0, **(search or {})},
     }
     return plan_search(parse_recipe(content, name="benchmark"), catalog)
 
 
 def seconds(work: Callable[[], object], times: int = 1) -> float:
+    """How long it takes to the end of what it gives a GPU to do."""
     started = time.perf_counter()
     for _ in range(times):
         work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def paired_times(
+    first: Callable[[], object], second: Callable[[], object], *, times: int, rounds: int
+) -> Iterator[tuple[float, float]]:
+    """Seconds of both in each round, which go first in turn; a round before them warms up."""
+    pair = (first, second)
+    for number in range(rounds + 1):
+        order = (0, 1) if number % 2 else (1, 0)
+        taken = {index: seconds(pair[index], times) for index in order}
+        if number:
+            yield taken[0], taken[1]
 
 
 def separate_passes(engine: ProxyEngine, plan: SearchPlan, parameters: list[nn.Parameter]) -> None:
@@ -77,7 +99,7 @@ def separate_passes(engine: ProxyEngine, plan: SearchPlan, parameters: list[nn.P
     training, num_sources = plan.proxy.training, len(plan.catalog.sources)
     sizes = [plan.search.target_batch, *([max(1, training.global_batch // num_sources)] * num_sources)]
     for size in sizes:
-        tokens = torch.randint(0, VOCABULARY, (size, training.sequence_length + 1))
+        tokens = torch.randint(0, VOCABULARY, (size, training.sequence_length + 1), device=engine.device)
         torch.autograd.grad(sequence_losses(engine.module(input_ids=tokens[:, :-1]).logits, tokens[:, 1:]).mean(), parameters)
 
 
@@ -89,17 +111,12 @@ def measure(num_sources: int, rounds: int) -> None:
         run, engine, _ = build_run(plan, 1, start=start)  # one proxy in both roles: nothing but the role differs
         everything, head = list(engine.module.parameters()), [engine.module.get_output_embeddings().weight]
         ratios, per_step, separate = [], [], []
-        for number in range(rounds + 1):
-            pair = [(lambda: seconds(run.search_step, interval)), (lambda: seconds(run.plain_step, interval))]
-            order = (0, 1) if number % 2 else (1, 0)
-            times = {index: pair[index]() for index in order}
-            if not number:  # the first round warms up
-                continue
-            ratios.append(times[0] / times[1])
-            per_step.append(times[1] / interval)
-            if number % 5 == 1:
+        for number, (searching, plain) in enumerate(paired_times(run.search_step, run.plain_step, times=interval, rounds=rounds)):
+            ratios.append(searching / plain)
+            per_step.append(plain / interval)
+            if number % 5 == 0:
                 passes = [seconds(lambda p=p: separate_passes(engine, plan, p)) for p in (everything, head)]
-                separate.append([1 + taken / times[1] for taken in passes])
+                separate.append([1 + taken / plain for taken in passes])
         engine.close()
     low, median, high = np.percentile(ratios, [25, 50, 75])
     tokens = plan.proxy.training.tokens_per_step / np.median(per_step)
