@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Work = Callable[..., None]
 PathType = click.Path(path_type=Path)
 Replace = click.option("--replace", is_flag=True, help="Replace artefacts made from another recipe or other data.")
-NumWorkers = click.option("--workers", "num_workers", type=click.IntRange(1), help="Dask worker processes; all cores by default.")
+NumWorkers = click.option(
+    "--workers",
+    "num_workers",
+    type=click.IntRange(1),
+    help="Dask worker processes; all cores by default, for compare all GPUs where there are any.",
+)
 Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
 NumRanks = click.option("--nproc", "num_ranks", type=click.IntRange(1), default=1, help="Training ranks on this machine.")
 NumSearches = click.option(

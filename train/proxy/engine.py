@@ -25,8 +25,7 @@ from train.proxy.losses import has_learned_positions, model_inputs
 
 def prepare_environment() -> None:
     """Choose DeepSpeed's accelerator before it is imported, and keep it from building and printing."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 
 

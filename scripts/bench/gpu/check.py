@@ -23,7 +23,7 @@ NO_GPU = 77  # what test runners take for skipped
 
 @dataclass(frozen=True)
 class Part:
-    """A script beside this one, and the seconds that it may take."""
+    """A script beside this one, and the seconds that it may take on a GPU."""
 
     script: str
     seconds: int
@@ -127,7 +127,7 @@ def main() -> int:
             if left < _FEWEST_SECONDS:
                 table.add(f"| {part.script} | | left out: no time left | | |")
                 continue
-            results.append(run_part(part, table, seconds=min(part.seconds, left), logs=logs))
+            results.append(run_part(part, table, seconds=left if options.cpu else min(part.seconds, left), logs=logs))
             if results[-1] == NO_GPU:
                 return NO_GPU
     return max(results, default=0)
