@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fastmix_data.recipe.fields import Field as TextField
+from fastmix_data.recipe.fields import Key, parse_field, parse_key
 from fastmix_data.recipe.section import Section, require_one
 from fastmix_data.units import ByteCount
 
@@ -42,41 +44,83 @@ class TokenizerSection(Section):
         return self
 
 
+def _checked_field(written: str) -> str:
+    parse_field(written)
+    return written
+
+
+FieldText = Annotated[str, AfterValidator(_checked_field)]
+
+
 class TextSection(Section):
-    """Documents in files and the keys that hold their text; with `prompt` and `completion`, loss is on the completion only."""
+    """Documents in files and the keys that hold their text; with `prompt` and `completion`, or `messages`, answers alone have loss."""
 
     files: FilePatterns | None = Field(
         None,
         description="Paths, globs or fsspec URLs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files; relative to the recipe.",
     )
-    text: str | None = Field(None, description="Key or column of the text; `text` when nothing is given. Not for .txt.")
-    prompt: str | None = Field(None, description="Key of the prompt, which is read but carries no loss; needs `completion`.")
-    completion: str | None = Field(None, description="Key of the completion, the tokens that carry loss; needs `prompt`.")
+    text: FieldText | None = Field(
+        None,
+        description="Where a record has its text: a key or column (`text` when nothing is given), a path as `a.b`, `answers[0].text` or "
+        "`parts[*].text` (all, one a line), or a template as `{title}\\n{body}`. A line of a template whose keys are all empty is left "
+        "out, one with `[*]` is repeated for every element; `{key?}` may be missing, `{{` is a brace. Not for .txt.",
+    )
+    prompt: FieldText | None = Field(
+        None, description="The prompt, given as `text` is: read, but carries no loss; needs `completion`."
+    )
+    completion: FieldText | None = Field(
+        None, description="The completion, given as `text` is: the tokens that carry loss; needs `prompt`."
+    )
+    messages: str | None = Field(
+        None,
+        description="Key or path of a conversation, instead of text: a list of turns with `role` and `content`, or `from` and `value`, or "
+        "such a list as JSON text. A key `tools` beside it is read too.",
+    )
     separator: str = Field("\n", description="Text put between prompt and completion; part of the prompt.")
     on_bad_text: Literal["replace", "refuse"] = Field(
         "replace",
-        description="Broken UTF-8: replace the bytes by U+FFFD and count the document, or refuse the file.",
+        description="Broken UTF-8: replace the bytes by U+FFFD and count the document, or refuse the record.",
+    )
+    on_bad_record: Literal["fail", "skip", "quarantine"] = Field(
+        "fail",
+        description="A record that is not JSON, lacks a key or holds something else than text under it: stop, leave it out and count it, "
+        "or also keep its bytes in the workdir's `quarantine` folder. A damaged file always stops.",
     )
 
     @model_validator(mode="after")
-    def _text_or_pair(self) -> Self:
+    def _one_kind_of_text(self) -> Self:
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion go together; give both or neither")
-        if self.prompt is not None and self.text is not None:
-            raise ValueError("give text, or prompt and completion, not both")
+        given = [name for name in ("text", "prompt", "messages") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError("give text, or prompt and completion, or messages, not several of them")
+        if self.messages is not None and parse_key(self.messages).is_repeated:
+            raise ValueError("messages is one conversation; name its list without [*]")
         return self
 
     @property
     def text_keys(self) -> tuple[str, ...]:
-        """(text,) or (prompt, completion)."""
+        """What the recipe gives for (text,), (prompt, completion) or (messages,)."""
+        if self.messages is not None:
+            return (self.messages,)
         if self.prompt is not None and self.completion is not None:
             return (self.prompt, self.completion)
         return (self.text or "text",)
 
     @property
+    def fields(self) -> tuple[TextField, ...]:
+        """`text_keys`, read."""
+        return tuple(map(parse_field, self.text_keys))
+
+    @property
+    def all_keys(self) -> tuple[Key, ...]:
+        """Every key that is read, those of templates included."""
+        return tuple(key for field in self.fields for key in ((field,) if isinstance(field, Key) else field.keys()))
+
+    @property
     def has_mask(self) -> bool:
         """Whether only part of the tokens carry loss."""
-        return self.prompt is not None
+        return self.prompt is not None or self.messages is not None
 
 
 class SourceSection(TextSection):

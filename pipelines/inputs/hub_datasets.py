@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
-from pipelines.inputs.columns import missing_key
+from fastmix_data.recipe.sources import TextSection
+from pipelines.inputs.columns import check_columns
 
 _ROWS_OF_A_BATCH = 256
 _SECONDS_TO_CONNECT = 10
@@ -102,13 +103,11 @@ def _open_streamed(path: str, config: str | None, split: str, revision: str | No
     return datasets.load_dataset(path, name=config, split=split, streaming=True, revision=revision or None)
 
 
-def read_dataset_shard(
-    dataset: DatasetInput, shard: int, *, columns: Sequence[str], where: str
-) -> Iterator[tuple[int, pa.Table]]:
+def read_dataset_shard(dataset: DatasetInput, shard: int, *, section: TextSection, where: str) -> Iterator[tuple[int, pa.Table]]:
     """Yield (number of the first row, table of a few hundred rows) of one shard.
 
     Raises:
-        InputError: it cannot be read, or lacks a column.
+        InputError: it cannot be read, lacks a column, or holds something else than text in it.
     """
     with _explained(dataset.name, where):
         if dataset.kind == "saved":
@@ -120,10 +119,7 @@ def read_dataset_shard(
             streamed = _open_streamed(dataset.path, dataset.config, dataset.split, revision)
             opened, first = streamed.shard(dataset.num_shards, shard), 0
         for table in opened.with_format("arrow").iter(batch_size=_ROWS_OF_A_BATCH):
-            missing = [column for column in columns if column not in table.column_names]
-            if missing:
-                raise missing_key(f"{where}: dataset {dataset.name}", missing[0], table.column_names)
-            yield first, table.select(columns)
+            yield first, table.select(check_columns(table.schema, section, f"{where}: dataset {dataset.name}"))
             first += len(table)
 
 

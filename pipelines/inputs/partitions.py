@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
-from pipelines.inputs.columns import holds_text, missing_key, not_text
+from pipelines.inputs.columns import check_columns, needed_columns
 from pipelines.inputs.files import InputFile, SourceInputs
 from pipelines.inputs.hub_datasets import DatasetInput
 from pipelines.inputs.streams import open_binary
@@ -70,8 +70,9 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
     """All partitions of a source, in the order of its files.
 
     Raises:
-        InputError: a Parquet file is damaged or lacks a text column.
+        InputError: a Parquet file is damaged or lacks a text column, or the section names keys of files that have none.
     """
+    _require_keys(inputs)
     training: Origin = "train" if inputs.valid_files else "both"
     planned = [*_plan_files(inputs, inputs.files, training, max_partition_bytes)]
     if inputs.dataset is not None:
@@ -81,10 +82,20 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
     return [replace(partition, number=next(numbers[partition.origin])) for partition in planned]
 
 
+def _require_keys(inputs: SourceInputs) -> None:
+    """A text file is a document as a whole."""
+    section, files = inputs.section, (*inputs.files, *inputs.valid_files)
+    texts = [file for file in files if file.format == "txt"]
+    # In a folder of several formats `text` is the key of those that have some; a text file can be no pair in any company.
+    given = [name for name in ("text", "prompt", "messages") if getattr(section, name) is not None]
+    if texts and given and (section.has_mask or len(texts) == len(files) and inputs.dataset is None):
+        problem = f"{texts[0].name} is text without keys, so there is no {section.text_keys[0]!r} in it"
+        raise InputError(f"{inputs.where}.{given[0]}", problem, "remove the key, or give files of records (.jsonl, .parquet)")
+
+
 def _plan_dataset(inputs: SourceInputs, dataset: DatasetInput, origin: Origin) -> list[Partition]:
-    for key in inputs.section.text_keys:
-        if dataset.columns is not None and key not in dataset.columns:
-            raise missing_key(f"{inputs.where}: dataset {dataset.name}", key, dataset.columns)
+    if dataset.columns is not None:
+        needed_columns(dataset.columns, inputs.section, f"{inputs.where}: dataset {dataset.name}")
     size = dataset.num_bytes // dataset.num_shards
     return [
         Partition(inputs.name, origin, (), size, start=shard, stop=shard + 1, dataset=dataset)
@@ -132,10 +143,11 @@ def _plan_parquet(inputs: SourceInputs, file: InputFile, origin: Origin, max_byt
     except (pa.ArrowException, OSError) as error:
         problem = f"not a readable Parquet file ({first_line(error)})"
         raise InputError(file.name, problem, "write or download it again") from error
-    _check_columns(inputs, file, schema)
+    columns = check_columns(schema, inputs.section, f"{inputs.where}: {file.name}")
     if metadata.num_rows == 0:
         raise InputError(inputs.where, f"{file.name} has no rows", "remove it or fill it")
-    leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in inputs.section.text_keys]
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    leaves = [number for number, path in enumerate(paths) if any(f"{path}.".startswith(f"{name}.") for name in columns)]
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     sizes = [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
     begins = [min(_begin_of_column(group.column(i)) for i in range(group.num_columns)) for group in groups]
@@ -161,12 +173,3 @@ def _begin_of_column(chunk: pq.ColumnChunkMetaData) -> int:
     # Where there is a dictionary, its page comes before those of the data.
     dictionary = chunk.dictionary_page_offset
     return int(chunk.data_page_offset if dictionary is None else min(dictionary, chunk.data_page_offset))
-
-
-def _check_columns(inputs: SourceInputs, file: InputFile, schema: pa.Schema) -> None:
-    where = f"{inputs.where}: {file.name}"
-    for key in inputs.section.text_keys:
-        if key not in schema.names:
-            raise missing_key(where, key, schema.names)
-        if not holds_text(schema.field(key).type):
-            raise not_text(where, key, schema.field(key).type)

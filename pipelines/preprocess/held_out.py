@@ -22,12 +22,13 @@ def is_held_out(hashes: UInt64s, valid_fraction: float) -> Bools:
 
 
 def hash_documents(batch: pa.RecordBatch) -> UInt64s:
-    """XXH3-64 of each document's text; of prompt, newline and completion where a document is a pair.
+    """XXH3-64 of each document's text; of prompt, newline and completion of a pair, of a conversation's JSON text.
 
     The recipe's separator is left out of it, so that equal pairs are equal documents in whatever source.
     """
-    if "text" in batch.schema.names:
-        return np.fromiter(map(xxhash.xxh3_64_intdigest, cells_of(batch.column("text"))), np.uint64, batch.num_rows)
+    whole = next((name for name in ("text", "messages") if name in batch.schema.names), None)
+    if whole is not None:
+        return np.fromiter(map(xxhash.xxh3_64_intdigest, cells_of(batch.column(whole))), np.uint64, batch.num_rows)
     pairs = zip(cells_of(batch.column("prompt")), cells_of(batch.column("completion")), strict=True)
     digests = (xxhash.xxh3_64_intdigest(b"\n".join(pair)) for pair in pairs)
     return np.fromiter(digests, np.uint64, batch.num_rows)

@@ -26,7 +26,8 @@ from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
 from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
 from pipelines.reading.bad_text import DocumentCounts
-from pipelines.reading.readers import column_names, read_partition
+from pipelines.reading.documents import column_names
+from pipelines.reading.readers import read_partition
 
 # Whoever asks for the documents of a block reads whole row groups.
 _ROWS_OF_A_GROUP = 65_536

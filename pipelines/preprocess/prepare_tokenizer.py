@@ -20,7 +20,8 @@ from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.held_out import hash_documents, is_held_out
 from pipelines.preprocess.plan import FIRST_READ_BYTES, PreprocessPlan
 from pipelines.reading.bad_text import DocumentCounts
-from pipelines.reading.readers import column_names, read_partition
+from pipelines.reading.documents import column_names
+from pipelines.reading.readers import read_partition
 
 _CHECKED_DOCUMENTS = 16
 _CHECKED_CHARACTERS = 16_384

@@ -1,56 +1,65 @@
-"""JSON Lines to columns of text: a fast way for pieces without surprises, a careful one that explains or counts them."""
+"""JSON Lines to documents: a fast way for pieces without surprises, a careful one that explains or counts them."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
 from fastmix_data.errors import InputError
-from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
-from pipelines.inputs.columns import missing_key
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
-from pipelines.reading.bad_text import DocumentCounts, decode
+from pipelines.reading.bad_records import BadRecord
+from pipelines.reading.bad_text import decode
+from pipelines.reading.documents import Documents, Reading, text_batch
+from pipelines.reading.record_fields import InexactNumber, Number
 
 _UTF8_BOM = b"\xef\xbb\xbf"
-Columns = list[list[str]]
+# Marks of byte order, and a first brace that is two bytes wide.
+_UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{")
+# Python converts no more digits than this to a whole number, to be safe from numbers that take minutes.
+_MOST_DIGITS = 4300
+_LARGEST_EXACT = 2.0**53
 
 
 def read_json_lines(
-    file: InputFile, *, section: TextSection, counts: DocumentCounts, piece_bytes: int, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[Columns, list[str]]]:
-    """Yield (columns of text, locators) of about `piece_bytes` of lines.
+    file: InputFile, reading: Reading, *, piece_bytes: int, start: int = 0, stop: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the documents of about `piece_bytes` of lines.
 
     Locators are `line N` (from 1), or `byte N` in a part of a file, where the number of the line is not known.
 
     Args:
         start, stop: for plain files, the byte range whose lines are read: those that start in it; None for the whole file.
     Raises:
-        InputError: a line is not JSON, lacks a key, or holds something else than text; names file and line.
+        InputError: a line is bad, and the recipe says to stop there; names file and line. Or the file is not UTF-8 at all.
     """
     pieces = read_pieces(file.path, name=file.name, kind=file.format, start=start, stop=stop)
     # In a part of a file the number of a line would take counting all lines before it; its byte is known.
     position = None if stop is None else first_line_start(file.path, start)
     number = 1
-    for lines in _whole_lines(pieces, piece_bytes):
+    for lines in whole_lines(pieces, piece_bytes):
         places = _Places(file, number, position)
-        columns = _parse_fast(lines, section)
+        columns = _parse_fast(lines, reading)
         if columns is not None:
+            reading.bad_records.num_seen += len(lines)
             locators = places.locators(lines)
+            yield text_batch(columns, files=[file.name] * len(lines), locators=locators, section=reading.section)
         else:
-            columns, locators = _parse_carefully(lines, section, counts, places)
+            documents = _parse_carefully(lines, reading, places)
+            if documents.locators:
+                yield documents.batch()
         number += len(lines)
         if position is not None:
             position += sum(map(len, lines)) + len(lines)
-        if locators:
-            yield columns, locators
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,11 @@ class _Places:
     file: InputFile
     first_line: int
     first_byte: int | None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the file begins here."""
+        return self.first_line == 1 and not self.first_byte
 
     def locators(self, lines: list[bytes]) -> list[str]:
         """One locator for each line."""
@@ -78,7 +92,7 @@ class _Places:
         return f"{self.file.name}: line {number}"
 
 
-def _whole_lines(pieces: Iterator[bytes], piece_bytes: int) -> Iterator[list[bytes]]:
+def whole_lines(pieces: Iterator[bytes], piece_bytes: int) -> Iterator[list[bytes]]:
     """Cut a stream at line ends into lists of about `piece_bytes`; the last line needs no line end."""
     pending: list[bytes] = []
     size = 0
@@ -97,12 +111,15 @@ def _whole_lines(pieces: Iterator[bytes], piece_bytes: int) -> Iterator[list[byt
         yield lines
 
 
-def _parse_fast(lines: list[bytes], section: TextSection) -> Columns | None:
-    """Columns of text if every line is a plain JSON object with text under every key; else None."""
+def _parse_fast(lines: list[bytes], reading: Reading) -> list[list[str]] | None:
+    """Columns of text if every line is an object that holds what the recipe says; else None."""
     try:
         records = list(map(orjson.loads, lines))
-        columns = [[record[key] for record in records] for key in section.text_keys]
-    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+        if reading.plain_keys is not None:
+            columns = [[record[key] for record in records] for key in reading.plain_keys]
+        else:
+            columns = list(map(list, zip(*map(reading.texts_of, records), strict=True)))
+    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, BadRecord):
         return None
     # Empty texts have to be counted, which is not this way's business. Broken UTF-8 and half surrogate pairs orjson has refused.
     if any(set(map(type, column)) != {str} for column in columns) or not all(columns[-1]):
@@ -110,73 +127,75 @@ def _parse_fast(lines: list[bytes], section: TextSection) -> Columns | None:
     return columns
 
 
-def _parse_carefully(
-    lines: list[bytes], section: TextSection, counts: DocumentCounts, places: _Places
-) -> tuple[Columns, list[str]]:
-    columns: Columns = [[] for _ in section.text_keys]
-    locators: list[str] = []
+def _parse_carefully(lines: list[bytes], reading: Reading, places: _Places) -> Documents:
+    if places.is_start and lines[0].startswith(_UTF16_STARTS):
+        raise InputError(
+            places.file.name, "is UTF-16 or UTF-32, not UTF-8", "write it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does"
+        )
+    documents = Documents(reading)
     for index, (line, locator) in enumerate(zip(lines, places.locators(lines), strict=True)):
-        line = line.removeprefix(_UTF8_BOM)
-        if not line.strip():
+        if not line.removeprefix(_UTF8_BOM).strip():
             continue
-        where = partial(places.message_place, index, lines)
-        record, was_bad = _load(line, section, where)
-        values = [_text_of(record, key, where) for key in section.text_keys]
-        # A completion without a prompt has loss, a prompt without a completion none.
-        if not values[-1]:
-            counts.num_empty += 1
-            continue
-        cleaned = [_without_surrogates(value) for value in values]
-        if cleaned != values:
-            was_bad = True
-            if section.on_bad_text == "refuse":
-                raise InputError(where(), "holds half a surrogate pair", "repair it, or set on_bad_text: replace")
-        counts.num_bad_text += was_bad
-        for column, value in zip(columns, cleaned, strict=True):
-            column.append(value)
-        locators.append(locator)
-    return columns, locators
+        documents.add(
+            partial(_texts_of_line, line, reading),
+            file=places.file.name,
+            locator=locator,
+            raw=partial(bytes, line),
+            place=partial(places.message_place, index, lines),
+        )
+    return documents
 
 
-def _load(line: bytes, section: TextSection, where: Callable[[], str]) -> tuple[Any, bool]:
-    """The value of a line, and whether broken UTF-8 was replaced in it."""
+def _texts_of_line(line: bytes, reading: Reading) -> tuple[list[str], bool]:
+    record, was_bad = load_line(line, reading.section)
+    try:
+        return reading.texts_of(record), was_bad
+    except InexactNumber:
+        return reading.texts_of(_load_exactly(decode(line.removeprefix(_UTF8_BOM), reading.section)[0])), was_bad
+
+
+def load_line(line: bytes, section: TextSection) -> tuple[Any, bool]:
+    """The value of a line, and whether broken UTF-8 was replaced in it. Of a key that is given twice, the last value counts.
+
+    Raises:
+        BadRecord: it is not JSON.
+    """
+    line = line.removeprefix(_UTF8_BOM)
     try:
         return orjson.loads(line), False
     except orjson.JSONDecodeError as error:
         problem = error
-    text, was_bad = decode(line, section, lambda _: where())
+    text, was_bad = decode(line, section)
     try:
-        return json.loads(text), was_bad  # also reads NaN and lone surrogates, which orjson refuses
-    except json.JSONDecodeError:
-        raise InputError(where(), f"not valid JSON ({first_line(problem)})", "fix or remove the line") from problem
+        return _load_exactly(text), was_bad  # also reads NaN and lone surrogates, which orjson refuses
+    except json.JSONDecodeError as error:
+        raise BadRecord(*_explained(error, problem)) from problem
 
 
-def _text_of(record: Any, key: str, where: Callable[[], str]) -> str:
-    """Text under a key; null counts as empty."""
-    if not isinstance(record, dict):
-        problem = f"holds a JSON {_json_type(record)}, not an object with the key {key!r}"
-        raise InputError(where(), problem, "fix or remove the line")
-    if key not in record:
-        raise missing_key(where(), key, record)
-    value = record[key]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        problem = f"{key!r} holds a JSON {_json_type(value)}, not text"
-        raise InputError(where(), problem, "fix or remove the line, or name another key")
-    return value
+def _load_exactly(text: str) -> Any:
+    def not_finite(name: str) -> Number:
+        return Number(name, is_finite=False)
 
-
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
-
-
-def _without_surrogates(text: str) -> str:
-    """The text with every lone surrogate replaced by U+FFFD."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Through UTF-16, so that two halves which belong together, as JSON escapes them, become the character that they are.
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+        return json.loads(text, parse_int=_whole_number, parse_float=_float, parse_constant=not_finite)
+    except RecursionError as error:
+        raise BadRecord("nested too deep to be read (about 1,000 levels)") from error
+
+
+def _whole_number(digits: str) -> int | Number:
+    return int(digits) if len(digits) <= _MOST_DIGITS else Number(digits)
+
+
+def _float(written: str) -> float | Number:
+    value = float(written)
+    return value if math.isfinite(value) and abs(value) < _LARGEST_EXACT else Number(written)
+
+
+def _explained(error: json.JSONDecodeError, problem: json.JSONDecodeError) -> tuple[str, str]:
+    """What is wrong with a line, and its remedy."""
+    rest = error.doc[error.pos :].lstrip() if error.msg == "Extra data" else ""
+    if rest.startswith(("{", "[")):
+        return "holds more than one JSON value", "write one object a line; a line ends with \\n"
+    if rest == ",":
+        return "a comma follows the JSON value", "write one object a line, with no list around them"
+    return f"not valid JSON ({problem.msg} at column {problem.colno})", "fix or remove the line"

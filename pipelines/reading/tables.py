@@ -1,0 +1,170 @@
+"""Tables to documents: Parquet files and datasets. Whole columns at once where they are plain text, else row by row."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fastmix_data.arrow_arrays import constant, strings
+from fastmix_data.errors import InputError
+from fastmix_data.messages import first_line
+from pipelines.inputs.columns import check_columns, stored_type
+from pipelines.inputs.files import InputFile
+from pipelines.inputs.hub_datasets import DatasetInput, read_dataset_shard
+from pipelines.inputs.streams import open_binary
+from pipelines.reading.bad_text import decode
+from pipelines.reading.documents import Documents, Reading, column_names
+from pipelines.reading.record_fields import Number
+
+_MAX_ROWS_OF_A_BATCH = 65_536
+_LARGEST_EXACT = 2.0**53
+
+
+def read_parquet(
+    file: InputFile, reading: Reading, *, groups: range, num_bytes: int, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the documents of some row groups of a Parquet file.
+
+    Args:
+        num_bytes: of text in them, about.
+    Raises:
+        InputError: the data is damaged, or a column is not what the recipe says.
+    """
+    try:
+        with open_binary(file.path) as stream:
+            parquet = pq.ParquetFile(stream)
+            columns = check_columns(parquet.schema_arrow, reading.section, file.name)
+            row = sum(parquet.metadata.row_group(number).num_rows for number in range(groups.start))
+            num_rows = sum(parquet.metadata.row_group(number).num_rows for number in groups)
+            # Arrow counts a batch in rows; as many as hold `batch_bytes` if all are of average length. `_read_table` cuts where not.
+            batch_rows = max(1, min(_MAX_ROWS_OF_A_BATCH, num_rows * batch_bytes // max(num_bytes, 1)))
+            for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=columns):
+                table = pa.Table.from_batches([batch]).select(columns)
+                yield from _read_table(table, reading, name=file.name, first_row=row, batch_bytes=batch_bytes)
+                row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(file.name, f"damaged Parquet data ({first_line(error)})", "write or download it again") from error
+
+
+def read_dataset(
+    dataset: DatasetInput, reading: Reading, *, where: str, shard: int, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the documents of a shard of a dataset.
+
+    Raises:
+        InputError: it cannot be read, or a column is not what the recipe says.
+    """
+    name = dataset.name
+    if dataset.kind == "streamed" and dataset.num_shards > 1:
+        name = f"{dataset.name} shard {shard}"
+    for first_row, table in read_dataset_shard(dataset, shard, section=reading.section, where=where):
+        yield from _read_table(table, reading, name=name, first_row=first_row, batch_bytes=batch_bytes)
+
+
+def _read_table(table: pa.Table, reading: Reading, *, name: str, first_row: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Documents of a table, cut so that a batch is not much over `batch_bytes`."""
+    # Readers cut by number of rows, so only rows of very uneven length make a table that has to be cut again.
+    num_parts = max(1, min(table.num_rows, -(-table.nbytes // (2 * batch_bytes))))
+    for part in range(num_parts):
+        start, stop = (number * table.num_rows // num_parts for number in (part, part + 1))
+        rows, first = table.slice(start, stop - start), first_row + start
+        batch = _read_columns(rows, reading, name=name, first_row=first)
+        if batch is None:
+            batch = _read_rows(rows, reading, name=name, first_row=first).batch()
+        if batch.num_rows:
+            yield batch
+
+
+def _read_columns(rows: pa.Table, reading: Reading, *, name: str, first_row: int) -> pa.RecordBatch | None:
+    """A batch of the rows with text, if all columns are plain and valid UTF-8; else None."""
+    if not set(reading.section.text_keys) <= set(rows.column_names) or reading.section.messages is not None:
+        return None
+    try:
+        columns = [_text_column(rows.column(key)) for key in reading.section.text_keys]
+    except pa.ArrowInvalid:
+        return None
+    reading.bad_records.num_seen += len(rows)
+    # A completion without a prompt has loss, a prompt without a completion none.
+    has_text = pc.greater(pc.binary_length(columns[-1]), 0)
+    locators = strings([f"row {number}" for number in range(first_row, first_row + len(rows))])
+    names = [*column_names(reading.section), "file", "locator"]
+    batch = pa.RecordBatch.from_arrays([*columns, constant(name, len(rows)), locators], names=names).filter(has_text)
+    reading.counts.num_empty += len(rows) - batch.num_rows
+    return batch
+
+
+def _text_column(column: pa.ChunkedArray) -> pa.Array:
+    """A column as text, null as empty; raises ArrowInvalid where it is broken UTF-8, also in what calls itself a string."""
+    as_bytes = pc.fill_null(column.cast(stored_type(column.type)).cast(pa.large_binary()), b"").combine_chunks()
+    array = as_bytes.chunk(0) if isinstance(as_bytes, pa.ChunkedArray) else as_bytes
+    return array.cast(pa.large_string())
+
+
+def _read_rows(rows: pa.Table, reading: Reading, *, name: str, first_row: int) -> Documents:
+    documents = Documents(reading)
+    cells = [_cells(rows.column(key)) for key in rows.column_names]
+    for number, values in enumerate(zip(*cells, strict=True), first_row):
+        record = dict(zip(rows.column_names, values, strict=True))
+        documents.add(partial(_texts_of_row, record, reading), file=name, locator=f"row {number}", raw=partial(_raw_of, record))
+    return documents
+
+
+def _texts_of_row(record: dict[str, Any], reading: Reading) -> tuple[list[str], bool]:
+    was_bad = False
+
+    def text(content: bytes) -> str:
+        nonlocal was_bad
+        decoded, is_bad = decode(content, reading.section)
+        was_bad |= is_bad
+        return decoded
+
+    texts = reading.texts_of(_as_json(record, text), nulls_are_absent=True)
+    return texts, was_bad
+
+
+def _cells(column: pa.ChunkedArray) -> list[Any]:
+    """Python values of a column; text as bytes if any of it is broken, which Arrow's own conversion stumbles over."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return list(column.cast(_with_bytes(column.type)).to_pylist())
+
+
+def _with_bytes(kind: pa.DataType) -> pa.DataType:
+    """The same type with bytes for text, at any depth."""
+    kind = stored_type(kind)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_bytes(field.type)) for field in map(kind.field, range(kind.num_fields))])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_with_bytes(kind.value_type))
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return pa.large_binary() if is_text else kind
+
+
+def _as_json(value: Any, decoded: Callable[[bytes], str]) -> Any:
+    """The value as JSON would hold it."""
+    if isinstance(value, bytes):
+        return decoded(value)
+    if isinstance(value, dict):
+        return {name: _as_json(inner, decoded) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_json(inner, decoded) for inner in value]
+    if isinstance(value, float) and not (math.isfinite(value) and abs(value) < _LARGEST_EXACT):
+        return Number(repr(value), is_finite=math.isfinite(value))
+    return value
+
+
+def _raw_of(record: dict[str, Any]) -> bytes:
+    return orjson.dumps(record, default=_described)
+
+
+def _described(value: Any) -> Any:
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else str(value)
