@@ -107,6 +107,7 @@ class Workdir:
         preprocess_recipe: the sections that the shards were made from.
         preprocess_lock: held while a preprocess run works here.
         shards, documents, receipts: folders; of the last two, each partition has a file in either.
+        quarantine: folder with a file for each partition that left out bad records, where the recipe wants them kept.
         search, compare, manifest: folders of these commands.
         report: the page about all of it.
     """
@@ -120,6 +121,7 @@ class Workdir:
         self.preprocess_recipe = root / "preprocess.recipe.json"
         self.preprocess_lock = root / ".preprocess.lock"
         self.shards, self.documents, self.receipts = root / "shards", root / "documents", root / "receipts"
+        self.quarantine = root / "quarantine"
         self.search = SearchFolder(root / "search")
         self.compare = CompareFolder(root / "compare")
         self.manifest = ManifestFolder(root / "manifest")
@@ -132,6 +134,10 @@ class Workdir:
     def documents_of(self, partition: str) -> Path:
         """Table of a partition's documents, by the partition's label."""
         return self.documents / f"{partition}.parquet"
+
+    def quarantine_of(self, partition: str) -> Path:
+        """Bad records of a partition, by its label: JSON lines with file, locator, reason and the record itself."""
+        return self.quarantine / f"{partition}.jsonl"
 
     def receipt_of(self, partition: str) -> Path:
         """Proof that a partition is done, by its label."""

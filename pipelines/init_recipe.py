@@ -13,9 +13,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from fastmix_data.atomic_files import atomic_file
@@ -24,9 +21,8 @@ from fastmix_data.messages import first_line
 from fastmix_data.recipe.recipe import SOURCE_NAME
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
-from pipelines.inputs.columns import holds_text
-from pipelines.inputs.files import READABLE, format_of
-from pipelines.inputs.streams import read_pieces
+from pipelines.inputs.files import READABLE, InputFile, format_of
+from pipelines.reading.first_records import first_records
 
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
 _TRAIN_WORDS = frozenset({"train", "training"})
@@ -36,7 +32,6 @@ _PAIRS = (
     ("input", "output"), ("query", "response"), ("source", "target"),
 )  # fmt: skip
 _LONGEST_NAME = 48
-_MAX_RECORD_BYTES = 64 << 20
 _SKIPPED_LISTED = 20
 
 
@@ -252,7 +247,7 @@ def _detect_keys(path: Path) -> _Keys | str:
         return _Keys(())
     try:
         record = _first_record(path)
-    except (OSError, orjson.JSONDecodeError, pa.ArrowException) as error:
+    except OSError as error:
         return f"cannot be read ({first_line(error)})"
     except FastmixError as error:
         return f"cannot be read ({error.what})"
@@ -274,17 +269,7 @@ def _detect_keys(path: Path) -> _Keys | str:
 def _first_record(path: Path) -> Any:
     kind = format_of(path.name)
     assert kind is not None
-    if kind == "parquet":
-        with pq.ParquetFile(path) as file:
-            columns = [field.name for field in file.schema_arrow if holds_text(field.type)]
-            rows = next(file.iter_batches(batch_size=1, columns=columns), pa.RecordBatch.from_pylist([])).to_pylist()
-            return rows[0] if rows else None
-    head = b""
-    for piece in read_pieces(str(path), name=path.name, kind=kind):
-        head = (head + piece).lstrip()
-        if b"\n" in head or len(head) > _MAX_RECORD_BYTES:
-            break
-    return orjson.loads(head.partition(b"\n")[0]) if head else None
+    return next(iter(first_records(InputFile(str(path), path.name, kind, path.stat().st_size, ""), 1)), None)
 
 
 def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Path) -> str:

@@ -51,7 +51,7 @@ class Template:
     written: str
     lines: tuple[tuple[str | Key, ...], ...]
 
-    def keys(self) -> Iterator[Key]:
+    def all_keys(self) -> Iterator[Key]:
         """All keys, in their order."""
         return (piece for line in self.lines for piece in line if isinstance(piece, Key))
 
@@ -68,7 +68,7 @@ def parse_field(written: str) -> Field:
 
     >>> parse_field("choices[0].text").steps
     ('choices', 0, 'text')
-    >>> [key.written for key in parse_field("{instruction}\\n{input?}").keys()]
+    >>> [key.written for key in parse_field("{instruction}\\n{input?}").all_keys()]
     ['instruction', 'input']
     """
     return _parse_template(written) if "{" in written or "}" in written else parse_key(written)
@@ -89,7 +89,7 @@ def parse_key(written: str, *, is_optional: bool = False) -> Key:
 def _parse_template(written: str) -> Template:
     # Split before anything is filled in: a line end within a value is no end of a line of the template.
     template = Template(written, tuple(tuple(_pieces(line, written)) for line in written.split("\n")))
-    if not any(template.keys()):
+    if not any(template.all_keys()):
         raise ValueError(f"the template {written!r} names no key; a key stands in single braces, {{{{ is a brace itself")
     return template
 

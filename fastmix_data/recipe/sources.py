@@ -115,7 +115,7 @@ class TextSection(Section):
     @property
     def all_keys(self) -> tuple[Key, ...]:
         """Every key that is read, those of templates included."""
-        return tuple(key for field in self.fields for key in ((field,) if isinstance(field, Key) else field.keys()))
+        return tuple(key for field in self.fields for key in ((field,) if isinstance(field, Key) else field.all_keys()))
 
     @property
     def has_mask(self) -> bool:

@@ -69,11 +69,11 @@ def check_columns(schema: pa.Schema, section: TextSection, where: str) -> list[s
     needed = needed_columns(schema.names, section, where)
     for field in section.fields:
         if isinstance(field, Template):
-            for key in field.keys():
+            for key in field.all_keys():
                 _require(_holds_scalar(kind := _type_of(key, schema, where)), where, key, kind)
         else:
             kind = _type_of(field, schema, where)
-            is_list = section.messages is not None and _element(kind) is not None
+            is_list = section.messages is not None and _element(stored_type(kind)) is not None
             _require(is_list or holds_text(kind), where, field, kind)
     return needed
 
@@ -91,13 +91,16 @@ def _holds_scalar(kind: pa.DataType) -> bool:
 
 
 def _type_of(key: Key, schema: pa.Schema, where: str) -> pa.DataType:
-    """Type of what a key leads to; null where that is not there, or nothing tells."""
+    """Type of what a key leads to; null where that is not there, or only the values tell."""
     if key.written in schema.names:
         return schema.field(key.written).type
     if key.top not in schema.names:
         return pa.null()
-    kind = stored_type(schema.field(key.top).type)
+    kind = schema.field(key.top).type
     for step in key.steps[1:]:
+        if is_json(kind):
+            return pa.null()
+        kind = stored_type(kind)
         if pa.types.is_null(kind):
             break
         if not isinstance(step, str):
@@ -116,7 +119,7 @@ def _type_of(key: Key, schema: pa.Schema, where: str) -> pa.DataType:
                 f"column {key.written!r} leads through {kind}, which has no {step if isinstance(step, str) else 'elements'!r}"
             )
             raise InputError(where, problem, "name another column")
-        kind = stored_type(inner)
+        kind = inner
     return kind
 
 
@@ -129,6 +132,17 @@ def _element(kind: pa.DataType) -> pa.DataType | None:
         pa.types.is_large_list_view,
     )
     return kind.value_type if any(is_of(kind) for is_of in is_list) else None
+
+
+def is_json(kind: pa.DataType) -> bool:
+    """Whether values of this type are JSON text, as `datasets` keeps what differs in type from record to record."""
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"
+
+
+def holds_json(kind: pa.DataType) -> bool:
+    """Whether there is JSON text in it at any depth."""
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return is_json(kind) or any(map(holds_json, inner))
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:

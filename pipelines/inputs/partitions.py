@@ -88,7 +88,7 @@ def _require_keys(inputs: SourceInputs) -> None:
     texts = [file for file in files if file.format == "txt"]
     # In a folder of several formats `text` is the key of those that have some; a text file can be no pair in any company.
     given = [name for name in ("text", "prompt", "messages") if getattr(section, name) is not None]
-    if texts and given and (section.has_mask or len(texts) == len(files) and inputs.dataset is None):
+    if texts and given and (section.has_mask or (len(texts) == len(files) and inputs.dataset is None)):
         problem = f"{texts[0].name} is text without keys, so there is no {section.text_keys[0]!r} in it"
         raise InputError(f"{inputs.where}.{given[0]}", problem, "remove the key, or give files of records (.jsonl, .parquet)")
 

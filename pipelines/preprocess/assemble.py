@@ -16,7 +16,7 @@ from pipelines.preprocess.receipts import Receipt, hash_of_inputs
 
 _COUNTED = {
     "num_bad_text": "documents had broken UTF-8, which was replaced by U+FFFD",
-    "num_empty": "documents without text were left out",
+    "num_empty": "documents without text, or conversations without an answer, were left out",
     "num_leaked_documents": "training documents were left out because they are held out too",
 }
 
@@ -29,10 +29,7 @@ def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: M
         done = [receipts[partition.label] for partition in partitions]
         # The sampler numbers sequences by the order of rows: it follows from names alone, never from who was ready first.
         rows += sorted((row for receipt in done for row in receipt.shards), key=lambda row: (row.split, row.path))
-        counts: Counter[str] = Counter()
-        for receipt in done:
-            counts.update(receipt.counts)
-        statistics[name] = dict(counts)
+        statistics[name] = dict(_of_source(name, plan, receipts)[0])
     info = CatalogInfo(
         block_tokens=plan.shards.block_tokens,
         vocab_size=tokenizer.vocab_size,
@@ -45,6 +42,41 @@ def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: M
         statistics=statistics,
     )
     return Catalog(plan.workdir.root, info, rows)
+
+
+def require_readable(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> None:
+    """Refuse a source or target of which every record is bad, even where bad records are to be left out; as far as they are done.
+
+    Raises:
+        InputError: names the source and the first of them.
+    """
+    for name, inputs in plan.inputs.items():
+        counts, first = _of_source(name, plan, receipts)
+        is_done = all(partition.label in receipts for partition in plan.partitions[name])
+        if is_done and first and not any(counts[key] for key in ("num_documents", "num_empty", "num_leaked_documents")):
+            problem = f"all of its {counts['num_bad_records']} records are bad, the first is {first}"
+            raise InputError(inputs.where, problem, "name the key that holds its text, or take it out")
+
+
+def _of_source(name: str, plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> tuple[Counter[str], str]:
+    """Counts of a source, and its first bad record."""
+    done = [receipts[partition.label] for partition in plan.partitions[name] if partition.label in receipts]
+    counts: Counter[str] = Counter()
+    for receipt in done:
+        counts.update(receipt.counts)
+    return counts, next((receipt.first_bad_record for receipt in done if receipt.first_bad_record), "")
+
+
+def bad_record_warnings(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> list[str]:
+    """One line for each source that left out bad records."""
+    warnings = []
+    for name, inputs in plan.inputs.items():
+        counts, first = _of_source(name, plan, receipts)
+        if first:
+            is_kept = inputs.section.on_bad_record == "quarantine"
+            kept = f" and kept in {plan.workdir.quarantine}" if is_kept else ""
+            warnings.append(f"{inputs.where}: {counts['num_bad_records']} bad records were left out{kept}; the first is {first}")
+    return warnings
 
 
 def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> None:

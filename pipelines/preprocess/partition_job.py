@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from fastmix_data.workdir import Workdir
 from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
 from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
+from pipelines.reading.bad_records import BadRecords
 from pipelines.reading.bad_text import DocumentCounts
 from pipelines.reading.documents import column_names
 from pipelines.reading.readers import read_partition
@@ -185,11 +187,16 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
     # The other way round the receipt would vouch for content that was never read.
     files = fingerprint_files(job.partition)
     workdir = Workdir(job.root)
-    documents = workdir.documents_of(job.partition.label)
-    with atomic_file(documents) as file, pq.ParquetWriter(file, _DOCUMENTS_SCHEMA, compression="zstd") as writer:
+    documents, quarantine = workdir.documents_of(job.partition.label), workdir.quarantine_of(job.partition.label)
+    with (
+        ExitStack() as until_done,
+        atomic_file(documents) as file,
+        pq.ParquetWriter(file, _DOCUMENTS_SCHEMA, compression="zstd") as writer,
+    ):
         output = _Output(job, writer)
+        bad_records = BadRecords(job.section.on_bad_record, lambda: until_done.enter_context(atomic_file(quarantine)))
         num_told = 0
-        for batch in read_partition(job.partition, job.section, output.counts):
+        for batch in read_partition(job.partition, job.section, output.counts, bad_records=bad_records):
             _add_batch(batch, output, held_out)
             tell(output.num_tokens - num_told)
             num_told = output.num_tokens
@@ -207,6 +214,8 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
         documents=str(documents.relative_to(workdir.root)),
         counts=asdict(output.counts),
         valid_hashes=encode_hashes(valid_hashes),
+        first_bad_record=bad_records.first,
+        quarantine=str(quarantine.relative_to(workdir.root)) if bad_records.quarantine is not None else "",
     )
     save_receipt(workdir, receipt)
     return receipt

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmix_data.errors import InputError
+from fastmix_data.recipe.fields import Key
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.sources import ShardsSection, TokenizerSection
 from fastmix_data.recipe.target import TargetFiles, TargetSection
@@ -20,6 +21,7 @@ from pipelines.reading.readers import read_partition
 
 # Of a source of 100,000 files, the first ones tell whether its keys are right.
 _FILES_OPENED_BEFOREHAND = 64
+_TABLES = ("parquet", "dataset")
 FIRST_READ_BYTES = 1 << 16
 
 
@@ -90,11 +92,13 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
 
 
 def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles]) -> dict[str, Any]:
-    # How much a target counts is the search's affair: a changed weight is no reason to make shards anew.
-    targets = {name: files.model_dump(mode="json", exclude={"weight"}) for name, files in target_files.items()}
+    # How much a target counts is the search's affair: a changed weight is no reason to make shards anew. Nor is it when a bad record
+    # has stopped a run, and the next one is to leave it out: each receipt knows whether it suits (`Receipt.suits`).
+    targets = {name: files.model_dump(mode="json", exclude={"weight", "on_bad_record"}) for name, files in target_files.items()}
+    sources = {name: section.model_dump(mode="json", exclude={"on_bad_record"}) for name, section in recipe.sources.items()}
     return {
         "tokenizer": recipe.tokenizer.model_dump(mode="json"),
-        "sources": {name: section.model_dump(mode="json") for name, section in recipe.sources.items()},
+        "sources": sources,
         # Hashes leave the order of keys out, but the order of sources is that of every array over them.
         "order of sources": list(recipe.sources),
         "shards": recipe.shards.model_dump(mode="json"),
@@ -109,12 +113,19 @@ def _require_held_out_part(target: TargetSection, inputs: Mapping[str, SourceInp
             raise InputError("target.sources", f"{name} has no held-out documents", remedy)
 
 
+def _format_of(partition: Partition) -> str:
+    return partition.files[0].format if partition.dataset is None else "dataset"
+
+
 def _open_first_documents(source: SourceInputs, partitions: Sequence[Partition]) -> None:
-    """Read the beginning of a source's JSON files; planning has looked into Parquet files and datasets, and text has no keys."""
-    begins = [p for p in partitions if p.start == 0 and p.files and p.files[0].format.startswith("jsonl")]
+    """Read the beginning of a source's files of records. Of plain columns, the types of a table have told all there is to see."""
+    is_plain = source.section.messages is None and all(
+        isinstance(field, Key) and field.is_plain for field in source.section.fields
+    )
+    begins = [p for p in partitions if p.start == 0 and _format_of(p) != "txt" and not (is_plain and _format_of(p) in _TABLES)]
     for partition in begins[:_FILES_OPENED_BEFOREHAND]:
         counts = DocumentCounts()
         first = next(read_partition(partition, source.section, counts, batch_bytes=FIRST_READ_BYTES), None)
         # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
-        if first is None and not counts.num_empty and partition.is_whole_file:
+        if first is None and not counts.num_empty and not counts.num_bad_records and partition.files and partition.is_whole_file:
             raise InputError(source.where, f"{partition.files[0].name} holds no document", "remove it or fill it")

@@ -47,6 +47,8 @@ class Receipt:
         held_out_hash: hash of the held-out documents of earlier waves, which were kept out of the training split.
         documents: path of its documents table in the workdir.
         valid_hashes: hashes of the documents of its own valid split, base64 of little-endian uint64.
+        first_bad_record: place and fault of the first record that was left out as bad.
+        quarantine: path of the bad records in the workdir, if there are any and they were to be kept.
     """
 
     label: str
@@ -57,6 +59,8 @@ class Receipt:
     documents: str
     counts: dict[str, int]
     valid_hashes: str
+    first_bad_record: str = ""
+    quarantine: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -68,10 +72,19 @@ class Receipt:
         """Hashes of the documents of its valid split."""
         return np.frombuffer(base64.b64decode(self.valid_hashes), "<u8")
 
+    def suits(self, on_bad_record: str) -> bool:
+        """Whether the recipe's way with bad records would give the same: any does where there are none."""
+        if not self.first_bad_record:
+            return True
+        return on_bad_record == ("quarantine" if self.quarantine else "skip")
+
     def outputs_are_there(self, root: Path) -> bool:
         """Whether every file it speaks of exists in its full size; content is the business of `fastmix verify`."""
         paths = [(root / row.path, row.bytes) for row in self.shards]
-        return (root / self.documents).is_file() and all(path.is_file() and path.stat().st_size == size for path, size in paths)
+        others = [self.documents, *([self.quarantine] if self.quarantine else [])]
+        return all((root / path).is_file() for path in others) and all(
+            path.is_file() and path.stat().st_size == size for path, size in paths
+        )
 
 
 def save_receipt(workdir: Workdir, receipt: Receipt) -> None:
@@ -205,15 +218,15 @@ def _names(partition: Partition) -> Sequence[str]:
 
 
 def remove_leftovers(workdir: Workdir, receipts: Mapping[str, Receipt]) -> None:
-    """Remove half-written files, and shards, tables and receipts that none of the given receipts speaks of."""
+    """Remove half-written files, and shards, tables, bad records and receipts that none of the given receipts speaks of."""
     kept = {workdir.root / row.path for receipt in receipts.values() for row in receipt.shards}
-    kept |= {workdir.root / receipt.documents for receipt in receipts.values()}
+    kept |= {workdir.root / path for receipt in receipts.values() for path in (receipt.documents, receipt.quarantine)}
     kept |= {workdir.receipt_of(label) for label in receipts}
     tokenizer = workdir.tokenizer.parent
-    for folder in (workdir.shards, workdir.documents, workdir.receipts, tokenizer):
+    for folder in (workdir.shards, workdir.documents, workdir.receipts, workdir.quarantine, tokenizer):
         for path in sorted(folder.rglob("*")):
             # By ending: what a user has put beside ours stays.
-            is_left_over = folder != tokenizer and path.suffix in (".tar", ".parquet", ".json") and path not in kept
+            is_left_over = folder != tokenizer and path.suffix in (".tar", ".parquet", ".json", ".jsonl") and path not in kept
             if path.is_file() and (is_left_over or path.name.endswith(PARTIAL_SUFFIX)):
                 path.unlink()
     for path in workdir.root.glob(f"*{PARTIAL_SUFFIX}"):

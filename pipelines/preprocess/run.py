@@ -25,7 +25,15 @@ from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.cluster import dask_client, run_on_cluster
 from pipelines.inputs.partitions import NUM_WAVES, Partition
-from pipelines.preprocess.assemble import assemble_catalog, count_warnings, describe_catalog, require_held_out, require_usable
+from pipelines.preprocess.assemble import (
+    assemble_catalog,
+    bad_record_warnings,
+    count_warnings,
+    describe_catalog,
+    require_held_out,
+    require_readable,
+    require_usable,
+)
 from pipelines.preprocess.held_out import hash_of_held_out
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
 from pipelines.preprocess.plan import PreprocessPlan
@@ -38,6 +46,7 @@ from pipelines.preprocess.receipts import (
     require_same_files,
     require_same_recipe,
 )
+from pipelines.reading.documents import column_names
 
 # Part of every fingerprint: raised when the same input would become other bytes.
 _FORMAT_VERSION = 1
@@ -87,7 +96,7 @@ class _Run:
             [
                 _FORMAT_VERSION,
                 [self.tokenizer.sha256, self.tokenizer.eos_id, self.plan.shards.model_dump()],
-                [section.text_keys, section.separator, section.on_bad_text],
+                [column_names(section), section.text_keys, section.separator, section.on_bad_text],
                 [partition.label, [file.name for file in partition.files], partition.start, partition.stop],
                 None if dataset is None else [dataset.name, dataset.config, dataset.split, dataset.num_shards],
             ]
@@ -178,11 +187,14 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False)
             num_done, num_all = len(load_receipts(workdir)), len(list(plan.all_partitions()))
             problem = f"{num_done} of {num_all} partitions are done"
             raise Interrupted("preprocess", problem, "run the same command again to go on") from error
+        require_readable(plan, run.receipts)
         catalog = assemble_catalog(plan, run.tokenizer, run.receipts)
         require_usable(plan, catalog)
         catalog.save(workdir.catalog)
     message = f"preprocess: {describe_catalog(catalog)}, {time.monotonic() - started:.1f} s"
-    return PreprocessResult(catalog, True, message, (*run.warnings, *count_warnings(catalog)))
+    return PreprocessResult(
+        catalog, True, message, (*run.warnings, *count_warnings(catalog), *bad_record_warnings(plan, run.receipts))
+    )
 
 
 @contextmanager
@@ -210,11 +222,13 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -
     run.warnings += [warning for inputs in plan.inputs.values() for warning in inputs.warnings]
     # Another tokenizer, other sections or keys are all in the fingerprint; a shard that somebody deleted is not.
     fingerprints = {partition.label: run.fingerprint(partition) for partition in plan.all_partitions()}
+    ways = {partition.label: plan.inputs[partition.source].section.on_bad_record for partition in plan.all_partitions()}
     run.receipts = {
         label: receipt
         for label, receipt in receipts.items()
         if receipt.fingerprint == fingerprints.get(label)
         and label not in changed
+        and receipt.suits(ways[label])
         and receipt.outputs_are_there(plan.workdir.root)
     }
     return run
@@ -264,6 +278,7 @@ def _do_missing(run: _Run, workers: Workers) -> None:
                 )
             if wave == 1:
                 # All that can be held out is: a target without any is told before its training files are read.
+                require_readable(run.plan, run.receipts)
                 require_held_out(run.plan, run.receipts)
     # Shards of a partition that was done again, for another set of held-out documents, may have become fewer.
     remove_leftovers(run.plan.workdir, run.receipts)

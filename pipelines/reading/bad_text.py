@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fastmix_data.recipe.sources import TextSection
 from pipelines.reading.bad_records import BadRecord
 
+NOT_UTF8, WRITE_UTF8 = "is UTF-16 or UTF-32, not UTF-8", "write it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does"
+
 
 @dataclass
 class DocumentCounts:
@@ -48,6 +50,8 @@ def without_surrogates(text: str, section: TextSection) -> tuple[str, bool]:
     Raises:
         BadRecord: there is, and the section says `on_bad_text: refuse`.
     """
+    if text.isascii():
+        return text, False
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -18,7 +18,7 @@ from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
 from pipelines.reading.bad_records import BadRecord
-from pipelines.reading.bad_text import decode
+from pipelines.reading.bad_text import NOT_UTF8, WRITE_UTF8, decode
 from pipelines.reading.documents import Documents, Reading, text_batch
 from pipelines.reading.record_fields import InexactNumber, Number
 
@@ -128,10 +128,8 @@ def _parse_fast(lines: list[bytes], reading: Reading) -> list[list[str]] | None:
 
 
 def _parse_carefully(lines: list[bytes], reading: Reading, places: _Places) -> Documents:
-    if places.is_start and lines[0].startswith(_UTF16_STARTS):
-        raise InputError(
-            places.file.name, "is UTF-16 or UTF-32, not UTF-8", "write it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does"
-        )
+    if places.is_start:
+        require_utf8(lines[0], places.file.name)
     documents = Documents(reading)
     for index, (line, locator) in enumerate(zip(lines, places.locators(lines), strict=True)):
         if not line.removeprefix(_UTF8_BOM).strip():
@@ -144,6 +142,16 @@ def _parse_carefully(lines: list[bytes], reading: Reading, places: _Places) -> D
             place=partial(places.message_place, index, lines),
         )
     return documents
+
+
+def require_utf8(first: bytes, name: str) -> None:
+    """Refuse a file whose first line shows that its characters are two or four bytes wide.
+
+    Raises:
+        InputError: names the file.
+    """
+    if first.startswith(_UTF16_STARTS):
+        raise InputError(name, NOT_UTF8, WRITE_UTF8)
 
 
 def _texts_of_line(line: bytes, reading: Reading) -> tuple[list[str], bool]:

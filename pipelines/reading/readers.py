@@ -16,7 +16,7 @@ from pipelines.inputs.files import InputFile
 from pipelines.inputs.partitions import Partition
 from pipelines.inputs.streams import open_binary
 from pipelines.reading.bad_records import BadRecord, BadRecords
-from pipelines.reading.bad_text import DocumentCounts, decode
+from pipelines.reading.bad_text import NOT_UTF8, WRITE_UTF8, DocumentCounts, decode
 from pipelines.reading.documents import Documents, Reading
 from pipelines.reading.json_lines import read_json_lines
 from pipelines.reading.tables import read_dataset, read_parquet
@@ -87,7 +87,7 @@ def _read_texts(files: Sequence[InputFile], reading: Reading, batch_bytes: int) 
 
 def _text_of(content: bytes, section: TextSection) -> tuple[list[str], bool]:
     if content.startswith(_UTF16_BOMS):
-        raise BadRecord("is UTF-16 or UTF-32, not UTF-8", "write it as UTF-8, as `iconv -f UTF-16 -t UTF-8` does")
+        raise BadRecord(NOT_UTF8, WRITE_UTF8)
     text, was_bad = decode(content.removeprefix(_UTF8_BOM), section)
     return [text], was_bad
 

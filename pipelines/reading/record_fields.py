@@ -62,7 +62,8 @@ def _walk(value: Any, steps: Sequence[str | int | None], key: Key) -> Any:
     for number, step in enumerate(steps):
         if value is None:
             return None
-        if not isinstance(value, dict if isinstance(step, str) else list):
+        wanted: type[Any] = dict if isinstance(step, str) else list
+        if not isinstance(value, wanted):
             raise BadRecord(f"{key.written!r} leads through a JSON {json_type(value)}, which has no {_written(step)}")
         if step is None:
             rest = steps[number + 1 :]

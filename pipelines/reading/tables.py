@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from fastmix_data.arrow_arrays import constant, strings
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
-from pipelines.inputs.columns import check_columns, stored_type
+from pipelines.inputs.columns import check_columns, holds_json, is_json, stored_type
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.hub_datasets import DatasetInput, read_dataset_shard
 from pipelines.inputs.streams import open_binary
@@ -85,10 +85,13 @@ def _read_table(table: pa.Table, reading: Reading, *, name: str, first_row: int,
 
 def _read_columns(rows: pa.Table, reading: Reading, *, name: str, first_row: int) -> pa.RecordBatch | None:
     """A batch of the rows with text, if all columns are plain and valid UTF-8; else None."""
-    if not set(reading.section.text_keys) <= set(rows.column_names) or reading.section.messages is not None:
+    keys = reading.section.text_keys
+    if reading.section.messages is not None or not set(keys) <= set(rows.column_names):
+        return None
+    if any(is_json(rows.schema.field(key).type) for key in keys):
         return None
     try:
-        columns = [_text_column(rows.column(key)) for key in reading.section.text_keys]
+        columns = [_text_column(rows.column(key)) for key in keys]
     except pa.ArrowInvalid:
         return None
     reading.bad_records.num_seen += len(rows)
@@ -110,9 +113,7 @@ def _text_column(column: pa.ChunkedArray) -> pa.Array:
 
 def _read_rows(rows: pa.Table, reading: Reading, *, name: str, first_row: int) -> Documents:
     documents = Documents(reading)
-    cells = [_cells(rows.column(key)) for key in rows.column_names]
-    for number, values in enumerate(zip(*cells, strict=True), first_row):
-        record = dict(zip(rows.column_names, values, strict=True))
+    for number, record in enumerate(_raw_records(rows), first_row):
         documents.add(partial(_texts_of_row, record, reading), file=name, locator=f"row {number}", raw=partial(_raw_of, record))
     return documents
 
@@ -130,12 +131,32 @@ def _texts_of_row(record: dict[str, Any], reading: Reading) -> tuple[list[str], 
     return texts, was_bad
 
 
+def records_of(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON would hold them; broken UTF-8 is replaced."""
+    return [_as_json(record, partial(bytes.decode, errors="replace")) for record in _raw_records(rows)]
+
+
+def _raw_records(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    cells = [_cells(rows.column(key)) for key in rows.column_names]
+    return (dict(zip(rows.column_names, values, strict=True)) for values in zip(*cells, strict=True))
+
+
 def _cells(column: pa.ChunkedArray) -> list[Any]:
     """Python values of a column; text as bytes if any of it is broken, which Arrow's own conversion stumbles over."""
     try:
-        return list(column.to_pylist())
+        cells = column.to_pylist()
     except UnicodeDecodeError:
         return list(column.cast(_with_bytes(column.type)).to_pylist())
+    return [_parsed(cell, column.type) for cell in cells] if holds_json(column.type) else list(cells)
+
+
+def _parsed(value: Any, kind: pa.DataType) -> Any:
+    """The value with what is JSON text in it read."""
+    if is_json(kind) and isinstance(value, str):
+        return orjson.loads(value)
+    if isinstance(value, dict):
+        return {name: _parsed(inner, kind.field(name).type) for name, inner in value.items()}
+    return [_parsed(inner, kind.value_type) for inner in value] if isinstance(value, list) else value
 
 
 def _with_bytes(kind: pa.DataType) -> pa.DataType:

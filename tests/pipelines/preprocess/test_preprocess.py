@@ -183,7 +183,10 @@ def test_replaced_and_left_out_documents_are_counted_and_said_once(small, tmp_pa
     assert result.catalog.info.statistics["b"]["num_bad_text"] == 1
     assert result.catalog.info.statistics["b"]["num_empty"] == 2
     assert any(warning == "1 documents had broken UTF-8, which was replaced by U+FFFD (b 1)" for warning in result.warnings)
-    assert any(warning == "2 documents without text were left out (b 2)" for warning in result.warnings)
+    assert any(
+        warning == "2 documents without text, or conversations without an answer, were left out (b 2)"
+        for warning in result.warnings
+    )
 
 
 def test_importing_preprocess_does_not_load_torch():

@@ -16,7 +16,7 @@ from pipelines.inputs import partitions
 from pipelines.preprocess import plan
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
-from pipelines.reading import readers
+from pipelines.reading import tables
 
 
 def test_a_run_resolves_plans_and_opens_each_input_once(small, tmp_path, monkeypatch):
@@ -47,7 +47,7 @@ def test_a_run_resolves_plans_and_opens_each_input_once(small, tmp_path, monkeyp
         ("open_binary", "b.parquet"): 1,
     }
     assert calls == once
-    count(readers, "open_binary", lambda path: f"{path.rsplit('/', 1)[-1]} is read")
+    count(tables, "open_binary", lambda path: f"{path.rsplit('/', 1)[-1]} is read")
     assert preprocess(planned, workers=Workers(quiet=True)).did_work
     # To compare the encoders on its first documents, and to encode it.
     assert calls == once | {("open_binary", "b.parquet is read"): 2}

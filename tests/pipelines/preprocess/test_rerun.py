@@ -103,7 +103,10 @@ def test_an_error_in_a_worker_reaches_the_user_as_one_line_and_leaves_no_catalog
     (tmp_path / "a.jsonl").write_bytes(json_lines(good) + b"{oops\n")
     recipe = small()
     plan = plan_preprocess(recipe)  # the bad line is further down than the plan looks
-    with pytest.raises(InputError, match=r"^a\.jsonl: line 2001: not valid JSON .*; fix or remove the line$"):
+    with pytest.raises(
+        InputError,
+        match=r"^a\.jsonl: line 2001: not valid JSON .*; fix or remove the line, or set on_bad_record: skip or quarantine$",
+    ):
         preprocess(plan, workers=Workers(num_workers, quiet=True))
     workdir = recipe.paths.root
     assert not (workdir / "catalog.parquet").exists()

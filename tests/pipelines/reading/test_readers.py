@@ -11,31 +11,12 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from read_sources import inputs_of, read
 
 from fastmix_data.errors import InputError
-from fastmix_data.recipe.sources import SourceSection
-from pipelines.inputs.files import resolve_inputs
-from pipelines.inputs.partitions import plan_partitions
 from pipelines.reading.bad_text import DocumentCounts
-from pipelines.reading.readers import read_partition
 
 TEXTS = [f"document {number}: naïve café 🤦🏽‍♀️\nline two\r\n" * (number % 7 + 1) for number in range(60)]
-
-
-def _inputs(base, source, *, max_partition_bytes=1 << 27):
-    sections = {"src": SourceSection.model_validate(source)}
-    return resolve_inputs(sections, {}, base=base, max_partition_bytes=max_partition_bytes)["src"]
-
-
-def _read(base, source, *, batch_bytes=1 << 20, max_partition_bytes=1 << 27):
-    """(rows of all partitions, counts, number of partitions)"""
-    inputs = _inputs(base, source, max_partition_bytes=max_partition_bytes)
-    counts, rows = DocumentCounts(), []
-    partitions = plan_partitions(inputs, max_partition_bytes=max_partition_bytes)
-    for partition in partitions:
-        for batch in read_partition(partition, inputs.section, counts, batch_bytes=batch_bytes):
-            rows += batch.to_pylist()
-    return rows, counts, len(partitions)
 
 
 def _json_lines(texts, key="text"):
@@ -63,7 +44,7 @@ def _write(folder, form, texts=TEXTS):
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt"])
 @pytest.mark.parametrize("batch_bytes", [1 << 20, 500])
 def test_every_format_gives_the_same_documents(tmp_path, form, batch_bytes):
-    rows, counts, _ = _read(tmp_path, _write(tmp_path, form), batch_bytes=batch_bytes)
+    rows, counts, _ = read(tmp_path, _write(tmp_path, form), batch_bytes=batch_bytes)
     assert [row["text"] for row in rows] == TEXTS
     assert counts == DocumentCounts()
     expected = {"parquet": "row 59", "txt": "file"}.get(form, "line 60")
@@ -81,7 +62,7 @@ def test_byte_ranges_of_plain_jsonl_lose_and_repeat_nothing(tmp_path_factory, te
     folder = tmp_path_factory.mktemp("ranges")
     content = _json_lines(texts)
     (folder / "a.jsonl").write_bytes(content if final_newline else content[:-1])
-    rows, _, num_partitions = _read(folder, {"files": "a.jsonl"}, max_partition_bytes=max_partition_bytes)
+    rows, _, num_partitions = read(folder, {"files": "a.jsonl"}, max_partition_bytes=max_partition_bytes)
     assert [row["text"] for row in rows] == texts
     assert num_partitions == -(-(folder / "a.jsonl").stat().st_size // max_partition_bytes)
     for row in rows if num_partitions > 1 else ():
@@ -91,10 +72,10 @@ def test_byte_ranges_of_plain_jsonl_lose_and_repeat_nothing(tmp_path_factory, te
 
 def test_parquet_is_cut_at_row_groups_and_text_files_are_grouped(tmp_path):
     source = _write(tmp_path, "parquet")
-    rows, _, num_partitions = _read(tmp_path, source, max_partition_bytes=1500)
+    rows, _, num_partitions = read(tmp_path, source, max_partition_bytes=1500)
     assert [row["text"] for row in rows] == TEXTS and 1 < num_partitions <= 9
     assert [row["locator"] for row in rows] == [f"row {number}" for number in range(60)]
-    rows, _, num_partitions = _read(tmp_path, _write(tmp_path, "txt"), max_partition_bytes=1500)
+    rows, _, num_partitions = read(tmp_path, _write(tmp_path, "txt"), max_partition_bytes=1500)
     assert [row["text"] for row in rows] == TEXTS and 1 < num_partitions < 60
 
 
@@ -102,7 +83,7 @@ def test_a_folder_is_read_whole_and_says_what_it_passes_over(tmp_path):
     (tmp_path / "docs").mkdir()
     _write(tmp_path / "docs", "txt")
     (tmp_path / "docs" / "notes.md").write_text("x")
-    inputs = _inputs(tmp_path, {"files": "docs"})
+    inputs = inputs_of(tmp_path, {"files": "docs"})
     assert len(inputs.files) == 60
     assert "1 files in 'docs'" in inputs.warnings[0]
 
@@ -110,7 +91,7 @@ def test_a_folder_is_read_whole_and_says_what_it_passes_over(tmp_path):
 def test_pairs_have_two_columns_and_may_lack_a_prompt(tmp_path):
     records = [{"q": "a", "a": "b"}, {"q": "", "a": "c"}, {"q": "d", "a": ""}, {"q": None, "a": "e"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    rows, counts, _ = _read(tmp_path, {"files": "a.jsonl", "prompt": "q", "completion": "a"})
+    rows, counts, _ = read(tmp_path, {"files": "a.jsonl", "prompt": "q", "completion": "a"})
     assert [(row["prompt"], row["completion"], row["locator"]) for row in rows] == [
         ("a", "b", "line 1"), ("", "c", "line 2"), ("", "e", "line 4"),
     ]  # fmt: skip
@@ -120,11 +101,11 @@ def test_pairs_have_two_columns_and_may_lack_a_prompt(tmp_path):
 def test_empty_and_null_texts_are_counted_blank_lines_and_bom_are_not(tmp_path):
     content = b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": ""}\n{"text": null}\n  \n{"text": "b"}'
     (tmp_path / "a.jsonl").write_bytes(content)
-    rows, counts, _ = _read(tmp_path, {"files": "a.jsonl"})
+    rows, counts, _ = read(tmp_path, {"files": "a.jsonl"})
     assert [(row["text"], row["locator"]) for row in rows] == [("a", "line 1"), ("b", "line 6")]
     assert counts == DocumentCounts(num_empty=2)
     pq.write_table(pa.table({"text": ["a", None, "", "b"]}), tmp_path / "a.parquet")
-    rows, counts, _ = _read(tmp_path, {"files": "a.parquet"})
+    rows, counts, _ = read(tmp_path, {"files": "a.parquet"})
     assert [(row["text"], row["locator"]) for row in rows] == [("a", "row 0"), ("b", "row 3")]
     assert counts == DocumentCounts(num_empty=2)
 
@@ -140,12 +121,12 @@ def test_broken_utf8_is_replaced_and_counted_or_refused(tmp_path, form):
         for name, content in (("a", b"fine"), ("b", bad), ("c", b"one\nhalf \xff")):
             (tmp_path / f"{name}.txt").write_bytes(content)
     source = {"files": f"*.{form}"}
-    rows, counts, _ = _read(tmp_path, source)
+    rows, counts, _ = read(tmp_path, source)
     assert [row["text"].splitlines()[-1] for row in rows] == ["fine", "caf\ufffd", "half \ufffd"]
     assert counts.num_bad_text == 2
     where = {"jsonl": r"a\.jsonl: line 2", "parquet": r"a\.parquet: row 1", "txt": r"b\.txt: line 1"}[form]
     with pytest.raises(InputError, match=where + r".*on_bad_text: replace"):
-        _read(tmp_path, source | {"on_bad_text": "refuse"})
+        read(tmp_path, source | {"on_bad_text": "refuse"})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +143,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message, max_par
     good = [b'{"text": "some text"}'] * 16
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*good, line, *good]))
     with pytest.raises(InputError, match=r"a\.jsonl: " + message) as caught:
-        _read(tmp_path, {"files": "a.jsonl"}, max_partition_bytes=max_partition_bytes)
+        read(tmp_path, {"files": "a.jsonl"}, max_partition_bytes=max_partition_bytes)
     assert "\n" not in str(caught.value)
 
 
@@ -174,17 +155,17 @@ def test_truncated_or_damaged_compression_is_one_clear_error(tmp_path, form):
     for size in (len(content) - 3, len(content) // 2, 5):
         path.write_bytes(content[:size])
         with pytest.raises(InputError, match=r"cut short.*again"):
-            _read(tmp_path, source)
+            read(tmp_path, source)
     path.write_bytes(b"this is not compressed at all")
     with pytest.raises(InputError, match=r"damaged.*again"):
-        _read(tmp_path, source)
+        read(tmp_path, source)
 
 
 def test_trailing_zeros_after_gzip_are_allowed(tmp_path):
     source = _write(tmp_path, "jsonl.gz")
     path = tmp_path / source["files"]
     path.write_bytes(path.read_bytes() + b"\0" * 512)
-    assert len(_read(tmp_path, source)[0]) == 60
+    assert len(read(tmp_path, source)[0]) == 60
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -197,13 +178,13 @@ def test_datasets_are_read_from_a_saved_folder_and_from_a_data_folder(tmp_path, 
             (folder / f"train-{part}.jsonl").write_bytes(_json_lines(TEXTS[part * 30 : part * 30 + 30]))
     else:
         datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS, "id": range(60)})}).save_to_disk(folder)
-    rows, _, num_partitions = _read(tmp_path, {"dataset": "data"}, max_partition_bytes=3000)
+    rows, _, num_partitions = read(tmp_path, {"dataset": "data"}, max_partition_bytes=3000)
     assert [row["text"] for row in rows] == TEXTS
     assert num_partitions > 1
     with pytest.raises(InputError, match=r"has no 'body'; the keys there are id, text"):
-        _read(tmp_path, {"dataset": "data", "text": "body"})
+        read(tmp_path, {"dataset": "data", "text": "body"})
     with pytest.raises(InputError, match=r"sources\.src\.dataset: 'data' cannot be read"):
-        _read(tmp_path, {"dataset": "data", "dataset_split": "nosuch"})
+        read(tmp_path, {"dataset": "data", "dataset_split": "nosuch"})
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.zst", "parquet", "txt"])
@@ -211,21 +192,21 @@ def test_urls_are_read_through_fsspec(tmp_path, form):
     source = _write(tmp_path, form)
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path), f"/corpus-{form}", recursive=True)
-    rows, _, num_partitions = _read(tmp_path, {"files": f"memory://corpus-{form}/{source['files']}"}, max_partition_bytes=2000)
+    rows, _, num_partitions = read(tmp_path, {"files": f"memory://corpus-{form}/{source['files']}"}, max_partition_bytes=2000)
     assert [row["text"] for row in rows] == TEXTS
     assert num_partitions > 1 or form == "jsonl.zst"
     with pytest.raises(InputError, match=r"nothing is at 'memory://corpus-none/a\.jsonl'"):
-        _read(tmp_path, {"files": "memory://corpus-none/a.jsonl"})
+        read(tmp_path, {"files": "memory://corpus-none/a.jsonl"})
 
 
-def test_http_urls_are_read(tmp_path):
+def test_http_urls_areread(tmp_path):
     pytest.importorskip("aiohttp")
     _write(tmp_path, "jsonl.gz")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        assert [row["text"] for row in _read(tmp_path, {"files": f"{address}/a.jsonl.gz"})[0]] == TEXTS
+        assert [row["text"] for row in read(tmp_path, {"files": f"{address}/a.jsonl.gz"})[0]] == TEXTS
         with pytest.raises(InputError, match="nothing is at"):
-            _read(tmp_path, {"files": f"{address}/b.jsonl.gz"})
+            read(tmp_path, {"files": f"{address}/b.jsonl.gz"})
         server.shutdown()
