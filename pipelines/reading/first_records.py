@@ -15,7 +15,7 @@ from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.streams import open_binary, read_pieces
 from pipelines.reading.bad_records import BadRecord
-from pipelines.reading.json_lines import load_line, require_utf8, whole_lines
+from pipelines.reading.json_lines import is_blank, load_line, require_utf8, whole_lines
 from pipelines.reading.tables import records_of
 
 _PIECE_BYTES = 1 << 16
@@ -73,5 +73,5 @@ def _lines(file: InputFile) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(chain.from_iterable(pieces), 1):
         if number == 1:
             require_utf8(line, file.name)
-        if line.strip():
+        if not is_blank(line):
             yield number, line

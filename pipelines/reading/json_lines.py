@@ -132,7 +132,7 @@ def _parse_carefully(lines: list[bytes], reading: Reading, places: _Places) -> D
         require_utf8(lines[0], places.file.name)
     documents = Documents(reading)
     for index, (line, locator) in enumerate(zip(lines, places.locators(lines), strict=True)):
-        if not line.removeprefix(_UTF8_BOM).strip():
+        if is_blank(line):
             continue
         documents.add(
             partial(_texts_of_line, line, reading),
@@ -160,6 +160,11 @@ def _texts_of_line(line: bytes, reading: Reading) -> tuple[list[str], bool]:
         return reading.texts_of(record), was_bad
     except InexactNumber:
         return reading.texts_of(_load_exactly(decode(line.removeprefix(_UTF8_BOM), reading.section)[0])), was_bad
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether there is nothing on a line; a mark of byte order is nothing."""
+    return not line.removeprefix(_UTF8_BOM).strip()
 
 
 def load_line(line: bytes, section: TextSection) -> tuple[Any, bool]:

@@ -95,6 +95,21 @@ def test_without_training_only_an_empty_training_split_is_refused(small, tmp_pat
         ({"sources": {"a": {"files": "a.jsonl", "text": "body"}}}, InputError, r"has no 'body'; the keys there are text"),
         ({"sources": {"a": {"files": "a.parquet"}}}, InputError, r"a\.parquet: has no 'text'; the keys there are body, number"),
         ({"sources": {"a": {"files": "a.parquet", "text": "number"}}}, InputError, r"column 'number' holds int64, not text"),
+        (
+            {"sources": {"a": {"files": "turns.parquet", "messages": "turns"}}},
+            InputError,
+            r"turns\.parquet: row 0: turn 1 of 'turns' is of the unknown role 'narrator'",
+        ),
+        (
+            {"target": {"files": {"t": {"files": "a.parquet", "text": "{body[0]}"}}}},
+            InputError,
+            r"target\.files\.t: a\.parquet: column 'body\[0\]' leads through string, which has no 'elements'",
+        ),
+        (
+            {"target": {"files": {"t": {"files": "note.txt", "prompt": "q", "completion": "a"}}}},
+            InputError,
+            r"target\.files\.t\.prompt: note\.txt is text without keys",
+        ),
         ({"sources": {"a": {"files": "not.parquet"}}}, InputError, r"not\.parquet: not a readable Parquet file"),
         ({"sources": {"a": {"files": "cut.jsonl.gz"}}}, InputError, r"cut\.jsonl\.gz: the gzip data is cut short"),
         ({"sources": {"a": {"files": "bad.jsonl"}}}, InputError, r"bad\.jsonl: line 2: not valid JSON"),
@@ -122,6 +137,8 @@ def test_bad_input_is_refused_before_any_work(small, tmp_path, changes, error, m
     (tmp_path / "not.parquet").write_bytes(b"PAR1 nonsense")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json_lines(texts("c", 50)))[:-20])
     pq.write_table(pa.table({"body": ["x"], "number": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"turns": [[{"role": "narrator", "content": "x"}]]}), tmp_path / "turns.parquet")
+    (tmp_path / "note.txt").write_text("a note")
     Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "noeos.json"))
     recipe = small(**changes)
     with pytest.raises(error, match=message) as caught:
