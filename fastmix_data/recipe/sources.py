@@ -74,7 +74,7 @@ class TextSection(Section):
     messages: str | None = Field(
         None,
         description="Key or path of a conversation, instead of text: a list of turns with `role` and `content`, or `from` and `value`, or "
-        "such a list as JSON text. A key `tools` beside it is read too.",
+        "such a list as JSON text. `tools` beside it, a list of objects or such a list as JSON text, is read too.",
     )
     separator: str = Field("\n", description="Text put between prompt and completion; part of the prompt.")
     on_bad_text: Literal["replace", "refuse"] = Field(

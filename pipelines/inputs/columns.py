@@ -20,7 +20,7 @@ _TEXT_TYPES = (
 def absent_key(key: str, there: Iterable[str]) -> tuple[str, str]:
     """Problem and remedy of a key or column that is not there."""
     listed = and_more(sorted(there), shown=_KEYS_SHOWN) or "none"
-    return f"has no {key!r}; the keys there are {listed}", "name one with text, or prompt and completion"
+    return f"has no {key!r}; the keys there are {listed}", "name one with text, prompt and completion, or messages"
 
 
 def missing_key(where: str, key: str, there: Iterable[str]) -> InputError:
@@ -141,8 +141,7 @@ def is_json(kind: pa.DataType) -> bool:
 
 def holds_json(kind: pa.DataType) -> bool:
     """Whether there is JSON text in it at any depth."""
-    inner = [kind.field(number).type for number in range(kind.num_fields)]
-    return is_json(kind) or any(map(holds_json, inner))
+    return is_json(kind) or any(holds_json(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:

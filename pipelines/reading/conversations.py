@@ -39,7 +39,7 @@ def conversation_text(record: Mapping[str, Any], key: Key, *, nulls_are_absent: 
     if not any(message["content"] or any(message.get(call) for call in _CALLS) for message in answers):
         return ""
     conversation: dict[str, Any] = {"messages": messages}
-    tools = _list_of(_beside(record, key).get("tools"), "tools")
+    tools = _tools(_beside(record, key).get("tools"))
     if tools:
         conversation["tools"] = tools
     return _json(_without_nulls(conversation) if nulls_are_absent else conversation)
@@ -51,6 +51,13 @@ def _beside(record: Mapping[str, Any], key: Key) -> Mapping[str, Any]:
         return record
     inside = look_up(record, Key(key.written, key.steps[:-1]))
     return inside if isinstance(inside, dict) else record
+
+
+def _tools(value: Any) -> list[Any]:
+    """Descriptions of tools, if that is what the key of this name holds: a list of objects, or JSON text of one."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _list_of(value, "tools")
+    return value if isinstance(value, list) and all(isinstance(tool, dict) for tool in value) else []
 
 
 def _list_of(value: Any, name: str) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.inputs.columns import check_columns, holds_json, is_json, stored_
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.hub_datasets import DatasetInput, read_dataset_shard
 from pipelines.inputs.streams import open_binary
+from pipelines.reading.bad_records import BadRecord
 from pipelines.reading.bad_text import decode
 from pipelines.reading.documents import Documents, Reading, column_names
 from pipelines.reading.record_fields import Number
@@ -113,12 +115,15 @@ def _text_column(column: pa.ChunkedArray) -> pa.Array:
 
 def _read_rows(rows: pa.Table, reading: Reading, *, name: str, first_row: int) -> Documents:
     documents = Documents(reading)
+    kind = pa.struct(list(rows.schema))
     for number, record in enumerate(_raw_records(rows), first_row):
-        documents.add(partial(_texts_of_row, record, reading), file=name, locator=f"row {number}", raw=partial(_raw_of, record))
+        documents.add(
+            partial(_texts_of_row, record, kind, reading), file=name, locator=f"row {number}", raw=partial(_raw_of, record)
+        )
     return documents
 
 
-def _texts_of_row(record: dict[str, Any], reading: Reading) -> tuple[list[str], bool]:
+def _texts_of_row(record: dict[str, Any], kind: pa.DataType, reading: Reading) -> tuple[list[str], bool]:
     was_bad = False
 
     def text(content: bytes) -> str:
@@ -127,13 +132,18 @@ def _texts_of_row(record: dict[str, Any], reading: Reading) -> tuple[list[str], 
         was_bad |= is_bad
         return decoded
 
-    texts = reading.texts_of(_as_json(record, text), nulls_are_absent=True)
+    texts = reading.texts_of(_as_json(_parsed(record, kind), text), nulls_are_absent=True)
     return texts, was_bad
 
 
 def records_of(rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as JSON would hold them; broken UTF-8 is replaced."""
-    return [_as_json(record, partial(bytes.decode, errors="replace")) for record in _raw_records(rows)]
+    """Rows as JSON would hold them, but those that are bad; broken UTF-8 is replaced."""
+    kind = pa.struct(list(rows.schema))
+    records = []
+    for record in _raw_records(rows):
+        with suppress(BadRecord):
+            records.append(_as_json(_parsed(record, kind), partial(bytes.decode, errors="replace")))
+    return records
 
 
 def _raw_records(rows: pa.Table) -> Iterator[dict[str, Any]]:
@@ -144,16 +154,20 @@ def _raw_records(rows: pa.Table) -> Iterator[dict[str, Any]]:
 def _cells(column: pa.ChunkedArray) -> list[Any]:
     """Python values of a column; text as bytes if any of it is broken, which Arrow's own conversion stumbles over."""
     try:
-        cells = column.to_pylist()
+        return list(column.to_pylist())
     except UnicodeDecodeError:
         return list(column.cast(_with_bytes(column.type)).to_pylist())
-    return [_parsed(cell, column.type) for cell in cells] if holds_json(column.type) else list(cells)
 
 
 def _parsed(value: Any, kind: pa.DataType) -> Any:
     """The value with what is JSON text in it read."""
-    if is_json(kind) and isinstance(value, str):
-        return orjson.loads(value)
+    if value is None or not holds_json(kind):
+        return value
+    if is_json(kind):
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise BadRecord(f"not valid JSON ({error.msg} at column {error.colno})") from error
     if isinstance(value, dict):
         return {name: _parsed(inner, kind.field(name).type) for name, inner in value.items()}
     return [_parsed(inner, kind.value_type) for inner in value] if isinstance(value, list) else value

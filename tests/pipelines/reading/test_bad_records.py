@@ -94,3 +94,18 @@ def test_a_damaged_file_is_no_bad_record(tmp_path, mode):
     (tmp_path / "a.jsonl.zst").write_bytes(content[:-5])
     with pytest.raises(InputError, match=r"a\.jsonl\.zst: .*cut short"):
         read(tmp_path, {"files": "a.jsonl.zst", "on_bad_record": mode})
+    pq.write_table(pa.table({"text": ["good"] * 1000}), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    damaged = bytearray((tmp_path / "a.parquet").read_bytes())
+    damaged[4:60] = b"\xff" * 56  # the header of its first page
+    (tmp_path / "a.parquet").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"a\.parquet: damaged Parquet data"):
+        read(tmp_path, {"files": "a.parquet", "on_bad_record": mode})
+
+
+def test_broken_json_within_a_column_of_json_is_a_bad_record(tmp_path):
+    cells = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"good"', "{oops", '["a"]']))
+    pq.write_table(pa.table({"text": cells}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: row 1: not valid JSON"):
+        read(tmp_path, {"files": "a.parquet"})
+    rows, counts, _ = read(tmp_path, {"files": "a.parquet", "on_bad_record": "skip"})
+    assert ([row["text"] for row in rows], counts.num_bad_records) == (["good"], 2)

@@ -39,9 +39,10 @@ def conversation(turns, **others):
         ({"data": {"turns": TURNS, "tools": WEATHER}}, "data.turns", conversation(TURNS, tools=WEATHER)),
         ({"chat": json.dumps(TURNS)}, "chat", conversation(TURNS)),
         ({"messages": CALLS, "tools": WEATHER}, "messages", conversation(CALLS, tools=WEATHER)),
+        ({"messages": TURNS, "tools": "none of them"}, "messages", conversation(TURNS)),
         ({"messages": CALLS, "tools": json.dumps(WEATHER)}, "messages", conversation(CALLS, tools=WEATHER)),
     ],
-    ids=["role and content", "from and value", "nested", "JSON text", "tools", "tools as text"],
+    ids=["role and content", "from and value", "nested", "JSON text", "tools", "no tools", "tools as text"],
 )
 def test_every_layout_in_every_format_gives_the_same_text(tmp_path, form, record, key, expected):
     # The second record has keys that the first one lacks: a table then has them in all its rows, as nulls.
