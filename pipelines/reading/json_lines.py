@@ -20,14 +20,13 @@ from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
 from pipelines.reading.bad_records import BadRecord
 from pipelines.reading.bad_text import NOT_UTF8, WRITE_UTF8, decode
 from pipelines.reading.documents import Documents, Reading, text_batch
-from pipelines.reading.record_fields import InexactNumber, Number
+from pipelines.reading.record_fields import LARGEST_EXACT, InexactNumber, Number
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 # Marks of byte order, and a first brace that is two bytes wide.
 _UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{")
 # Python converts no more digits than this to a whole number, to be safe from numbers that take minutes.
 _MOST_DIGITS = 4300
-_LARGEST_EXACT = 2.0**53
 
 
 def read_json_lines(
@@ -201,7 +200,7 @@ def _whole_number(digits: str) -> int | Number:
 
 def _float(written: str) -> float | Number:
     value = float(written)
-    return value if math.isfinite(value) and abs(value) < _LARGEST_EXACT else Number(written)
+    return value if math.isfinite(value) and abs(value) < LARGEST_EXACT else Number(written)
 
 
 def _explained(error: json.JSONDecodeError, problem: json.JSONDecodeError) -> tuple[str, str]:

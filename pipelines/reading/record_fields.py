@@ -13,7 +13,7 @@ from pipelines.inputs.columns import absent_key
 from pipelines.reading.bad_records import BadRecord
 
 # From here on a float may stand for a whole number of which it has not all digits.
-_LARGEST_EXACT = 2.0**53
+LARGEST_EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _scalar(value: Any, key: Key) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        if not math.isfinite(value) or abs(value) >= _LARGEST_EXACT:
+        if not math.isfinite(value) or abs(value) >= LARGEST_EXACT:
             raise InexactNumber(f"{key.written!r} holds {value}, which may not be all of its digits")
         return repr(value)
     if isinstance(value, Decimal):

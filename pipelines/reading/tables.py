@@ -24,10 +24,9 @@ from pipelines.inputs.streams import open_binary
 from pipelines.reading.bad_records import BadRecord
 from pipelines.reading.bad_text import decode
 from pipelines.reading.documents import Documents, Reading, column_names
-from pipelines.reading.record_fields import Number
+from pipelines.reading.record_fields import LARGEST_EXACT, Number
 
 _MAX_ROWS_OF_A_BATCH = 65_536
-_LARGEST_EXACT = 2.0**53
 
 
 def read_parquet(
@@ -192,7 +191,7 @@ def _as_json(value: Any, decoded: Callable[[bytes], str]) -> Any:
         return {name: _as_json(inner, decoded) for name, inner in value.items()}
     if isinstance(value, list):
         return [_as_json(inner, decoded) for inner in value]
-    if isinstance(value, float) and not (math.isfinite(value) and abs(value) < _LARGEST_EXACT):
+    if isinstance(value, float) and not (math.isfinite(value) and abs(value) < LARGEST_EXACT):
         return Number(repr(value), is_finite=math.isfinite(value))
     return value
 

@@ -6,16 +6,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
+import xxhash
 from small_corpora import documents_of, json_lines, run, streams_of, text_at, texts
 from tokenizers import Tokenizer, normalizers
 
+from fastmix_data.arrow_arrays import strings
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.tokens.encoding import Encoder
 from fastmix_data.tokens.tokenizer import byte_tokenizer, train_tokenizer
+from pipelines.preprocess.held_out import hash_documents
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.prepare_tokenizer import choose_backend
 
@@ -197,3 +201,8 @@ def test_importing_preprocess_does_not_load_torch():
 def test_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(InputError("a.jsonl: line 1", "is odd", "fix it")))
     assert isinstance(error, InputError) and (error.where, error.what, error.remedy) == ("a.jsonl: line 1", "is odd", "fix it")
+
+
+def test_a_conversation_is_known_by_the_hash_of_its_json_text():
+    batch = pa.RecordBatch.from_arrays([strings(["[1]", "[2]"]), strings(["line 1", "line 2"])], names=["messages", "locator"])
+    assert hash_documents(batch).tolist() == [xxhash.xxh3_64_intdigest(text) for text in (b"[1]", b"[2]")]

@@ -1,11 +1,14 @@
 """Keys, paths and templates: what each gives for a record, the same in every format."""
 
+import json
 import re
 from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from read_sources import FORMS, read, write_records
 
 from fastmix_data.errors import InputError
@@ -102,3 +105,28 @@ def test_whole_numbers_beyond_64_bits_keep_their_digits(tmp_path):
     number = "123456789012345678901234567890"
     (tmp_path / "a.jsonl").write_text(f'{{"id": {number}, "x": 1e300, "f": 2.50}}\n')
     assert read(tmp_path, {"files": "a.jsonl", "text": "{id} {x} {f}"})[0][0]["text"] == f"{number} 1e300 2.5"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    records=st.lists(
+        st.fixed_dictionaries({
+            "a": st.none() | st.text(max_size=5),
+            "n": st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.booleans(),
+            "l": st.lists(st.none() | st.text(max_size=3), max_size=3),
+        }),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_the_fast_and_the_careful_way_give_the_same_texts(tmp_path_factory, records):
+    """A line that the fast way stumbles over sends all lines of its piece the careful way."""
+    folder = tmp_path_factory.mktemp("ways")
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "fast.jsonl").write_text(lines)
+    (folder / "careful.jsonl").write_text(lines + "\n{oops\n")
+    for keys in ({"text": "{n} {a}\n\n- {l[*]}"}, {"text": "l[*]"}, {"prompt": "a", "completion": "{n}"}):
+        (fast, fast_counts, _), (careful, careful_counts, _) = (
+            read(folder, {"files": f"{name}.jsonl", "on_bad_record": "skip"} | keys) for name in ("fast", "careful")
+        )
+        assert [row | {"file": ""} for row in fast] == [row | {"file": ""} for row in careful]
+        assert (fast_counts.num_empty, careful_counts.num_bad_records) == (careful_counts.num_empty, 1)
