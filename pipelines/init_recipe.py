@@ -7,7 +7,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -21,26 +21,16 @@ from fastmix_data.messages import first_line
 from fastmix_data.recipe.recipe import SOURCE_NAME
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
+from pipelines.guessed_fields import GuessedFields, guess_fields
 from pipelines.inputs.files import READABLE, InputFile, format_of
 from pipelines.reading.first_records import first_records
 
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
 _TRAIN_WORDS = frozenset({"train", "training"})
-_TEXT_KEYS = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown")
-_PAIRS = (
-    ("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response"),
-    ("input", "output"), ("query", "response"), ("source", "target"),
-)  # fmt: skip
 _LONGEST_NAME = 48
 _SKIPPED_LISTED = 20
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Which keys of a record hold text: one for `text`, two for prompt and completion, none for .txt."""
-
-    names: tuple[str, ...]
-    guessed: bool = False
+# Of a source: its first file alone may be unlike the others.
+_FILES_LOOKED_INTO, _RECORDS_LOOKED_AT = 4, 64
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,7 @@ class _Corpus:
     name: str
     files: tuple[str, ...]
     valid_files: tuple[str, ...]
-    keys: _Keys
+    fields: GuessedFields
     num_files: int
     num_bytes: int
 
@@ -187,14 +177,14 @@ def _corpus(
     in_train = set(train)
     valid = [path for path in members if path not in in_train]
     in_valid = set(valid)
-    keys = _detect_keys(directory / train[0])
-    if isinstance(keys, str):
-        return _NotUnderstood(train[0].as_posix(), keys)
+    fields = _fields_of([directory / path for path in train])
+    if isinstance(fields, str):
+        return _NotUnderstood(train[0].as_posix(), fields)
     return _Corpus(
         name=_unique_name(label, taken),
         files=_patterns(train, others=[path for path in everything if path not in in_train]),
         valid_files=_patterns(valid, others=[path for path in everything if path not in in_valid]),
-        keys=keys,
+        fields=fields,
         num_files=len(members),
         num_bytes=sum((directory / path).stat().st_size for path in members),
     )
@@ -241,35 +231,21 @@ def _common_start(names: list[str]) -> str:
     return "".join(first for first, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)).rstrip("0123456789")
 
 
-def _detect_keys(path: Path) -> _Keys | str:
-    """The keys of a file's first record, or why there are none."""
-    if format_of(path.name) == "txt":
-        return _Keys(())
-    try:
-        record = _first_record(path)
-    except OSError as error:
-        return f"cannot be read ({first_line(error)})"
-    except FastmixError as error:
-        return f"cannot be read ({error.what})"
-    if not isinstance(record, Mapping):
-        return "no record with keys at its start"
-    texts = [str(key) for key, value in record.items() if isinstance(value, str)]
-    # A pair comes first: with a `text` beside it, that is usually the two put together.
-    for pair in _PAIRS:
-        if set(pair) <= set(texts):
-            return _Keys(pair)
-    for key in _TEXT_KEYS:
-        if key in texts:
-            return _Keys((key,))
-    if not texts:
-        return f"no key with text; its keys are {', '.join(map(str, record)) or 'none'}"
-    return _Keys((max(texts, key=lambda key: len(record[key])),), guessed=len(texts) > 1)
-
-
-def _first_record(path: Path) -> Any:
-    kind = format_of(path.name)
-    assert kind is not None
-    return next(iter(first_records(InputFile(str(path), path.name, kind, path.stat().st_size, ""), 1)), None)
+def _fields_of(paths: list[Path]) -> GuessedFields | str:
+    """What to read of some files' records, judged by the first ones, or why nothing can be read."""
+    if format_of(paths[0].name) == "txt":
+        return GuessedFields({})
+    records: list[dict[str, Any]] = []
+    for path in paths[:_FILES_LOOKED_INTO]:
+        kind = format_of(path.name)
+        assert kind is not None
+        try:
+            records += first_records(InputFile(str(path), path.name, kind, path.stat().st_size, ""), _RECORDS_LOOKED_AT)
+        except OSError as error:
+            return f"cannot be read ({first_line(error)})"
+        except FastmixError as error:
+            return f"cannot be read ({error.what})"
+    return guess_fields(records)
 
 
 def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Path) -> str:
@@ -291,15 +267,12 @@ def _source_line(corpus: _Corpus, prefix: Path) -> str:
     section: dict[str, Any] = {"files": _placed(corpus.files, prefix)}
     if corpus.valid_files:
         section["valid_files"] = _placed(corpus.valid_files, prefix)
-    if len(corpus.keys.names) == 2:
-        section["prompt"], section["completion"] = corpus.keys.names
-    elif corpus.keys.names:
-        section["text"] = corpus.keys.names[0]
+    section |= corpus.fields.keys
     flow = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
-    guess = "; the text key is a guess: the longest of several" if corpus.keys.guessed else ""
+    remark = f"; {_one_line(corpus.fields.remark)}" if corpus.fields.remark else ""
     size = f"{corpus.num_bytes / 1e6:.1f} MB" if corpus.num_bytes >= 1e5 else f"{corpus.num_bytes / 1e3:.1f} kB"
     plural = "s" if corpus.num_files > 1 else ""
-    return f"  # {corpus.num_files} file{plural}, {size} on disk{guess}\n  {_scalar(corpus.name)}: {flow}"
+    return f"  # {corpus.num_files} file{plural}, {size} on disk{remark}\n  {_scalar(corpus.name)}: {flow}"
 
 
 def _placed(patterns: tuple[str, ...], prefix: Path) -> str | list[str]:

@@ -70,25 +70,10 @@ def test_split_folders_belong_to_the_source_above_them(tmp_path: Path) -> None:
     assert recipe.sources["sft_exam"].valid_files is not None
 
 
-@pytest.mark.parametrize(
-    ("record", "keys"),
-    [
-        ({"question": "q", "answer": "a", "text": "t"}, ("question", "answer")),
-        ({"prompt": "q", "completion": "a"}, ("prompt", "completion")),
-        ({"instruction": "q", "output": "a", "input": ""}, ("instruction", "output")),
-        ({"meta": {"x": 1}, "content": "c", "title": "a much longer title"}, ("content",)),
-        ({"n": 1, "weird_key": "the only text"}, ("weird_key",)),
-    ],
-)
-def test_text_keys_are_read_from_the_first_record(tmp_path: Path, record: dict[str, object], keys: tuple[str, ...]) -> None:
-    put(tmp_path / "c" / "one" / "data.jsonl", record)
-    assert proposed(tmp_path / "c", tmp_path).sources["one"].text_keys == keys
-
-
-def test_a_guessed_text_key_is_said_to_be_one(tmp_path: Path) -> None:
+def test_what_is_not_certain_is_said_beside_the_source(tmp_path: Path) -> None:
     put(tmp_path / "one" / "data.jsonl", {"headline": "short", "story": "much longer than that"})
     text = propose_recipe(tmp_path)
-    assert "text: story" in text and "the text key is a guess" in text
+    assert "text: story" in text and "on disk; text is a guess; not read: headline" in text
 
 
 def test_names_are_valid_and_unique(tmp_path: Path) -> None:
