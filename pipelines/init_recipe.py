@@ -25,7 +25,7 @@ from fastmix_data.recipe.recipe import SOURCE_NAME
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.columns import holds_text
-from pipelines.inputs.files import READABLE, format_of
+from pipelines.inputs.formats import READABLE, format_of
 from pipelines.inputs.streams import read_pieces
 
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})

@@ -14,12 +14,13 @@ from fastmix_data.recipe.target import TargetFiles, TargetSection
 from fastmix_data.tokens.tokenizer import find_eos_token, load_tokenizer
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.files import SourceInputs, resolve_inputs
+from pipelines.inputs.formats import is_json
 from pipelines.inputs.partitions import Partition, plan_partitions
 from pipelines.reading.bad_text import DocumentCounts
 from pipelines.reading.readers import read_partition
 
 # Of a source of 100,000 files, the first ones tell whether its keys are right.
-_FILES_OPENED_BEFOREHAND = 64
+_PARTITIONS_OPENED_BEFOREHAND = 64
 FIRST_READ_BYTES = 1 << 16
 
 
@@ -111,10 +112,6 @@ def _require_held_out_part(target: TargetSection, inputs: Mapping[str, SourceInp
 
 def _open_first_documents(source: SourceInputs, partitions: Sequence[Partition]) -> None:
     """Read the beginning of a source's JSON files; planning has looked into Parquet files and datasets, and text has no keys."""
-    begins = [p for p in partitions if p.start == 0 and p.files and p.files[0].format.startswith("jsonl")]
-    for partition in begins[:_FILES_OPENED_BEFOREHAND]:
-        counts = DocumentCounts()
-        first = next(read_partition(partition, source.section, counts, batch_bytes=FIRST_READ_BYTES), None)
-        # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
-        if first is None and not counts.num_empty and partition.is_whole_file:
-            raise InputError(source.where, f"{partition.files[0].name} holds no document", "remove it or fill it")
+    begins = [p for p in partitions if p.start == 0 and any(is_json(file.format) for file in p.files)]
+    for partition in begins[:_PARTITIONS_OPENED_BEFOREHAND]:
+        next(read_partition(partition, source.section, DocumentCounts(), batch_bytes=FIRST_READ_BYTES), None)

@@ -16,8 +16,10 @@ from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.columns import missing_key
 from pipelines.inputs.files import InputFile
+from pipelines.inputs.json_layout import peek
 from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
 from pipelines.reading.bad_text import DocumentCounts, decode
+from pipelines.reading.json_values import records_as_lines
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 Columns = list[list[str]]
@@ -28,7 +30,8 @@ def read_json_lines(
 ) -> Iterator[tuple[Columns, list[str]]]:
     """Yield (columns of text, locators) of about `piece_bytes` of lines.
 
-    Locators are `line N` (from 1), or `byte N` in a part of a file, where the number of the line is not known.
+    Locators are `line N` (from 1), or `byte N` in a part of a file, where the number of the line is not known. A .json file may hold
+    its records otherwise than one a line: then they are `record N`.
 
     Args:
         start, stop: for plain files, the byte range whose lines are read: those that start in it; None for the whole file.
@@ -36,11 +39,17 @@ def read_json_lines(
         InputError: a line is not JSON, lacks a key, or holds something else than text; names file and line.
     """
     pieces = read_pieces(file.path, name=file.name, kind=file.format, start=start, stop=stop)
+    unit = "line"
+    if stop is None and file.format.startswith("json") and not file.format.startswith("jsonl"):
+        head, layout = peek(pieces)
+        pieces = itertools.chain([head], pieces)
+        if layout != "lines":
+            pieces, unit = records_as_lines(pieces, name=file.name, is_array=layout == "array"), "record"
     # In a part of a file the number of a line would take counting all lines before it; its byte is known.
     position = None if stop is None else first_line_start(file.path, start)
     number = 1
     for lines in _whole_lines(pieces, piece_bytes):
-        places = _Places(file, number, position)
+        places = _Places(file, number, position, unit)
         columns = _parse_fast(lines, section)
         if columns is not None:
             locators = places.locators(lines)
@@ -60,11 +69,12 @@ class _Places:
     file: InputFile
     first_line: int
     first_byte: int | None
+    unit: str
 
     def locators(self, lines: list[bytes]) -> list[str]:
         """One locator for each line."""
         if self.first_byte is None:
-            return [f"line {number}" for number in range(self.first_line, self.first_line + len(lines))]
+            return [f"{self.unit} {number}" for number in range(self.first_line, self.first_line + len(lines))]
         # The line ends that were cut off count too.
         starts = itertools.accumulate((len(line) + 1 for line in lines[:-1]), initial=self.first_byte)
         return [f"byte {start}" for start in starts]
@@ -75,7 +85,7 @@ class _Places:
         if self.first_byte is not None:
             before = self.first_byte + sum(map(len, lines[:index])) + index
             number = count_lines(self.file.path, before) + 1
-        return f"{self.file.name}: line {number}"
+        return f"{self.file.name}: {self.unit} {number}"
 
 
 def _whole_lines(pieces: Iterator[bytes], piece_bytes: int) -> Iterator[list[bytes]]:

@@ -6,6 +6,7 @@ A batch has the columns `text`, or `prompt` and `completion`, and with them `fil
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -16,11 +17,13 @@ import pyarrow.parquet as pq
 
 from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
+from fastmix_data.git_pointers import require_no_pointer
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.columns import holds_text, not_text
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.hub_datasets import read_dataset_shard
+from pipelines.inputs.parquet_ranges import check_parquet
 from pipelines.inputs.partitions import Partition
 from pipelines.inputs.streams import open_binary
 from pipelines.reading.bad_text import DocumentCounts, decode
@@ -63,45 +66,68 @@ def read_partition(
     """
     if partition.dataset is not None:
         yield from _read_dataset(partition, section, counts, batch_bytes)
-    elif partition.files[0].format == "txt":
-        yield from _read_texts(partition.files, section, counts, batch_bytes)
-    elif partition.files[0].format == "parquet":
-        yield from _read_parquet(partition, section, counts, batch_bytes)
+    elif len(partition.files) == 1:
+        yield from _read_file(partition.files[0], partition, section, counts, batch_bytes)
     else:
-        file = partition.files[0]
-        for columns, locators in read_json_lines(
-            file,
-            section=section,
-            counts=counts,
-            piece_bytes=batch_bytes,
-            start=partition.start,
-            stop=None if partition.is_whole_file else partition.stop,
-        ):
-            yield _text_batch(columns, locators, [file.name] * len(locators), section)
+        # A batch for each of many small files would cost more than their text.
+        batches = (_read_file(file, partition, section, counts, batch_bytes) for file in partition.files)
+        yield from _merge(itertools.chain.from_iterable(batches), batch_bytes)
 
 
-def _read_texts(
-    files: Sequence[InputFile], section: TextSection, counts: DocumentCounts, batch_bytes: int
+def _read_file(
+    file: InputFile, partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
-    texts: list[str] = []
-    names: list[str] = []
+    """Documents of one file of a partition."""
+    if file.format == "txt":
+        yield from _read_text(file, section, counts)
+    elif file.format == "parquet":
+        yield from _read_parquet(file, partition, section, counts, batch_bytes)
+    else:
+        is_any, num_empty = False, counts.num_empty
+        start, stop = (partition.start, partition.stop) if partition.is_part_of_file else (0, None)
+        for columns, locators in read_json_lines(
+            file, section=section, counts=counts, piece_bytes=batch_bytes, start=start, stop=stop
+        ):
+            is_any = True
+            yield _text_batch(columns, locators, [file.name] * len(locators), section)
+        # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
+        if stop is None and not is_any and counts.num_empty == num_empty:
+            raise InputError(partition.where, f"{file.name} holds no document", "remove it or fill it")
+
+
+def _merge(batches: Iterator[pa.RecordBatch], batch_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Batches of about `batch_bytes`, whatever the size of the given ones."""
+    pending: list[pa.RecordBatch] = []
     size = 0
-    for file in files:
-        with open_binary(file.path) as stream:
-            content = stream.read().removeprefix(_UTF8_BOM)
-        if not content:
-            counts.num_empty += 1
-            continue
-        text, was_bad = decode(content, section, partial(_line_of, content, file.name))
-        counts.num_bad_text += was_bad
-        texts.append(text)
-        names.append(file.name)
-        size += len(content)
+    for batch in batches:
+        pending.append(batch)
+        size += batch.nbytes
         if size >= batch_bytes:
-            yield _text_batch([texts], ["file"] * len(texts), names, section)
-            texts, names, size = [], [], 0
-    if texts:
-        yield _text_batch([texts], ["file"] * len(texts), names, section)
+            yield _merged(pending)
+            pending, size = [], 0
+    if pending:
+        yield _merged(pending)
+
+
+def _merged(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    # Each batch numbers its file names anew.
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
+
+
+def _read_text(file: InputFile, section: TextSection, counts: DocumentCounts) -> Iterator[pa.RecordBatch]:
+    with open_binary(file.path) as stream:
+        content = stream.read().removeprefix(_UTF8_BOM)
+    if not content:
+        counts.num_empty += 1
+        return
+    if file.is_remote:
+        # On this machine the plan has looked.
+        require_no_pointer(content, where="", name=file.name)
+    text, was_bad = decode(content, section, partial(_line_of, content, file.name))
+    counts.num_bad_text += was_bad
+    yield _text_batch([[text]], ["file"], [file.name], section)
 
 
 def _line_of(content: bytes, name: str, position: int) -> str:
@@ -110,19 +136,22 @@ def _line_of(content: bytes, name: str, position: int) -> str:
 
 
 def _read_parquet(
-    partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
+    file: InputFile, partition: Partition, section: TextSection, counts: DocumentCounts, batch_bytes: int
 ) -> Iterator[pa.RecordBatch]:
-    file = partition.files[0]
-    groups = range(partition.start, partition.stop)
     keys = list(section.text_keys)
     try:
         with open_binary(file.path) as stream:
             parquet = pq.ParquetFile(stream)
-            row = sum(parquet.metadata.row_group(number).num_rows for number in range(partition.start))
-            num_rows = sum(parquet.metadata.row_group(number).num_rows for number in groups)
+            check_parquet(file, parquet, keys=keys, where=partition.where)
+            start, stop = 0, parquet.metadata.num_row_groups
+            if partition.is_part_of_file:
+                start, stop = partition.start, partition.stop
+            groups = [parquet.metadata.row_group(number) for number in range(stop)]
+            row, num_rows = (sum(group.num_rows for group in some) for some in (groups[:start], groups[start:]))
             # Arrow counts a batch in rows; as many as hold `batch_bytes` if all are of average length. `_from_table` cuts where not.
-            batch_rows = max(1, min(_MAX_ROWS_OF_A_BATCH, num_rows * batch_bytes // max(partition.num_bytes, 1)))
-            for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=keys):
+            num_bytes = max(1, partition.num_bytes if len(partition.files) == 1 else sum(group.total_byte_size for group in groups))
+            batch_rows = max(1, min(_MAX_ROWS_OF_A_BATCH, num_rows * batch_bytes // num_bytes))
+            for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(range(start, stop)), columns=keys):
                 table = pa.Table.from_batches([batch]).select(keys)
                 yield from _from_table(table, section, counts, name=file.name, first_row=row, batch_bytes=batch_bytes)
                 row += batch.num_rows
@@ -135,7 +164,7 @@ def _read_dataset(
 ) -> Iterator[pa.RecordBatch]:
     dataset = partition.dataset
     assert dataset is not None
-    where = f"sources.{partition.source}"
+    where = partition.where
     name = dataset.name
     if dataset.kind == "streamed" and dataset.num_shards > 1:
         name = f"{dataset.name} shard {partition.start}"

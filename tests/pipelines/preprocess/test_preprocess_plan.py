@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from fastmix_data.errors import InputError, RecipeError
 from fastmix_data.machine import Workers
 from pipelines.inputs import files as inputs
-from pipelines.inputs import partitions
+from pipelines.inputs import parquet_ranges
 from pipelines.preprocess import plan
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
@@ -36,7 +36,7 @@ def test_a_run_resolves_plans_and_opens_each_input_once(small, tmp_path, monkeyp
     count(inputs, "resolve_files", lambda patterns: patterns[0])
     count(plan, "plan_partitions", lambda inputs: inputs.name)
     count(plan, "read_partition", lambda partition, *_: partition.source)
-    count(partitions, "open_binary", lambda path: path.rsplit("/", 1)[-1])
+    count(parquet_ranges, "open_binary", lambda path: path.rsplit("/", 1)[-1])
     planned = plan_preprocess(recipe)
     once = {
         ("resolve_files", "a.jsonl"): 1,

@@ -1,0 +1,226 @@
+"""Finding local files: one walk for folders, globs and `init`, with one rule for hidden files, links and workdirs.
+
+- Only what the user wrote is a pattern, never the folder that it is relative to. What exists under a name that looks like a pattern
+  is taken as it is.
+- Hidden files and folders are never found, unless the user wrote their point: `._note.txt` is what a Mac leaves beside a file.
+- Links are followed. A folder that is reached in two ways, or that contains itself, is entered once.
+- Workdirs of earlier runs, with their tables and receipts, are never found from a folder above.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from fastmix_data.errors import InputError
+from fastmix_data.workdir import is_workdir_listing
+from pipelines.inputs.formats import format_of
+
+_ANY_DEPTH = "**"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file.
+
+    Attributes:
+        real_path: where it lies once all links are followed: what tells whether two paths are one file.
+        is_exact: whether the user wrote this very path, and did not find it by a pattern or in a folder.
+    """
+
+    path: str
+    real_path: str
+    num_bytes: int
+    mtime_ns: int
+    is_exact: bool
+
+
+@dataclass
+class Found:
+    """What a walk found.
+
+    Attributes:
+        num_repeated: links that lead to a folder which was entered already.
+    """
+
+    files: list[FoundFile] = field(default_factory=list)
+    num_repeated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A folder to enter.
+
+    Attributes:
+        states: how many parts of the pattern may be behind us; all of them: everything in here is wanted.
+        is_named: the user wrote all of its path.
+    """
+
+    path: str
+    real_path: str
+    states: frozenset[int]
+    is_named: bool
+
+
+def split_pattern(pattern: str, base: str) -> tuple[str, list[str]]:
+    """The folder that a pattern starts from, and its parts.
+
+    >>> split_pattern("a/*.txt", "/x [1]"), split_pattern("/b/c", "/x")
+    (('/x [1]', ['a', '*.txt']), ('/', ['b', 'c']))
+    """
+    if pattern.startswith("~"):
+        user, _, rest = pattern.partition("/")
+        return os.path.expanduser(user), _parts(rest)  # noqa: PTH111 (a name that is not UTF-8 stays as it is)
+    return ("/" if pattern.startswith("/") else base), _parts(pattern)
+
+
+def _parts(pattern: str) -> list[str]:
+    return [part for part in pattern.split("/") if part not in ("", ".")]
+
+
+def find_files(pattern: str, *, base: str, where: str) -> Found:
+    """Files that a pattern names; a folder stands for all files in it.
+
+    Args:
+        base: folder that a relative pattern starts from.
+        where: the key of the recipe that errors point at.
+    Raises:
+        InputError: a folder cannot be read, or a link leads nowhere.
+    """
+    root, parts = split_pattern(pattern, base)
+    return _Walk(parts, where).run(root)
+
+
+class _Walk:
+    """Walks folders and pattern side by side, so that no folder is listed that cannot match."""
+
+    def __init__(self, parts: Sequence[str], where: str) -> None:
+        self.parts, self.where = parts, where
+        self.found = Found()
+        self.entered: set[tuple[str, frozenset[int]]] = set()
+        self.places: list[_Place] = []
+        # Links wait for the end: a file that can be reached without one is known by that name.
+        self.linked: list[_Place] = []
+
+    def run(self, root: str) -> Found:
+        self.places.append(_Place(root, os.path.realpath(root), self._closed({0}), True))
+        while self.places or self.linked:
+            is_linked = not self.places
+            place = (self.linked if is_linked else self.places).pop()
+            if (place.real_path, place.states) in self.entered:
+                self.found.num_repeated += is_linked
+                continue
+            self.entered.add((place.real_path, place.states))
+            self._enter(place)
+        return self.found
+
+    def _closed(self, states: set[int]) -> frozenset[int]:
+        """`**` may stand for no folder at all."""
+        closed = set(states)
+        for state in sorted(states):
+            while state < len(self.parts) and self.parts[state] == _ANY_DEPTH:
+                state += 1
+                closed.add(state)
+        return frozenset(closed)
+
+    def _enter(self, place: _Place) -> None:
+        literal: dict[str, set[int]] = {}
+        wild: list[int] = []
+        for state in place.states:
+            part = self.parts[state] if state < len(self.parts) else _ANY_DEPTH
+            is_pattern = part == _ANY_DEPTH or (glob.has_magic(part) and not os.path.lexists(f"{place.path}/{part}"))
+            if is_pattern:
+                wild.append(state)
+            else:
+                literal.setdefault(part, set()).add(state + 1)
+        for name, after in literal.items():
+            self._visit_named(place, name, self._closed(after))
+        if wild:
+            self._visit_listed(place, wild, literal)
+
+    def _visit_named(self, place: _Place, name: str, after: frozenset[int]) -> None:
+        path = os.path.join(place.path, name)  # noqa: PTH118 (half a million of them)
+        try:
+            is_link, status = os.path.islink(path), os.stat(path)
+        except FileNotFoundError:
+            if os.path.islink(path):
+                raise self._leads_nowhere(path) from None
+            return
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise InputError(self.where, f"{shown(path)} cannot be read ({error.strerror})", "mend it, or narrow the pattern") from error
+        real_path = os.path.realpath(path) if is_link or name == ".." else f"{place.real_path.rstrip('/')}/{name}"
+        self._visit(path, real_path, status, after, is_link=is_link, is_named=place.is_named)
+
+    def _visit_listed(self, place: _Place, wild: list[int], literal: dict[str, set[int]]) -> None:
+        entries = self._listed(place.path)
+        if not place.is_named and is_workdir_listing(entry.name for entry in entries):
+            return
+        for entry in entries:
+            name = entry.name
+            after = {next_state for state in wild if (next_state := self._after(state, name)) is not None}
+            if not after or name in literal:
+                continue
+            path = os.path.join(place.path, name)  # noqa: PTH118
+            is_link = entry.is_symlink()
+            try:
+                status = entry.stat()
+            except OSError as error:
+                # A link to nowhere may have been a file of ours or a folder of them; one with another ending was neither.
+                if error.errno in (errno.ENOENT, errno.ELOOP) and is_link:
+                    if format_of(name) is not None or "." not in name:
+                        raise self._leads_nowhere(path) from None
+                    continue
+                raise InputError(self.where, f"{shown(path)} cannot be read ({error.strerror})", "mend it, or remove it") from error
+            real_path = os.path.realpath(path) if is_link else f"{place.real_path.rstrip('/')}/{name}"
+            self._visit(path, real_path, status, self._closed(after), is_link=is_link, is_named=False)
+
+    def _listed(self, path: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(path) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise InputError(self.where, f"the folder {shown(path)} cannot be read ({error.strerror})", "mend its permissions") from error
+
+    def _after(self, state: int, name: str) -> int | None:
+        """Where in the pattern a name leads to; None if it does not match."""
+        part = self.parts[state] if state < len(self.parts) else _ANY_DEPTH
+        if name.startswith(".") and not part.startswith("."):
+            return None
+        if part == _ANY_DEPTH:
+            return state
+        return state + 1 if fnmatchcase(name, part) else None
+
+    def _visit(
+        self, path: str, real_path: str, status: os.stat_result, after: frozenset[int], *, is_link: bool, is_named: bool
+    ) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            (self.linked if is_link else self.places).append(_Place(path, real_path, after, is_named))
+        elif len(self.parts) in after:
+            if stat.S_ISREG(status.st_mode):
+                self.found.files.append(FoundFile(path, real_path, status.st_size, status.st_mtime_ns, is_named))
+            elif is_named or format_of(path) is not None:
+                raise InputError(self.where, f"{shown(path)} is no regular file", "write what it gives to a file")
+
+    def _leads_nowhere(self, path: str) -> InputError:
+        target = os.readlink(path)
+        problem = f"{shown(path)} is a link to {shown(target)}, which is not there"
+        in_annex = ".git/annex/" in target
+        return InputError(self.where, problem, "run `git annex get .` in its repository" if in_annex else "put it back, or remove the link")
+
+
+def shown(path: str) -> str:
+    r"""A path as text of any use can hold it: bytes of a name that are not UTF-8 are written as `\xNN`.
+
+    >>> shown("caf\udce9.txt")
+    'caf\\xe9.txt'
+    """
+    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
