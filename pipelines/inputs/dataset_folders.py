@@ -53,7 +53,7 @@ def _names_its_files(folder: Path) -> bool:
 def _require_all_in_splits(folder: Path, name: str, splits: dict[str, list[str]], where: str) -> None:
     """Refuse a folder of which the library would read a part in silence: it takes one format, and follows no links."""
     known = {os.path.realpath(path) for paths in splits.values() for path in paths}
-    found = find_files(str(folder), base="/", where=f"{where}.dataset").files
+    found = find_files("", base=str(folder), where=f"{where}.dataset").files
     left_out = [
         file
         for file in found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmix_data.errors import InputError
-from fastmix_data.git_pointers import LARGEST_POINTER_BYTES, require_no_pointer
+from fastmix_data.git_pointers import may_be_pointer, require_no_pointer
 from fastmix_data.messages import and_more, nearest
 from fastmix_data.recipe.sources import SourceSection, TextSection
 from fastmix_data.recipe.target import TargetFiles
@@ -18,7 +18,10 @@ from pipelines.inputs.formats import READABLE, Format, format_of, list_endings, 
 from pipelines.inputs.hub_datasets import DatasetInput, is_saved, resolve_dataset
 from pipelines.inputs.json_layout import only_object
 from pipelines.inputs.remote_files import RemoteFile, find_remote_files, is_url, without_local_scheme
-from pipelines.inputs.walk import Found, FoundFile, find_files, shown, split_pattern
+from pipelines.inputs.walk import FoundFile, find_files, shown, split_pattern
+
+# To compare a name with all of 100,000 takes seconds.
+_MOST_COMPARED = 2000
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,7 @@ def _resolve_dataset(
         paths = files_of_split(local, name=name, config=config, split=split, where=where)
         if paths is not None:
             return (*_files_of_split(paths, base=base, where=f"{where}.dataset", keys=section.text_keys), None)
-    dataset = resolve_dataset(
-        name, local=local, config=config, split=split, where=where, max_partition_bytes=max_partition_bytes
-    )
+    dataset = resolve_dataset(name, local=local, config=config, split=split, where=where, max_partition_bytes=max_partition_bytes)
     return (), (), dataset
 
 
@@ -156,19 +157,10 @@ def require_content(files: Iterable[InputFile], *, where: str, named: str) -> No
         # A text file is one document, and an empty one among many is counted; of other formats it is a download that went wrong.
         if file.num_bytes == 0 and file.format != "txt":
             raise InputError(where, f"{file.name} is empty", "remove it or fill it")
-        if 0 < file.num_bytes < LARGEST_POINTER_BYTES and not file.is_remote:
-            require_no_pointer(first_bytes(file.path), where=where, name=file.name)
+        if may_be_pointer(file.num_bytes) and not file.is_remote:
+            require_no_pointer(file.path, where=where, name=file.name)
     if not is_any:
         raise InputError(where, f"{named} is empty", "remove it or fill it")
-
-
-def first_bytes(path: str) -> bytes:
-    """The beginning of a local file; with few calls, because there may be 100,000."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(descriptor, 64)
-    finally:
-        os.close(descriptor)
 
 
 def _resolve_pattern(pattern: str, *, base: Path, where: str, keys: Sequence[str]) -> tuple[list[InputFile], list[str]]:
@@ -180,9 +172,10 @@ def _resolve_pattern(pattern: str, *, base: Path, where: str, keys: Sequence[str
     found = find_files(pattern, base=str(base), where=where)
     if not found.files:
         _explain_nothing(pattern, base, where)
-    candidates, num_repeated = _each_once(found, base)
-    files, passed_over = _usable(candidates, pattern, where)
-    exact = {file.path for file, is_exact in candidates if is_exact}
+    once, num_repeated = found.each_once()
+    start = str(base).rstrip("/") + "/"
+    files, passed_over = _usable([(_local_file(file, start), file.is_exact) for file in once], pattern, where)
+    exact = {file.path for file in once if file.is_exact}
     files, metadata = _without_metadata(files, exact, keys)
     for file in files:
         if not os.access(file.path, os.R_OK):
@@ -199,9 +192,7 @@ def _said_of(pattern: str, where: str, passed_over: Sequence[str]) -> list[str]:
     return [f"{where}: {len(passed_over)} files in '{pattern}' are not {READABLE} and are not read ({list_endings(passed_over)})"]
 
 
-def _usable(
-    candidates: Sequence[tuple[InputFile | str, bool]], pattern: str, where: str
-) -> tuple[list[InputFile], list[str]]:
+def _usable(candidates: Sequence[tuple[InputFile | str, bool]], pattern: str, where: str) -> tuple[list[InputFile], list[str]]:
     """Files of our formats, and the names of others.
 
     What the user wrote is meant as it stands, so that its odd ending is refused; what a pattern or a folder has beside files of ours is
@@ -219,19 +210,6 @@ def _usable(
     return files, names
 
 
-def _each_once(found: Found, base: Path) -> tuple[list[tuple[InputFile | str, bool]], int]:
-    """One candidate for each real file: under the path without a link, else under the first name."""
-    by_real_path: dict[str, FoundFile] = {}
-    num_repeated = found.num_repeated
-    for file in found.files:
-        other = by_real_path.setdefault(file.real_path, file)
-        if other is not file:
-            num_repeated += other.path != file.path
-            by_real_path[file.real_path] = min(other, file, key=lambda one: (one.path != one.real_path, one.path))
-    start = str(base).rstrip("/") + "/"
-    return [(_local_file(file, start), file.is_exact) for file in by_real_path.values()], num_repeated
-
-
 def _local_file(file: FoundFile, start: str) -> InputFile | str:
     path = os.path.normpath(file.path) if "/.." not in file.path else file.path
     name = shown(os.path.normpath(file.path[len(start) :]) if file.path.startswith(start) else path)
@@ -244,13 +222,9 @@ def _remote_file(file: RemoteFile) -> InputFile | str:
     return file.url if kind is None else InputFile(file.url, file.url, kind, file.num_bytes, file.version, file.url)
 
 
-def _without_metadata(
-    files: list[InputFile], exact: set[str], keys: Sequence[str]
-) -> tuple[list[InputFile], list[InputFile]]:
+def _without_metadata(files: list[InputFile], exact: set[str], keys: Sequence[str]) -> tuple[list[InputFile], list[InputFile]]:
     """Files of records, and .json files beside them that only describe them: one object that has none of the text."""
-    metadata = [
-        file for file in files if file.format == "json" and file.path not in exact and keys and _is_metadata(file, keys)
-    ]
+    metadata = [file for file in files if file.format == "json" and file.path not in exact and keys and _is_metadata(file, keys)]
     paths = {file.path for file in metadata}
     records = [file for file in files if file.path not in paths]
     # Where there is nothing else, they are what the user means, and the key is wrong.
@@ -270,7 +244,7 @@ def _files_of_split(
     files: list[InputFile] = []
     for path in paths:
         status = os.stat(path)
-        file = _local_file(FoundFile(path, os.path.realpath(path), status.st_size, status.st_mtime_ns, False), start)
+        file = _local_file(FoundFile(path, os.path.realpath(path), False, status.st_size, status.st_mtime_ns, False), start)
         assert isinstance(file, InputFile)
         files.append(file)
     files, metadata = _without_metadata(files, set(), keys)
@@ -282,8 +256,7 @@ def _said_of_metadata(metadata: Sequence[InputFile], where: str, keys: Sequence[
     if not metadata:
         return ()
     listed, without = and_more([file.name for file in metadata]), " and ".join(keys)
-    verb = "holds" if len(metadata) == 1 else "hold"
-    return (f"{where}: {listed} {verb} one JSON object without {without}, a description and no data, and {'is' if len(metadata) == 1 else 'are'} not read",)
+    return (f"{where}: not read: {listed}, of one JSON object without {without}, which describes data and is none",)
 
 
 def _explain_nothing(pattern: str, base: Path, where: str) -> None:
@@ -297,18 +270,20 @@ def _explain_nothing(pattern: str, base: Path, where: str) -> None:
     # As far as the user's own words name folders that exist.
     while rest and os.path.isdir(inner := os.path.join(folder, rest[0])):
         folder, rest = inner, rest[1:]
-    names = [shown(entry) for entry in sorted(os.listdir(folder)) if not entry.startswith(".")]
+    entries = [shown(entry) for entry in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
     if not rest:
-        raise InputError(where, f"the folder '{pattern}' has no {READABLE} file", _what_is_there(names))
+        raise InputError(where, f"the folder '{pattern}' has no {READABLE} file", _what_is_there(entries))
     is_glob = any(map(glob.has_magic, parts))
     problem = f"no file matches '{pattern}'" if is_glob else f"there is no file '{pattern}'"
     if len(rest) > 1 and not glob.has_magic(rest[0]):
-        raise InputError(where, problem, f"there is no folder {shown(os.path.join(folder, rest[0]))}; paths are relative to the recipe")
-    likely = nearest(rest[0].replace("*", ""), names, cutoff=0.55)
-    raise InputError(where, problem, f"the nearest there is {likely}" if likely else _what_is_there(names))
+        missing = shown(os.path.join(folder, rest[0]))
+        raise InputError(where, problem, f"there is no folder {missing}; paths are relative to the recipe")
+    likely = nearest(rest[0].replace("*", ""), entries[:_MOST_COMPARED], cutoff=0.55)
+    raise InputError(where, problem, f"the nearest there is {likely}" if likely else _what_is_there(entries))
 
 
-def _what_is_there(names: Sequence[str]) -> str:
+def _what_is_there(entries: Sequence[str]) -> str:
+    names = [entry for entry in entries if not entry.startswith(".")]
     if not names:
-        return "the folder is empty"
+        return "it has only hidden files, which are not read" if entries else "the folder is empty"
     return f"there {'are' if len(names) > 1 else 'is'} {list_endings(names)} there"

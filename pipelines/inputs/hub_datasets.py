@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from fastmix_data.errors import FastmixError, InputError
+from fastmix_data.git_pointers import may_be_pointer, require_no_pointer
 from fastmix_data.messages import first_line
 from pipelines.inputs.columns import missing_key
 from pipelines.inputs.walk import find_files, shown
@@ -60,7 +61,10 @@ def resolve_dataset(
             # Pinned to the commit of now: the plan, every worker and a run that goes on tomorrow read the same data.
             commit = _hub_commit(name)
             return _streamed_input(name, name, config, split, num_bytes=0, version=commit, revision=commit)
-        files = sorted(find_files(str(local), base="/", where=f"{where}.dataset").files, key=lambda file: file.path)
+        files = sorted(find_files("", base=str(local), where=f"{where}.dataset").files, key=lambda file: file.path)
+        for file in files:
+            if may_be_pointer(file.num_bytes):
+                require_no_pointer(file.path, where=f"{where}.dataset", name=shown(os.path.relpath(file.path, local)))
         num_bytes = sum(file.num_bytes for file in files)
         # Sizes and times of all its files: which of them belong to a split or a configuration only the library knows.
         version = ";".join(f"{shown(os.path.relpath(file.path, local))}:{file.num_bytes}:{file.mtime_ns}" for file in files)

@@ -103,7 +103,8 @@ def _plan_files(inputs: SourceInputs, files: Sequence[InputFile], origin: Origin
     place = {file.path: number for number, file in enumerate(files)}
     small = [file for file in files if file.num_bytes < small_bytes]
     planned = [
-        Partition(inputs.name, origin, tuple(group), sum(file.num_bytes for file in group)) for group in _groups(small, small_bytes)
+        Partition(inputs.name, origin, tuple(group), sum(file.num_bytes for file in group))
+        for group in _groups(small, small_bytes)
     ]
     large = [file for file in files if file.num_bytes >= small_bytes]
     for file in large:

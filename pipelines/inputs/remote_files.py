@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmix_data.errors import InputError
-from fastmix_data.git_pointers import LARGEST_POINTER_BYTES, require_no_pointer
+from fastmix_data.git_pointers import may_be_pointer, require_no_pointer_in
 from fastmix_data.messages import first_line
 from pipelines.inputs.formats import format_of
 
@@ -61,9 +61,12 @@ def find_remote_files(pattern: str, *, where: str) -> list[RemoteFile]:
         else:
             matches, is_exact = _matches(filesystem, path), False
         found = [
-            _remote_file(filesystem.unstrip_protocol(name), info, where, is_exact=is_exact) for name, info in sorted(matches.items())
+            _remote_file(filesystem.unstrip_protocol(name), info, where, is_exact=is_exact)
+            for name, info in sorted(matches.items())
         ]
-        _require_no_pointers(filesystem, [name for name in sorted(matches) if _may_be_pointer(matches[name])], where)
+        _require_no_pointers(
+            filesystem, [name for name in sorted(matches) if may_be_pointer(matches[name].get("size") or 0)], where
+        )
     except ImportError as error:
         raise InputError(where, f"'{pattern}' needs a package that is not installed ({error})", "install it") from error
     except (OSError, ValueError, TypeError) as error:
@@ -77,7 +80,11 @@ def find_remote_files(pattern: str, *, where: str) -> list[RemoteFile]:
 def _matches(filesystem: Any, path: str) -> dict[str, Mapping[str, Any]]:
     """Visible files of a glob or a folder, by name."""
     pattern = _escape_existing(filesystem, path)
-    matches = _visible(filesystem.glob(pattern, detail=True), pattern) if glob.has_magic(path) else {path: {"type": "directory"}}
+    matches: dict[str, Mapping[str, Any]] = {path: {"type": "directory"}}
+    if glob.has_magic(path) and not filesystem.isdir(path):
+        matches = _visible(filesystem.glob(pattern, detail=True), pattern)
+    elif not filesystem.isdir(path):
+        matches = {}
     for folder in [name for name, info in matches.items() if info["type"] == "directory"]:
         del matches[folder]
         matches |= _visible(filesystem.find(folder, detail=True), folder)
@@ -99,13 +106,9 @@ def _visible(found: Mapping[str, Mapping[str, Any]], pattern: str) -> dict[str, 
     return {name: info for name, info in found.items() if f"/{name}".count("/.") <= num_written}
 
 
-def _may_be_pointer(info: Mapping[str, Any]) -> bool:
-    return 0 < (info.get("size") or 0) < LARGEST_POINTER_BYTES
-
-
 def _require_no_pointers(filesystem: Any, names: list[str], where: str) -> None:
     for name in [name for name in names if format_of(name) is not None][:_OPENED_FOR_POINTERS]:
-        require_no_pointer(filesystem.cat_file(name), where=where, name=filesystem.unstrip_protocol(name))
+        require_no_pointer_in(filesystem.cat_file(name), where=where, name=filesystem.unstrip_protocol(name))
 
 
 def _remote_file(url: str, info: Mapping[str, Any], where: str, *, is_exact: bool) -> RemoteFile:

@@ -30,11 +30,13 @@ class FoundFile:
 
     Attributes:
         real_path: where it lies once all links are followed: what tells whether two paths are one file.
+        is_linked: whether the path follows a link below where the pattern starts.
         is_exact: whether the user wrote this very path, and did not find it by a pattern or in a folder.
     """
 
     path: str
     real_path: str
+    is_linked: bool
     num_bytes: int
     mtime_ns: int
     is_exact: bool
@@ -46,10 +48,30 @@ class Found:
 
     Attributes:
         num_repeated: links that lead to a folder which was entered already.
+        problems: what could not be read, or leads nowhere.
     """
 
     files: list[FoundFile] = field(default_factory=list)
     num_repeated: int = 0
+    problems: list[InputError] = field(default_factory=list)
+
+    def each_once(self) -> tuple[list[FoundFile], int]:
+        """One path for each real file, and how many others there are.
+
+        A path of one of our endings before others, which the content of a hub's cache has not; one without a link before one with.
+        """
+        by_real_path: dict[str, FoundFile] = {}
+        num_repeated = self.num_repeated
+        for file in self.files:
+            other = by_real_path.setdefault(file.real_path, file)
+            if other is not file:
+                num_repeated += other.path != file.path
+                by_real_path[file.real_path] = min(other, file, key=_preference)
+        return list(by_real_path.values()), num_repeated
+
+
+def _preference(file: FoundFile) -> tuple[bool, bool, str]:
+    return format_of(file.path) is None, file.is_linked, file.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +79,14 @@ class _Place:
     """A folder to enter.
 
     Attributes:
+        is_linked: a link leads to it.
         states: how many parts of the pattern may be behind us; all of them: everything in here is wanted.
         is_named: the user wrote all of its path.
     """
 
     path: str
     real_path: str
+    is_linked: bool
     states: frozenset[int]
     is_named: bool
 
@@ -75,7 +99,7 @@ def split_pattern(pattern: str, base: str) -> tuple[str, list[str]]:
     """
     if pattern.startswith("~"):
         user, _, rest = pattern.partition("/")
-        return os.path.expanduser(user), _parts(rest)  # noqa: PTH111 (a name that is not UTF-8 stays as it is)
+        return os.path.expanduser(user), _parts(rest)
     return ("/" if pattern.startswith("/") else base), _parts(pattern)
 
 
@@ -93,7 +117,15 @@ def find_files(pattern: str, *, base: str, where: str) -> Found:
         InputError: a folder cannot be read, or a link leads nowhere.
     """
     root, parts = split_pattern(pattern, base)
-    return _Walk(parts, where).run(root)
+    found = _Walk(parts, where).run(root)
+    if found.problems:
+        raise found.problems[0]
+    return found
+
+
+def find_all_files(folder: str, *, where: str) -> Found:
+    """All files of a folder, and what of it cannot be read."""
+    return _Walk([], where).run(folder)
 
 
 class _Walk:
@@ -108,12 +140,11 @@ class _Walk:
         self.linked: list[_Place] = []
 
     def run(self, root: str) -> Found:
-        self.places.append(_Place(root, os.path.realpath(root), self._closed({0}), True))
+        self.places.append(_Place(root, os.path.realpath(root), False, self._closed({0}), True))
         while self.places or self.linked:
-            is_linked = not self.places
-            place = (self.linked if is_linked else self.places).pop()
+            place = (self.places or self.linked).pop()
             if (place.real_path, place.states) in self.entered:
-                self.found.num_repeated += is_linked
+                self.found.num_repeated += place.is_linked
                 continue
             self.entered.add((place.real_path, place.states))
             self._enter(place)
@@ -144,19 +175,24 @@ class _Walk:
             self._visit_listed(place, wild, literal)
 
     def _visit_named(self, place: _Place, name: str, after: frozenset[int]) -> None:
-        path = os.path.join(place.path, name)  # noqa: PTH118 (half a million of them)
+        path = os.path.join(place.path, name)
         try:
             is_link, status = os.path.islink(path), os.stat(path)
         except FileNotFoundError:
             if os.path.islink(path):
-                raise self._leads_nowhere(path) from None
+                self._leads_nowhere(path)
             return
         except NotADirectoryError:
             return
         except OSError as error:
-            raise InputError(self.where, f"{shown(path)} cannot be read ({error.strerror})", "mend it, or narrow the pattern") from error
+            self._is_unreadable(path, error)
+            return
         real_path = os.path.realpath(path) if is_link or name == ".." else f"{place.real_path.rstrip('/')}/{name}"
-        self._visit(path, real_path, status, after, is_link=is_link, is_named=place.is_named)
+        self._visit(
+            FoundFile(path, real_path, place.is_linked or is_link, status.st_size, status.st_mtime_ns, place.is_named),
+            status.st_mode,
+            after,
+        )
 
     def _visit_listed(self, place: _Place, wild: list[int], literal: dict[str, set[int]]) -> None:
         entries = self._listed(place.path)
@@ -167,19 +203,20 @@ class _Walk:
             after = {next_state for state in wild if (next_state := self._after(state, name)) is not None}
             if not after or name in literal:
                 continue
-            path = os.path.join(place.path, name)  # noqa: PTH118
+            path = os.path.join(place.path, name)
             is_link = entry.is_symlink()
             try:
                 status = entry.stat()
             except OSError as error:
-                # A link to nowhere may have been a file of ours or a folder of them; one with another ending was neither.
-                if error.errno in (errno.ENOENT, errno.ELOOP) and is_link:
-                    if format_of(name) is not None or "." not in name:
-                        raise self._leads_nowhere(path) from None
-                    continue
-                raise InputError(self.where, f"{shown(path)} cannot be read ({error.strerror})", "mend it, or remove it") from error
+                if not is_link or error.errno not in (errno.ENOENT, errno.ELOOP):
+                    self._is_unreadable(path, error)
+                # It may have been a file of ours or a folder of them; one with another ending was neither.
+                elif format_of(name) is not None or "." not in name:
+                    self._leads_nowhere(path)
+                continue
             real_path = os.path.realpath(path) if is_link else f"{place.real_path.rstrip('/')}/{name}"
-            self._visit(path, real_path, status, self._closed(after), is_link=is_link, is_named=False)
+            found = FoundFile(path, real_path, place.is_linked or is_link, status.st_size, status.st_mtime_ns, False)
+            self._visit(found, status.st_mode, self._closed(after))
 
     def _listed(self, path: str) -> list[os.DirEntry[str]]:
         try:
@@ -188,7 +225,8 @@ class _Walk:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise InputError(self.where, f"the folder {shown(path)} cannot be read ({error.strerror})", "mend its permissions") from error
+            self._is_unreadable(path, error)
+            return []
 
     def _after(self, state: int, name: str) -> int | None:
         """Where in the pattern a name leads to; None if it does not match."""
@@ -199,22 +237,27 @@ class _Walk:
             return state
         return state + 1 if fnmatchcase(name, part) else None
 
-    def _visit(
-        self, path: str, real_path: str, status: os.stat_result, after: frozenset[int], *, is_link: bool, is_named: bool
-    ) -> None:
-        if stat.S_ISDIR(status.st_mode):
-            (self.linked if is_link else self.places).append(_Place(path, real_path, after, is_named))
+    def _visit(self, file: FoundFile, mode: int, after: frozenset[int]) -> None:
+        if stat.S_ISDIR(mode):
+            # Links wait for the end, with all that is behind them.
+            places = self.linked if file.is_linked else self.places
+            places.append(_Place(file.path, file.real_path, file.is_linked, after, file.is_exact))
         elif len(self.parts) in after:
-            if stat.S_ISREG(status.st_mode):
-                self.found.files.append(FoundFile(path, real_path, status.st_size, status.st_mtime_ns, is_named))
-            elif is_named or format_of(path) is not None:
-                raise InputError(self.where, f"{shown(path)} is no regular file", "write what it gives to a file")
+            if stat.S_ISREG(mode):
+                self.found.files.append(file)
+            elif file.is_exact or format_of(file.path) is not None:
+                self._problem(f"{shown(file.path)} is no regular file", "write what it gives to a file")
 
-    def _leads_nowhere(self, path: str) -> InputError:
+    def _problem(self, what: str, remedy: str) -> None:
+        self.found.problems.append(InputError(self.where, what, remedy))
+
+    def _is_unreadable(self, path: str, error: OSError) -> None:
+        self._problem(f"{shown(path)} cannot be read ({error.strerror})", "mend its permissions, or narrow the pattern")
+
+    def _leads_nowhere(self, path: str) -> None:
         target = os.readlink(path)
-        problem = f"{shown(path)} is a link to {shown(target)}, which is not there"
-        in_annex = ".git/annex/" in target
-        return InputError(self.where, problem, "run `git annex get .` in its repository" if in_annex else "put it back, or remove the link")
+        remedy = "run `git annex get .` in its repository" if ".git/annex/" in target else "put it back, or remove the link"
+        self._problem(f"{shown(path)} is a link to {shown(target)}, which is not there", remedy)
 
 
 def shown(path: str) -> str:

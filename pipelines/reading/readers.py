@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
-from fastmix_data.git_pointers import require_no_pointer
+from fastmix_data.git_pointers import require_no_pointer_in
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.columns import holds_text, not_text
@@ -79,7 +79,7 @@ def _read_file(
 ) -> Iterator[pa.RecordBatch]:
     """Documents of one file of a partition."""
     if file.format == "txt":
-        yield from _read_text(file, section, counts)
+        yield from _read_text(file, partition, section, counts)
     elif file.format == "parquet":
         yield from _read_parquet(file, partition, section, counts, batch_bytes)
     else:
@@ -116,7 +116,7 @@ def _merged(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
 
 
-def _read_text(file: InputFile, section: TextSection, counts: DocumentCounts) -> Iterator[pa.RecordBatch]:
+def _read_text(file: InputFile, partition: Partition, section: TextSection, counts: DocumentCounts) -> Iterator[pa.RecordBatch]:
     with open_binary(file.path) as stream:
         content = stream.read().removeprefix(_UTF8_BOM)
     if not content:
@@ -124,7 +124,7 @@ def _read_text(file: InputFile, section: TextSection, counts: DocumentCounts) ->
         return
     if file.is_remote:
         # On this machine the plan has looked.
-        require_no_pointer(content, where="", name=file.name)
+        require_no_pointer_in(content, where=partition.where, name=file.name)
     text, was_bad = decode(content, section, partial(_line_of, content, file.name))
     counts.num_bad_text += was_bad
     yield _text_batch([[text]], ["file"], [file.name], section)
@@ -149,7 +149,9 @@ def _read_parquet(
             groups = [parquet.metadata.row_group(number) for number in range(stop)]
             row, num_rows = (sum(group.num_rows for group in some) for some in (groups[:start], groups[start:]))
             # Arrow counts a batch in rows; as many as hold `batch_bytes` if all are of average length. `_from_table` cuts where not.
-            num_bytes = max(1, partition.num_bytes if len(partition.files) == 1 else sum(group.total_byte_size for group in groups))
+            num_bytes = max(
+                1, partition.num_bytes if len(partition.files) == 1 else sum(group.total_byte_size for group in groups)
+            )
             batch_rows = max(1, min(_MAX_ROWS_OF_A_BATCH, num_rows * batch_bytes // num_bytes))
             for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(range(start, stop)), columns=keys):
                 table = pa.Table.from_batches([batch]).select(keys)
