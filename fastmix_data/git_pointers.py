@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from fastmix_data.errors import InputError
 
@@ -30,6 +31,13 @@ def require_no_pointer(path: str | os.PathLike[str], *, where: str, name: str) -
     finally:
         os.close(descriptor)
     require_no_pointer_in(head, where=where, name=name)
+
+
+def require_no_pointer_among(folder: Path, *, where: str) -> None:
+    """Refuse a folder with a pointer in it; raises as `require_no_pointer` does."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and may_be_pointer(path.stat().st_size):
+            require_no_pointer(path, where=where, name=path.name)
 
 
 def require_no_pointer_in(head: bytes, *, where: str, name: str) -> None:

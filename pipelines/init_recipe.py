@@ -27,7 +27,7 @@ from fastmix_data.units import format_count
 from pipelines.inputs.columns import holds_text
 from pipelines.inputs.formats import READABLE, ending_of, format_of
 from pipelines.inputs.json_layout import only_object, peek
-from pipelines.inputs.streams import read_pieces
+from pipelines.inputs.streams import open_binary, read_pieces
 from pipelines.inputs.walk import FoundFile, find_all_files, shown
 from pipelines.reading.json_values import records_as_lines
 
@@ -306,7 +306,7 @@ def _first_record(path: Path) -> Any:
     kind = format_of(path.name)
     assert kind is not None
     if kind == "parquet":
-        with pq.ParquetFile(path) as file:
+        with open_binary(str(path)) as stream, pq.ParquetFile(stream) as file:
             columns = [field.name for field in file.schema_arrow if holds_text(field.type)]
             rows = next(file.iter_batches(batch_size=1, columns=columns), pa.RecordBatch.from_pylist([])).to_pylist()
             return rows[0] if rows else None

@@ -25,7 +25,14 @@ from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.cluster import dask_client, run_on_cluster
 from pipelines.inputs.partitions import NUM_WAVES, Partition
-from pipelines.preprocess.assemble import assemble_catalog, count_warnings, describe_catalog, require_held_out, require_usable
+from pipelines.preprocess.assemble import (
+    assemble_catalog,
+    count_warnings,
+    describe_catalog,
+    padding_warning,
+    require_held_out,
+    require_usable,
+)
 from pipelines.preprocess.held_out import hash_of_held_out
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
 from pipelines.preprocess.plan import PreprocessPlan
@@ -182,7 +189,7 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False)
         require_usable(plan, catalog)
         catalog.save(workdir.catalog)
     message = f"preprocess: {describe_catalog(catalog)}, {time.monotonic() - started:.1f} s"
-    return PreprocessResult(catalog, True, message, (*run.warnings, *count_warnings(catalog)))
+    return PreprocessResult(catalog, True, message, (*run.warnings, *count_warnings(catalog), *padding_warning(catalog)))
 
 
 @contextmanager
