@@ -65,7 +65,17 @@ def warnings_of(base: Path, files: str) -> tuple[str, ...]:
     return resolve_inputs({"a": section}, {}, base=base, max_partition_bytes=1 << 27)["a"].warnings
 
 
-_NAMES = ["A.JSONL", "A.Jsonl.GZ", "a.ndjson", "a.NDJSON.zst", "a.json", "a.JSON", "a.json.gz", "c4.00000-of-01024.json.gz", "a.json.ZST"]
+_NAMES = [
+    "A.JSONL",
+    "A.Jsonl.GZ",
+    "a.ndjson",
+    "a.NDJSON.zst",
+    "a.json",
+    "a.JSON",
+    "a.json.gz",
+    "c4.00000-of-01024.json.gz",
+    "a.json.ZST",
+]
 
 
 # `datasets` itself knows small letters only.

@@ -67,7 +67,7 @@ def test_a_recipe_of_tokenizer_and_sources_is_enough(small):
 def test_without_training_only_an_empty_training_split_is_refused(small, tmp_path):
     (tmp_path / "b.jsonl").write_bytes(json_lines(["x"]))
     assert run(small(target=None, training=None)).catalog.num_tokens("b") == 2
-    (tmp_path / "b.jsonl").write_bytes(json_lines(texts("a", 1)))
+    (tmp_path / "b.jsonl").write_bytes(json_lines([""]))
     (tmp_path / "a-valid.jsonl").write_bytes(json_lines(texts("a", 1)))
     sources = {"a": {"files": "a.jsonl"}, "b": {"files": "b.jsonl", "valid_files": "a-valid.jsonl"}}
     with pytest.raises(InputError, match=r"source b: its training split has 0 tokens; give it more text, or remove it"):
