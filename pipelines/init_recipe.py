@@ -20,15 +20,15 @@ import yaml
 
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import FastmixError, RecipeError
-from fastmix_data.git_pointers import may_be_pointer, require_no_pointer
-from fastmix_data.messages import first_line
+from fastmix_data.git.pointers import may_be_pointer, require_no_pointer
+from fastmix_data.messages import first_line, shown
 from fastmix_data.recipe.recipe import SOURCE_NAME
 from fastmix_data.units import format_count
 from pipelines.inputs.columns import holds_text
-from pipelines.inputs.formats import READABLE, ending_of, format_of
+from pipelines.inputs.formats import READABLE, ending_of, format_of, remedy_for
 from pipelines.inputs.json_layout import only_object, peek
 from pipelines.inputs.streams import open_binary, read_pieces
-from pipelines.inputs.walk import FoundFile, find_all_files, shown
+from pipelines.inputs.walk import FoundFile, find_all_files
 from pipelines.reading.json_values import records_as_lines
 
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
@@ -135,7 +135,9 @@ def _find_corpora(directory: Path) -> tuple[list[_Corpus], list[_NotUnderstood]]
 def _list_files(directory: Path) -> tuple[list[Path], list[_NotUnderstood]]:
     """Files that may be data, in a fixed order, and the others; relative to the folder."""
     found = find_all_files(str(directory), where="")
-    skipped = [_NotUnderstood(problem.what, problem.remedy) for problem in found.problems]
+    skipped = [
+        _NotUnderstood(os.path.relpath(path, directory), f"{error.what}; {error.remedy}") for path, error in found.problems
+    ]
     files: list[Path] = []
     for file in sorted(found.each_once()[0], key=lambda file: file.path):
         path = Path(file.path).relative_to(directory)
@@ -151,7 +153,8 @@ def _unusable(file: FoundFile) -> str | None:
     """Why a file is no data, as far as its own looks tell."""
     kind = format_of(file.path)
     if kind is None:
-        return "not a format that fastmix reads"
+        remedy = remedy_for(file.path)
+        return f"not a format that fastmix reads{f'; {remedy}' if remedy.startswith('decompress') else ''}"
     if file.num_bytes == 0:
         return "empty"
     try:

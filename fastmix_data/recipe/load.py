@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.messages import nearest
+from fastmix_data.messages import nearest, shown
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.search import SearchSection
@@ -74,7 +74,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(path, "a recipe is a mapping of sections", "`fastmix init DIR` writes one to start from")
     for override in overrides:
         _apply_override(content, override)
-    return parse_recipe(content, name=str(path)).located(path.parent)
+    recipe = parse_recipe(content, name=str(path)).located(path.parent)
+    workdir = shown(str(recipe.paths.root))
+    if workdir != str(recipe.paths.root):
+        raise RecipeError(
+            f"{shown(str(path))}: workdir",
+            f"the path {workdir} is not UTF-8, and the libraries that write there need that",
+            "name another workdir, for example --set workdir=/tmp/run",
+        )
+    return recipe
 
 
 def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:

@@ -108,5 +108,6 @@ class ShardsSection(Section):
     valid_fraction: float = Field(0.02, ge=0, lt=0.5, description="Share of documents held out of sources without valid_files.")
     max_partition_bytes: ByteCount = Field(
         134_217_728,
-        description="Bytes of input in one unit of work where the format can be cut (plain JSON Lines, .parquet); files below an eighth of it share one.",
+        description="Bytes of input in one unit of work where the format can be cut (plain JSON Lines, .parquet). Files smaller than an "
+        "eighth of it share one.",
     )

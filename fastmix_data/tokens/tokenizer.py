@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fastmix_data.errors import CorruptArtefactError, RecipeError
-from fastmix_data.git_pointers import require_no_pointer
+from fastmix_data.git.pointers import require_no_pointer
 from fastmix_data.messages import first_line
 
 END_OF_TEXT = "<|endoftext|>"

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from fastmix_data.errors import InputError
-from fastmix_data.messages import and_more
+from fastmix_data.messages import and_more, joined, shown
 from pipelines.inputs.formats import ending_of, format_of, is_json
 from pipelines.inputs.hub_datasets import explained
 from pipelines.inputs.json_layout import only_object
-from pipelines.inputs.walk import find_files, shown
+from pipelines.inputs.walk import find_files
 
 _DESCRIPTIONS = ("README.md", ".huggingface.yaml")
 
@@ -67,9 +66,5 @@ def _require_all_in_splits(folder: Path, name: str, splits: dict[str, list[str]]
     endings = sorted({ending_of(path).lower() for path in [*known, *names]} - {""})
     problem = f"`datasets` would leave out {and_more(names)} of {name!r}"
     if len(endings) > 1:
-        problem += f", which holds {_listed(endings)} files; it reads one format of a folder"
+        problem += f", which holds {joined(endings)} files; it reads one format of a folder"
     raise InputError(f"{where}.dataset", problem, f"name the files with files: instead, for example files: {name}")
-
-
-def _listed(endings: Sequence[str]) -> str:
-    return f"{', '.join(endings[:-1])} and {endings[-1]}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmix_data.errors import InputError
-from fastmix_data.git_pointers import may_be_pointer, require_no_pointer
-from fastmix_data.messages import and_more, nearest
+from fastmix_data.git.pointers import may_be_pointer, require_no_pointer
+from fastmix_data.messages import and_more, nearest, shown
 from fastmix_data.recipe.sources import SourceSection, TextSection
 from fastmix_data.recipe.target import TargetFiles
 from pipelines.inputs.dataset_folders import files_of_split
@@ -18,7 +18,7 @@ from pipelines.inputs.formats import READABLE, Format, format_of, list_endings, 
 from pipelines.inputs.hub_datasets import DatasetInput, is_saved, resolve_dataset
 from pipelines.inputs.json_layout import only_object
 from pipelines.inputs.remote_files import RemoteFile, find_remote_files, is_url, without_local_scheme
-from pipelines.inputs.walk import FoundFile, find_files, shown, split_pattern
+from pipelines.inputs.walk import FoundFile, find_files, split_pattern
 
 # To compare a name with all of 100,000 takes seconds.
 _MOST_COMPARED = 2000

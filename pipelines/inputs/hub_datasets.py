@@ -12,10 +12,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from fastmix_data.errors import FastmixError, InputError
-from fastmix_data.git_pointers import may_be_pointer, require_no_pointer
-from fastmix_data.messages import first_line
+from fastmix_data.git.pointers import may_be_pointer, require_no_pointer
+from fastmix_data.messages import first_line, shown
 from pipelines.inputs.columns import missing_key
-from pipelines.inputs.walk import find_files, shown
+from pipelines.inputs.walk import find_files
 
 _ROWS_OF_A_BATCH = 256
 _SECONDS_TO_CONNECT = 10

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmix_data.errors import InputError
-from fastmix_data.git_pointers import may_be_pointer, require_no_pointer_in
+from fastmix_data.git.pointers import may_be_pointer, require_no_pointer_in
 from fastmix_data.messages import first_line
 from pipelines.inputs.formats import format_of
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from fastmix_data.errors import InputError
+from fastmix_data.messages import shown
 from fastmix_data.workdir import is_workdir_listing
 from pipelines.inputs.formats import format_of
 
@@ -48,12 +49,12 @@ class Found:
 
     Attributes:
         num_repeated: links that lead to a folder which was entered already.
-        problems: what could not be read, or leads nowhere.
+        problems: paths that could not be read, or lead nowhere, each with the error that says so.
     """
 
     files: list[FoundFile] = field(default_factory=list)
     num_repeated: int = 0
-    problems: list[InputError] = field(default_factory=list)
+    problems: list[tuple[str, InputError]] = field(default_factory=list)
 
     def each_once(self) -> tuple[list[FoundFile], int]:
         """One path for each real file, and how many others there are.
@@ -119,7 +120,7 @@ def find_files(pattern: str, *, base: str, where: str) -> Found:
     root, parts = split_pattern(pattern, base)
     found = _Walk(parts, where).run(root)
     if found.problems:
-        raise found.problems[0]
+        raise found.problems[0][1]
     return found
 
 
@@ -246,24 +247,15 @@ class _Walk:
             if stat.S_ISREG(mode):
                 self.found.files.append(file)
             elif file.is_exact or format_of(file.path) is not None:
-                self._problem(f"{shown(file.path)} is no regular file", "write what it gives to a file")
+                self._problem(file.path, "is no regular file", "write what it gives to a file")
 
-    def _problem(self, what: str, remedy: str) -> None:
-        self.found.problems.append(InputError(self.where, what, remedy))
+    def _problem(self, path: str, what: str, remedy: str) -> None:
+        self.found.problems.append((path, InputError(self.where, f"{shown(path)} {what}", remedy)))
 
     def _is_unreadable(self, path: str, error: OSError) -> None:
-        self._problem(f"{shown(path)} cannot be read ({error.strerror})", "mend its permissions, or narrow the pattern")
+        self._problem(path, f"cannot be read ({error.strerror})", "mend its permissions, or narrow the pattern")
 
     def _leads_nowhere(self, path: str) -> None:
         target = os.readlink(path)
         remedy = "run `git annex get .` in its repository" if ".git/annex/" in target else "put it back, or remove the link"
-        self._problem(f"{shown(path)} is a link to {shown(target)}, which is not there", remedy)
-
-
-def shown(path: str) -> str:
-    r"""A path as text of any use can hold it: bytes of a name that are not UTF-8 are written as `\xNN`.
-
-    >>> shown("caf\udce9.txt")
-    'caf\\xe9.txt'
-    """
-    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        self._problem(path, f"is a link to {shown(target)}, which is not there", remedy)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from fastmix_data.arrow_arrays import constant, labels, strings
 from fastmix_data.errors import InputError
-from fastmix_data.git_pointers import require_no_pointer_in
+from fastmix_data.git.pointers import require_no_pointer_in
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.columns import holds_text, not_text

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.git_pointers import require_no_pointer_among
+from fastmix_data.git.pointers import require_no_pointer_among
 from fastmix_data.messages import first_line, nearest
 from fastmix_data.recipe.proxy import ProxySection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,11 @@ def test_a_missing_recipe_names_the_nearest_file_or_the_command_that_writes_one(
     written(tmp_path / "recipe.yaml", LEAST)
     with pytest.raises(RecipeError, match=r"did you mean .*recipe\.yaml\?"):
         load_recipe(tmp_path / "recipie.yaml")
+
+
+def test_a_workdir_whose_path_is_not_utf8_is_refused_by_its_key(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(RecipeError, match=r"caf\\xe9/run is not UTF-8, .*; name another workdir"):
+        load_recipe(written(folder / "recipe.yaml", LEAST))
+    assert load_recipe(folder / "recipe.yaml", [f"workdir={tmp_path}/run"]).base == folder.resolve()

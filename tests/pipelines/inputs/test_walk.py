@@ -9,8 +9,9 @@ import pytest
 
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.load import load_recipe
+from fastmix_data.recipe.sources import SourceSection
 from pipelines.init_recipe import write_recipe
-from pipelines.inputs.files import resolve_files
+from pipelines.inputs.files import resolve_files, resolve_inputs
 from pipelines.inputs.walk import find_files
 
 LINE = b'{"text": "some words"}\n'
@@ -169,3 +170,29 @@ def test_a_pipe_and_a_folder_that_may_not_be_read_are_one_line(tmp_path, monkeyp
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=r"closed cannot be read \(Permission denied\); mend its permissions"):
         names(tmp_path, "data")
+
+
+def test_a_link_to_a_training_file_is_no_held_out_file(tmp_path):
+    put(tmp_path / "a.jsonl")
+    (tmp_path / "valid.jsonl").symlink_to("a.jsonl")
+    section = SourceSection.model_validate({"files": "a.jsonl", "valid_files": "valid.jsonl"})
+    with pytest.raises(InputError, match=r"a\.jsonl is in files and in valid_files; narrow one of the patterns"):
+        resolve_inputs({"a": section}, {}, base=tmp_path, max_partition_bytes=1)
+
+
+def test_what_init_leaves_out_its_patterns_leave_out_too(tmp_path):
+    for name in ("a-1.jsonl", "a-2.jsonl"):
+        put(tmp_path / "data" / name)
+    (tmp_path / "data" / "a-3.jsonl").symlink_to("gone")
+    put(tmp_path / "more" / "b-1.json")
+    put(tmp_path / "more" / "b-2.json")
+    put(tmp_path / "more" / "b-3.json", b"version https://git-lfs.github.com/spec/v1\n")
+    put(tmp_path / "mixed" / "c.jsonl")
+    put(tmp_path / "mixed" / "D.JSONL")
+    put(tmp_path / "~home" / "e.jsonl")
+    path = write_recipe(tmp_path)
+    found = sorted(name for source in load_recipe(path).sources.values() for name in names(tmp_path, *source.files or ()))
+    assert found == [
+        "data/a-1.jsonl", "data/a-2.jsonl", "mixed/D.JSONL", "mixed/c.jsonl", "more/b-1.json", "more/b-2.json", "~home/e.jsonl",
+    ]  # fmt: skip
+    assert "data/a-3.jsonl: " in path.read_text() and "is a link to gone, which is not there" in path.read_text()
