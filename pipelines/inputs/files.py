@@ -20,6 +20,8 @@ from pipelines.inputs.json_layout import only_object
 from pipelines.inputs.remote_files import RemoteFile, find_remote_files, is_url, without_local_scheme
 from pipelines.inputs.walk import FoundFile, find_files, split_pattern
 
+# To open each of many objects of a store takes longer than it helps: where there are more, they are records.
+_MOST_REMOTE_DESCRIPTIONS = 64
 # To compare a name with all of 100,000 takes seconds.
 _MOST_COMPARED = 2000
 
@@ -139,10 +141,19 @@ def resolve_files(
     by_real_path: dict[str, InputFile] = {}
     warnings: list[str] = []
     for pattern in patterns:
-        found, said = _resolve_pattern(pattern, base=base, where=where, keys=keys)
-        warnings += said
+        written = without_local_scheme(pattern)
+        candidates, num_repeated = _remote(written, where) if is_url(written) else _local(written, base, where)
+        found, passed_over = _usable(candidates, pattern, where)
+        exact = {file.path for file, is_exact in candidates if is_exact and isinstance(file, InputFile)}
+        found, descriptions = _without_descriptions(found, exact, keys)
+        if passed_over:
+            listed = list_endings(passed_over)
+            warnings.append(f"{where}: {len(passed_over)} files in '{pattern}' are not {READABLE} and are not read ({listed})")
+        warnings += _said_of_descriptions(descriptions, where, keys)
         for file in found:
-            by_real_path.setdefault(file.real_path, file)
+            num_repeated += by_real_path.setdefault(file.real_path, file).path != file.path
+        if num_repeated:
+            warnings.append(f"{where}: links in '{pattern}' lead to what is read already ({num_repeated}); it is read once")
     # By name and not by path: where the recipe lies does not decide the order of the documents.
     files = tuple(sorted(by_real_path.values(), key=lambda file: file.name))
     require_content(files, where=where, named=f"every file of '{', '.join(patterns)}'")
@@ -163,36 +174,29 @@ def require_content(files: Iterable[InputFile], *, where: str, named: str) -> No
         raise InputError(where, f"{named} is empty", "remove it or fill it")
 
 
-def _resolve_pattern(pattern: str, *, base: Path, where: str, keys: Sequence[str]) -> tuple[list[InputFile], list[str]]:
-    pattern = without_local_scheme(pattern)
-    if is_url(pattern):
-        remote = find_remote_files(pattern, where=where)
-        files, passed_over = _usable([(_remote_file(file), file.is_exact) for file in remote], pattern, where)
-        return files, _said_of(pattern, where, passed_over)
+# A file with whether the user wrote this very path; of one that is of no format of ours, only the name.
+_Candidates = list[tuple[InputFile | str, bool]]
+
+
+def _remote(pattern: str, where: str) -> tuple[_Candidates, int]:
+    return [(_remote_file(file), file.is_exact) for file in find_remote_files(pattern, where=where)], 0
+
+
+def _local(pattern: str, base: Path, where: str) -> tuple[_Candidates, int]:
+    """Each real file once, and how many times more the pattern has one."""
     found = find_files(pattern, base=str(base), where=where)
     if not found.files:
         _explain_nothing(pattern, base, where)
-    once, num_repeated = found.each_once()
+    files, num_repeated = found.each_once()
     start = str(base).rstrip("/") + "/"
-    files, passed_over = _usable([(_local_file(file, start), file.is_exact) for file in once], pattern, where)
-    exact = {file.path for file in once if file.is_exact}
-    files, metadata = _without_metadata(files, exact, keys)
-    for file in files:
-        if not os.access(file.path, os.R_OK):
+    candidates: _Candidates = [(_local_file(file, start), file.is_exact) for file in files]
+    for file, _ in candidates:
+        if isinstance(file, InputFile) and not os.access(file.path, os.R_OK):
             raise InputError(where, f"{file.name} cannot be read", "its permissions forbid it")
-    warnings = [*_said_of(pattern, where, passed_over), *_said_of_metadata(metadata, where, keys)]
-    if num_repeated:
-        warnings.append(f"{where}: links in '{pattern}' lead to what is read already ({num_repeated}); it is read once")
-    return files, warnings
+    return candidates, num_repeated
 
 
-def _said_of(pattern: str, where: str, passed_over: Sequence[str]) -> list[str]:
-    if not passed_over:
-        return []
-    return [f"{where}: {len(passed_over)} files in '{pattern}' are not {READABLE} and are not read ({list_endings(passed_over)})"]
-
-
-def _usable(candidates: Sequence[tuple[InputFile | str, bool]], pattern: str, where: str) -> tuple[list[InputFile], list[str]]:
+def _usable(candidates: _Candidates, pattern: str, where: str) -> tuple[list[InputFile], list[str]]:
     """Files of our formats, and the names of others.
 
     What the user wrote is meant as it stands, so that its odd ending is refused; what a pattern or a folder has beside files of ours is
@@ -222,18 +226,30 @@ def _remote_file(file: RemoteFile) -> InputFile | str:
     return file.url if kind is None else InputFile(file.url, file.url, kind, file.num_bytes, file.version, file.url)
 
 
-def _without_metadata(files: list[InputFile], exact: set[str], keys: Sequence[str]) -> tuple[list[InputFile], list[InputFile]]:
+def _without_descriptions(
+    files: list[InputFile], exact: set[str], keys: Sequence[str]
+) -> tuple[list[InputFile], list[InputFile]]:
     """Files of records, and .json files beside them that only describe them: one object that has none of the text."""
-    metadata = [file for file in files if file.format == "json" and file.path not in exact and keys and _is_metadata(file, keys)]
-    paths = {file.path for file in metadata}
+    asked = [file for file in files if file.format == "json" and file.path not in exact and keys]
+    if len(asked) > _MOST_REMOTE_DESCRIPTIONS and asked[0].is_remote:
+        return files, []
+    descriptions = [file for file in asked if _is_description(file, keys)]
+    paths = {file.path for file in descriptions}
     records = [file for file in files if file.path not in paths]
     # Where there is nothing else, they are what the user means, and the key is wrong.
-    return (records, metadata) if records else (files, [])
+    return (records, descriptions) if records else (files, [])
 
 
-def _is_metadata(file: InputFile, keys: Sequence[str]) -> bool:
+def _is_description(file: InputFile, keys: Sequence[str]) -> bool:
     record = only_object(file.path, file.num_bytes)
     return record is not None and not any(key in record for key in keys)
+
+
+def _said_of_descriptions(files: Sequence[InputFile], where: str, keys: Sequence[str]) -> list[str]:
+    if not files:
+        return []
+    listed, without = and_more([file.name for file in files]), " and ".join(keys)
+    return [f"{where}: not read: {listed}, of one JSON object without {without}, which describes data and is none"]
 
 
 def _files_of_split(
@@ -247,16 +263,9 @@ def _files_of_split(
         file = _local_file(FoundFile(path, os.path.realpath(path), False, status.st_size, status.st_mtime_ns, False), start)
         assert isinstance(file, InputFile)
         files.append(file)
-    files, metadata = _without_metadata(files, set(), keys)
+    files, descriptions = _without_descriptions(files, set(), keys)
     require_content(files, where=where, named="every file of the split")
-    return tuple(files), _said_of_metadata(metadata, where, keys)
-
-
-def _said_of_metadata(metadata: Sequence[InputFile], where: str, keys: Sequence[str]) -> tuple[str, ...]:
-    if not metadata:
-        return ()
-    listed, without = and_more([file.name for file in metadata]), " and ".join(keys)
-    return (f"{where}: not read: {listed}, of one JSON object without {without}, which describes data and is none",)
+    return tuple(files), tuple(_said_of_descriptions(descriptions, where, keys))
 
 
 def _explain_nothing(pattern: str, base: Path, where: str) -> None:

@@ -13,7 +13,7 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -171,11 +171,11 @@ class _Walk:
             else:
                 literal.setdefault(part, set()).add(state + 1)
         for name, after in literal.items():
-            self._visit_named(place, name, self._closed(after))
+            self._visit_named(place, name, self._closed(after | self._after(wild, name)), is_exact=place.is_named and not wild)
         if wild:
             self._visit_listed(place, wild, literal)
 
-    def _visit_named(self, place: _Place, name: str, after: frozenset[int]) -> None:
+    def _visit_named(self, place: _Place, name: str, after: frozenset[int], *, is_exact: bool) -> None:
         path = os.path.join(place.path, name)
         try:
             is_link, status = os.path.islink(path), os.stat(path)
@@ -190,7 +190,7 @@ class _Walk:
             return
         real_path = os.path.realpath(path) if is_link or name == ".." else f"{place.real_path.rstrip('/')}/{name}"
         self._visit(
-            FoundFile(path, real_path, place.is_linked or is_link, status.st_size, status.st_mtime_ns, place.is_named),
+            FoundFile(path, real_path, place.is_linked or is_link, status.st_size, status.st_mtime_ns, is_exact),
             status.st_mode,
             after,
         )
@@ -201,8 +201,7 @@ class _Walk:
             return
         for entry in entries:
             name = entry.name
-            after = {next_state for state in wild if (next_state := self._after(state, name)) is not None}
-            if not after or name in literal:
+            if name in literal or not (after := self._after(wild, name)):
                 continue
             path = os.path.join(place.path, name)
             is_link = entry.is_symlink()
@@ -229,14 +228,18 @@ class _Walk:
             self._is_unreadable(path, error)
             return []
 
-    def _after(self, state: int, name: str) -> int | None:
-        """Where in the pattern a name leads to; None if it does not match."""
-        part = self.parts[state] if state < len(self.parts) else _ANY_DEPTH
-        if name.startswith(".") and not part.startswith("."):
-            return None
-        if part == _ANY_DEPTH:
-            return state
-        return state + 1 if fnmatchcase(name, part) else None
+    def _after(self, wild: Iterable[int], name: str) -> set[int]:
+        """Where in the pattern a name leads to from some of its wild parts."""
+        after: set[int] = set()
+        for state in wild:
+            part = self.parts[state] if state < len(self.parts) else _ANY_DEPTH
+            if name.startswith(".") and not part.startswith("."):
+                continue
+            if part == _ANY_DEPTH:
+                after.add(state)
+            elif fnmatchcase(name, part):
+                after.add(state + 1)
+        return after
 
     def _visit(self, file: FoundFile, mode: int, after: frozenset[int]) -> None:
         if stat.S_ISDIR(mode):

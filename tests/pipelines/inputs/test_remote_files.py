@@ -51,6 +51,12 @@ def test_folders_and_globs_behind_a_url(store, pattern, expected):
     assert bool(warnings) == (pattern in ("", "/**"))
 
 
+def test_a_description_behind_a_url_is_passed_over_and_said(store):
+    store.pipe("/store/sub/dataset_info.json", b'{"n": 2}')
+    files, warnings = resolve_files(["memory://store/sub"], base=Path("/"), where="sources.a.files", keys=("text",))
+    assert [file.name.rpartition("/")[2] for file in files] == ["b.JSONL"] and "dataset_info.json" in warnings[0]
+
+
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.parquet", "p.json.gz"])
 def test_a_pointer_of_git_lfs_behind_a_url_is_named_as_one(store, name):
     store.pipe(f"/store/{name}", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")

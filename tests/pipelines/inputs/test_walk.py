@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.load import load_recipe
@@ -151,6 +154,29 @@ def test_globs_match_as_a_shell_matches(tmp_path):
     assert names(tmp_path, "**") == ["a/1.jsonl", "a/b/2.jsonl", "a/b/c/3.jsonl", "d/4.jsonl"]
     assert names(tmp_path, "[ad]/./[0-9].jsonl", "a/1.jsonl") == ["a/1.jsonl", "d/4.jsonl"]
     assert find_files("~/no such file", base="/", where="").files == []
+
+
+_PART = st.sampled_from(["a", "b", "c", ".h"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    paths=st.lists(st.lists(_PART, min_size=1, max_size=4), min_size=1, max_size=12),
+    pattern=st.lists(st.sampled_from(["a", "b", "*", "**", "[ab]", "?", ".h", ".*"]), min_size=1, max_size=4),
+)
+def test_globs_agree_with_those_of_python(tmp_path_factory, paths, pattern):
+    base = tmp_path_factory.mktemp("globs")
+    for parts in paths:
+        put(base.joinpath("/".join(parts), "x.jsonl"))
+    expected = set()
+    for match in glob.glob("/".join(pattern), root_dir=base, recursive=True):  # noqa: PTH207 (pathlib's own differs)
+        # A folder that is named stands for all files in it.
+        inside = os.walk(base / match) if (base / match).is_dir() else [(str((base / match).parent), [], [(base / match).name])]
+        for folder, folders, files in inside:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            expected |= {str(Path(folder) / name) for name in files}
+    found = find_files("/".join(pattern), base=str(base), where="").each_once()[0]
+    assert {file.real_path for file in found} == {os.path.realpath(path) for path in expected}
 
 
 def test_a_pipe_and_a_folder_that_may_not_be_read_are_one_line(tmp_path, monkeypatch):
