@@ -43,3 +43,12 @@ def first_line(error: BaseException) -> str:
     ('no such file', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_LINE]
+
+
+def shown(path: str) -> str:
+    r"""A path as text of any use can hold it: bytes of a name that are not UTF-8 are written as `\xNN`.
+
+    >>> shown("caf\udce9.txt")
+    'caf\\xe9.txt'
+    """
+    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

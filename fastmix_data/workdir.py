@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 CATALOG_FILE, MANIFEST_FILE = "catalog.parquet", "manifest.json"
+_PREPROCESS_RECIPE, _PREPROCESS_LOCK = "preprocess.recipe.json", ".preprocess.lock"
+# What preprocessing makes before anything else. A catalog is none of them: a user's table may have its name.
+_MARKS = frozenset({_PREPROCESS_RECIPE, _PREPROCESS_LOCK})
 
 
 class SearchFolder:
@@ -118,8 +122,8 @@ class Workdir:
         self.catalog = root / CATALOG_FILE
         self.tokenizer = root / "tokenizer" / "tokenizer.json"
         self.tokenizer_origin = root / "tokenizer" / "origin.json"
-        self.preprocess_recipe = root / "preprocess.recipe.json"
-        self.preprocess_lock = root / ".preprocess.lock"
+        self.preprocess_recipe = root / _PREPROCESS_RECIPE
+        self.preprocess_lock = root / _PREPROCESS_LOCK
         self.shards, self.documents, self.receipts = root / "shards", root / "documents", root / "receipts"
         self.quarantine = root / "quarantine"
         self.search = SearchFolder(root / "search")
@@ -142,6 +146,11 @@ class Workdir:
     def receipt_of(self, partition: str) -> Path:
         """Proof that a partition is done, by its label."""
         return self.receipts / f"{partition}.json"
+
+
+def is_workdir_listing(names: Iterable[str]) -> bool:
+    """Whether a folder with entries of these names is a workdir, finished or not."""
+    return not _MARKS.isdisjoint(names)
 
 
 def workdir_above(path: Path) -> Workdir | None:

@@ -14,6 +14,7 @@ import click
 
 from fastmix_data.errors import FastmixError, Interrupted, RecipeError
 from fastmix_data.machine import Workers, launched_rank, let_waiting_threads_sleep
+from fastmix_data.messages import shown
 from pipelines.console import Console, mixture_notes, mixture_table, run_summary
 
 if TYPE_CHECKING:
@@ -323,8 +324,8 @@ def init(directory: Path, output: Path | None, force: bool, console: Console) ->
     """Write a commented recipe for the corpora found in a folder."""
     from pipelines.init_recipe import write_recipe
 
-    written = write_recipe(directory, output=output, force=force)
-    console.result({"recipe": str(written)}, f"wrote {written}; look it over, then: fastmix run {written}")
+    written = shown(str(write_recipe(directory, output=output, force=force)))
+    console.result({"recipe": written}, f"wrote {written}; look it over, then: fastmix run {written}")
 
 
 if __name__ == "__main__":  # `python -m train.search` becomes this

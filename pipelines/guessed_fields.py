@@ -48,10 +48,12 @@ class GuessedFields:
     Attributes:
         keys: of the source's section: text, or prompt and completion, or messages.
         remark: what is a guess and what is not read; empty if the names leave no doubt.
+        by_name: whether the names of keys say that they hold text.
     """
 
     keys: dict[str, str]
     remark: str = ""
+    by_name: bool = True
 
 
 def guess_fields(records: Records) -> GuessedFields | str:
@@ -62,24 +64,25 @@ def guess_fields(records: Records) -> GuessedFields | str:
     if not records:
         return "no record at its start"
     problems: list[str] = []
-    for keys, is_sure in _candidates(records):
+    for keys, by_name in _candidates(records):
         bad, num_empty = _try(keys, records)
         if len(bad) + num_empty == len(records):
             problems += bad[:1]
             continue
-        remarks = [] if is_sure else [f"{' and '.join(keys)} are a guess" if len(keys) > 1 else f"{next(iter(keys))} is a guess"]
         unread = _unread(keys, records)
+        # The only text there is is no guess, whatever its name.
+        remarks = ["text is a guess"] if not by_name and unread else []
         remarks += [f"not read: {and_more(unread)}"] if unread else []
         remarks += (
             [f"{len(bad)} of the first {len(records)} records are not like that: {bad[0]}; see on_bad_record"] if bad else []
         )
-        return GuessedFields(keys, "; ".join(remarks))
+        return GuessedFields(keys, "; ".join(remarks), by_name)
     listed = ", ".join(dict.fromkeys(key for record in records for key in record)) or "none"
     return f"no key with text; its keys are {listed}" + (f" ({problems[0]})" if problems else "")
 
 
 def _candidates(records: Records) -> Iterator[tuple[dict[str, str], bool]]:
-    """Proposals, the likeliest first, and whether each is more than a guess."""
+    """Proposals, the likeliest first, and whether the names of their keys say that they hold text."""
     for key in _by_belief(_CONVERSATION_KEYS, [key for key in _all_keys(records) if _is_conversation(records, key)]):
         yield {"messages": key}, True
     # A pair comes before `text`: with one beside it, that is usually the two put together.
@@ -92,7 +95,7 @@ def _candidates(records: Records) -> Iterator[tuple[dict[str, str], bool]]:
     if named:
         yield {"text": _as_field(records, named[0])}, True
     for key in sorted(texts, key=lambda key: -_length(records, key)):
-        yield {"text": _as_field(records, key)}, len(texts) == 1
+        yield {"text": _as_field(records, key)}, False
 
 
 def _prompt(records: Records, question: str, answer: str) -> str:

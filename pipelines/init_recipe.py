@@ -17,16 +17,20 @@ import yaml
 
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import FastmixError, RecipeError
-from fastmix_data.messages import first_line
+from fastmix_data.git.pointers import may_be_pointer, require_no_pointer
+from fastmix_data.messages import first_line, shown
 from fastmix_data.recipe.recipe import SOURCE_NAME
 from fastmix_data.units import format_count
-from fastmix_data.workdir import Workdir
 from pipelines.guessed_fields import GuessedFields, guess_fields
-from pipelines.inputs.files import READABLE, InputFile, format_of
+from pipelines.inputs.files import InputFile
+from pipelines.inputs.formats import READABLE, ending_of, format_of, remedy_for
+from pipelines.inputs.json_layout import only_object
+from pipelines.inputs.walk import FoundFile, find_all_files
 from pipelines.reading.first_records import first_records
 
 _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"})
 _TRAIN_WORDS = frozenset({"train", "training"})
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
 _LONGEST_NAME = 48
 _SKIPPED_LISTED = 20
 # Of a source: its first file alone may be unlike the others.
@@ -94,21 +98,17 @@ def propose_recipe(directory: Path, *, relative_to: Path | None = None) -> str:
 
 
 def _find_corpora(directory: Path) -> tuple[list[_Corpus], list[_NotUnderstood]]:
-    skipped: list[_NotUnderstood] = []
     groups: dict[tuple[str, ...], list[Path]] = {}
-    for path in _files(directory):
-        relative = path.relative_to(directory)
-        if format_of(path.name) is None:
-            skipped.append(_NotUnderstood(relative.as_posix(), "not a format that fastmix reads"))
-        elif path.stat().st_size == 0:
-            skipped.append(_NotUnderstood(relative.as_posix(), "empty"))
-        else:
-            groups.setdefault(_home(relative), []).append(relative)
+    files, skipped = _list_files(directory)
+    for path in files:
+        groups.setdefault(_home(path), []).append(path)
+    # A pattern must not match what it leaves out either.
+    left_out = [Path(item.path) for item in skipped]
     corpora: list[_Corpus] = []
     taken: set[str] = set()
     for home, paths in groups.items():
         for label, members in _by_format(home, paths):
-            corpus = _corpus(directory, label, members, taken=taken, everything=paths)
+            corpus = _corpus(directory, label, members, taken=taken, everything=[*paths, *left_out])
             if isinstance(corpus, _NotUnderstood):
                 skipped.append(corpus)
             else:
@@ -117,18 +117,48 @@ def _find_corpora(directory: Path) -> tuple[list[_Corpus], list[_NotUnderstood]]
     return corpora, skipped
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    """All files, in a fixed order; nothing hidden, and no workdir of an earlier run."""
-    for folder, folders, names in os.walk(directory):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not Workdir(here / name).catalog.exists())
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield here / name
+def _list_files(directory: Path) -> tuple[list[Path], list[_NotUnderstood]]:
+    """Files that may be data, in a fixed order, and the others; relative to the folder."""
+    found = find_all_files(str(directory), where="")
+    skipped = [
+        _NotUnderstood(os.path.relpath(path, directory), f"{error.what}; {error.remedy}") for path, error in found.problems
+    ]
+    files: list[Path] = []
+    for file in sorted(found.each_once()[0], key=lambda file: file.path):
+        path = Path(file.path).relative_to(directory)
+        reason = _unusable(file)
+        if reason is None:
+            files.append(path)
+        else:
+            skipped.append(_NotUnderstood(path.as_posix(), reason))
+    return files, skipped
+
+
+def _unusable(file: FoundFile) -> str | None:
+    """Why a file is no data, as far as its own looks tell."""
+    kind = format_of(file.path)
+    if kind is None:
+        remedy = remedy_for(file.path)
+        return f"not a format that fastmix reads{f'; {remedy}' if remedy.startswith('decompress') else ''}"
+    if file.num_bytes == 0:
+        return "empty"
+    try:
+        if may_be_pointer(file.num_bytes):
+            require_no_pointer(file.path, where="", name="it")
+        record = only_object(file.path, file.num_bytes) if kind == "json" else None
+    except OSError as error:
+        return f"cannot be read ({first_line(error)})"
+    except FastmixError as error:
+        return f"{error.what}; {error.remedy}"
+    guess = guess_fields([record]) if record is not None else None
+    # A single object with some odd text in it is more likely a description of the data than all of it.
+    if isinstance(guess, str) or (guess is not None and not guess.by_name):
+        return "one JSON object without a key of text that is known"
+    return None
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(f".{format_of(path.name)}")
+    return path.name.removesuffix(ending_of(path.name))
 
 
 def _home(relative: Path) -> tuple[str, ...]:
@@ -209,16 +239,22 @@ def _unique_name(label: str, taken: set[str]) -> str:
 def _patterns(paths: list[Path], *, others: list[Path]) -> tuple[str, ...]:
     """Globs that match these files and none of `others`; where there is no such glob, and for single files, the files themselves."""
     patterns: list[str] = []
-    for parent in dict.fromkeys(path.parent for path in paths):
-        names = [path.name for path in paths if path.parent == parent]
-        folder = "" if parent == Path() else f"{glob.escape(parent.as_posix())}/"
-        pattern = f"{glob.escape(_common_start(names))}*.{format_of(names[0])}"
-        rivals = any(path.parent == parent and fnmatch.fnmatch(path.name, pattern) for path in others)
+    alike = {(path.parent, ending_of(path.name)): None for path in paths}
+    for parent, ending in alike:
+        names = [path.name for path in paths if (path.parent, ending_of(path.name)) == (parent, ending)]
+        folder = "" if parent == Path() else f"{_as_pattern(parent.as_posix())}/"
+        pattern = f"{_as_pattern(_common_start(names))}*{ending}"
+        rivals = any(path.parent == parent and fnmatch.fnmatchcase(path.name, pattern) for path in others)
         if len(names) == 1 or rivals:
-            patterns += [f"{folder}{glob.escape(name)}" for name in names]
+            patterns += [f"{folder}{_as_pattern(name)}" for name in names]
         else:
             patterns.append(folder + pattern)
     return tuple(patterns)
+
+
+def _as_pattern(name: str) -> str:
+    """A pattern for a name alone; bytes that are not UTF-8, which no recipe can hold, match any letter."""
+    return _NOT_UTF8.sub("?", glob.escape(name))
 
 
 def _common_start(names: list[str]) -> str:
@@ -240,7 +276,9 @@ def _fields_of(paths: list[Path]) -> GuessedFields | str:
         kind = format_of(path.name)
         assert kind is not None
         try:
-            records += first_records(InputFile(str(path), path.name, kind, path.stat().st_size, ""), _RECORDS_LOOKED_AT)
+            records += first_records(
+                InputFile(str(path), path.name, kind, path.stat().st_size, "", os.path.realpath(path)), _RECORDS_LOOKED_AT
+            )
         except OSError as error:
             return f"cannot be read ({first_line(error)})"
         except FastmixError as error:
@@ -255,7 +293,7 @@ def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Pa
     total = sum(corpus.num_bytes for corpus in corpora)
     template = Path(__file__).parent / "templates" / "init.yaml"
     return Template(template.read_text(encoding="utf-8")).substitute(
-        folder=prefix.as_posix() if prefix != Path() else "this folder",
+        folder=_one_line(shown(prefix.as_posix())) if prefix != Path() else "this folder",
         sources="\n".join(lines),
         skipped=_skipped_comment(skipped),
         target=_scalar(target.name),
@@ -276,8 +314,14 @@ def _source_line(corpus: _Corpus, prefix: Path) -> str:
 
 
 def _placed(patterns: tuple[str, ...], prefix: Path) -> str | list[str]:
-    placed = [(prefix / pattern).as_posix() for pattern in patterns]
+    placed = [_placed_one(pattern, prefix) for pattern in patterns]
     return placed[0] if len(placed) == 1 else placed
+
+
+def _placed_one(pattern: str, prefix: Path) -> str:
+    placed = (Path(_as_pattern(prefix.as_posix())) / pattern).as_posix()
+    # At its start a tilde would be somebody's home.
+    return f"./{placed}" if placed.startswith("~") else placed
 
 
 def _scalar(name: str) -> str:
@@ -288,7 +332,7 @@ def _scalar(name: str) -> str:
 def _skipped_comment(skipped: list[_NotUnderstood]) -> str:
     if not skipped:
         return ""
-    lines = [f"#   {_one_line(item.path)}: {_one_line(item.reason)}" for item in skipped[:_SKIPPED_LISTED]]
+    lines = [f"#   {_one_line(shown(item.path))}: {_one_line(item.reason)}" for item in skipped[:_SKIPPED_LISTED]]
     if len(skipped) > _SKIPPED_LISTED:
         lines.append(f"#   and {len(skipped) - _SKIPPED_LISTED} more")
     return "\n# Not used, because not understood:\n" + "\n".join(lines) + "\n"

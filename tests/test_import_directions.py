@@ -22,8 +22,9 @@ PACKAGES = {
 ARROWS = {
     "fastmix_data": {
         ".": "",
+        "git": ".",
         "recipe": ".",
-        "tokens": ".",
+        "tokens": ". git",
         "shards": ".",
         "results": ". recipe",
         "manifest": ". recipe shards results",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.messages import nearest
+from fastmix_data.messages import nearest, shown
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.section import Section
 from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.recipe.yaml_mistakes import explain_yaml
+
+_NO_SPACE = re.compile(r"[\w-]+:\S")
 
 
 class _KeyGivenTwice(Exception):
@@ -33,6 +37,8 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key is itself a mapping or a list", key_node.start_mark)
         if key in mapping:
             raise _KeyGivenTwice(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
         mapping[key] = loader.construct_object(value_node, deep=True)
@@ -61,14 +67,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(path, f"not valid YAML: {' '.join(str(error).split())}", "put that line right") from error
+        raise RecipeError(path, *explain_yaml(error, text)) from error
     except _KeyGivenTwice as error:
         raise RecipeError(path, str(error), "rename or remove one") from error
     if not isinstance(content, dict):
         raise RecipeError(path, "a recipe is a mapping of sections", "`fastmix init DIR` writes one to start from")
     for override in overrides:
         _apply_override(content, override)
-    return parse_recipe(content, name=str(path)).located(path.parent)
+    recipe = parse_recipe(content, name=str(path)).located(path.parent)
+    workdir = shown(str(recipe.paths.root))
+    if workdir != str(recipe.paths.root):
+        raise RecipeError(
+            f"{shown(str(path))}: workdir",
+            f"the path {workdir} is not UTF-8, and the libraries that write there need that",
+            "name another workdir, for example --set workdir=/tmp/run",
+        )
+    return recipe
 
 
 def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
@@ -101,7 +115,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}", f"{parent!r} is a value, not a section", "name a key of a section")
     try:
         section[last] = yaml.load(value, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, _KeyGivenTwice) as error:
         raise RecipeError(f"--set {override}", "the value is not valid YAML", "put it in quotes") from error
 
 
@@ -168,6 +182,8 @@ def _explain(error: ValidationError) -> tuple[str, str, str]:
     message, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
     if first["type"] == "missing":
         message = "this key is required"
+    elif first["type"] in ("model_type", "dict_type") and _NO_SPACE.match(str(first["input"])):
+        message, remedy = f"{first['input']!r} has no space after its colon", "write the key, a colon, a space and the value"
     elif first["type"] == "string_type" and isinstance(first["input"], bool):
         message, remedy = f"YAML reads this name as {first['input']}", "put it in quotes"
     elif "input" in first and not isinstance(first["input"], Mapping | BaseModel) and first["type"] != "value_error":

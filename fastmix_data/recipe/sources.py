@@ -57,7 +57,8 @@ class TextSection(Section):
 
     files: FilePatterns | None = Field(
         None,
-        description="Paths, globs or fsspec URLs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files; relative to the recipe.",
+        description="Paths, folders, globs or fsspec URLs of .jsonl, .ndjson, .json (these also .gz or .zst), .parquet or .txt files; "
+        "relative to the recipe. Hidden files are left out, links are followed.",
     )
     text: FieldText | None = Field(
         None,
@@ -151,5 +152,6 @@ class ShardsSection(Section):
     valid_fraction: float = Field(0.02, ge=0, lt=0.5, description="Share of documents held out of sources without valid_files.")
     max_partition_bytes: ByteCount = Field(
         134_217_728,
-        description="Bytes of input in one unit of work where the format can be cut (plain .jsonl, .parquet, .txt).",
+        description="Bytes of input in one unit of work where the format can be cut (plain JSON Lines, .parquet). Files smaller than an "
+        "eighth of it share one.",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fastmix_data.errors import CorruptArtefactError, RecipeError
+from fastmix_data.git.pointers import require_no_pointer
 from fastmix_data.messages import first_line
 
 END_OF_TEXT = "<|endoftext|>"
@@ -40,6 +41,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise RecipeError(path, "there is no such tokenizer", "tokenizer.file names a tokenizer.json")
+    require_no_pointer(path, where="tokenizer.file", name=str(path))
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself

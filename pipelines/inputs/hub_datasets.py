@@ -1,7 +1,8 @@
-"""Sources read through the `datasets` library: a hub name, a folder of data files, or a `save_to_disk` folder."""
+"""Sources read through the `datasets` library: a hub name, a `save_to_disk` folder, or a folder of a format that only it knows."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from fastmix_data.errors import InputError
-from fastmix_data.messages import first_line
+from fastmix_data.errors import FastmixError, InputError
+from fastmix_data.git.pointers import may_be_pointer, require_no_pointer
+from fastmix_data.messages import first_line, shown
 from fastmix_data.recipe.sources import TextSection
-from pipelines.inputs.columns import check_columns
+from pipelines.inputs.columns import check_columns, needed_columns
+from pipelines.inputs.walk import find_files
 
 _ROWS_OF_A_BATCH = 256
 _SECONDS_TO_CONNECT = 10
+_HUB_REMEDY = "check the name (there is no such folder), dataset_config, dataset_split and the network"
+_LOCAL_REMEDY = "check dataset_config and dataset_split, or name the files with files: instead"
 
 
 @dataclass(frozen=True)
@@ -47,26 +52,35 @@ def resolve_dataset(
 ) -> DatasetInput:
     """Find a dataset and how it is cut into shards.
 
+    Args:
+        local: a folder, if there is one of this name.
     Raises:
         InputError: there is none of this name, split or configuration, or the hub cannot be reached.
     """
-    with _explained(name, where):
+    with explained(name, where, remedy=_LOCAL_REMEDY if local.is_dir() else _HUB_REMEDY):
         if not local.is_dir():
             # Pinned to the commit of now: the plan, every worker and a run that goes on tomorrow read the same data.
             commit = _hub_commit(name)
             return _streamed_input(name, name, config, split, num_bytes=0, version=commit, revision=commit)
-        files = sorted(entry for entry in local.rglob("*") if entry.is_file())
-        states = [(file, file.stat()) for file in files]
-        num_bytes = sum(state.st_size for _, state in states)
+        files = sorted(find_files("", base=str(local), where=f"{where}.dataset").files, key=lambda file: file.path)
+        for file in files:
+            if may_be_pointer(file.num_bytes):
+                require_no_pointer(file.path, where=f"{where}.dataset", name=shown(os.path.relpath(file.path, local)))
+        num_bytes = sum(file.num_bytes for file in files)
         # Sizes and times of all its files: which of them belong to a split or a configuration only the library knows.
-        version = ";".join(f"{file.relative_to(local)}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
-        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        version = ";".join(f"{shown(os.path.relpath(file.path, local))}:{file.num_bytes}:{file.mtime_ns}" for file in files)
+        if is_saved(local):
             opened = _open_saved(str(local), split)
             # It is mapped from disk and can be entered anywhere; a streamed one is cut where its files are.
             num_shards = max(1, -(-opened.data.nbytes // max_partition_bytes))
             columns = tuple(opened.column_names)
             return DatasetInput(name, str(local), "saved", config, split, num_shards, num_bytes, version, columns)
         return _streamed_input(name, str(local), config, split, num_bytes=num_bytes, version=version, revision=None)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def _hub_commit(name: str) -> str:
@@ -109,26 +123,33 @@ def read_dataset_shard(dataset: DatasetInput, shard: int, *, section: TextSectio
     Raises:
         InputError: it cannot be read, lacks a column, or holds something else than text in it.
     """
-    with _explained(dataset.name, where):
+    is_local = Path(dataset.path).is_dir()
+    with explained(dataset.name, where, remedy=_LOCAL_REMEDY if is_local else _HUB_REMEDY):
         if dataset.kind == "saved":
             whole = _open_saved(dataset.path, dataset.split)
             start, stop = (number * len(whole) // dataset.num_shards for number in (shard, shard + 1))
             opened, first = whole.select(range(start, stop)), start
         else:
-            revision = None if Path(dataset.path).is_dir() else dataset.version
-            streamed = _open_streamed(dataset.path, dataset.config, dataset.split, revision)
+            streamed = _open_streamed(dataset.path, dataset.config, dataset.split, None if is_local else dataset.version)
             opened, first = streamed.shard(dataset.num_shards, shard), 0
+        # Nobody has to understand, or to load, what nobody asked for.
+        place = f"{where}: dataset {dataset.name}"
+        if opened.column_names is not None:
+            opened = opened.select_columns(needed_columns(opened.column_names, section, place))
         for table in opened.with_format("arrow").iter(batch_size=_ROWS_OF_A_BATCH):
-            yield first, table.select(check_columns(table.schema, section, f"{where}: dataset {dataset.name}"))
+            yield first, table.select(check_columns(table.schema, section, place))
             first += len(table)
 
 
 @contextmanager
-def _explained(name: str, where: str) -> Iterator[None]:
+def explained(name: str, where: str, *, remedy: str) -> Iterator[None]:
+    """Turn whatever the library raises into one line."""
     try:
         yield
-    except InputError:
+    except FastmixError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        problem = f"{name!r} cannot be read ({first_line(error)})"
-        raise InputError(f"{where}.dataset", problem, "check name, split and network") from error
+    except Exception as error:  # it has many classes of its own, and passes on those of every library below it
+        # Its own errors wrap the one that says what happened.
+        cause = error.__cause__ if error.__cause__ is not None and type(error).__module__.startswith("datasets") else error
+        problem = f"{name!r} cannot be read ({first_line(cause)})"
+        raise InputError(f"{where}.dataset", problem, remedy) from error

@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fastmix_data.errors import InputError
-from fastmix_data.messages import first_line
-from pipelines.inputs.columns import check_columns, needed_columns
+from pipelines.inputs.columns import needed_columns
 from pipelines.inputs.files import InputFile, SourceInputs
 from pipelines.inputs.hub_datasets import DatasetInput
-from pipelines.inputs.streams import open_binary
+from pipelines.inputs.json_layout import is_cut_at_lines
+from pipelines.inputs.parquet_ranges import look_into
 
 Origin = Literal["train", "valid", "both"]
 NUM_WAVES = 3
@@ -23,8 +20,13 @@ NUM_WAVES = 3
 # come first. Sources split by hash are next: the hash holds a document out wherever it occurs among them, so they need not know of
 # one another. Training files of sources with held-out files of their own follow no hash, so they come last.
 WAVE_OF_ORIGIN: dict[Origin, int] = {"valid": 0, "both": 1, "train": 2}
-# A receipt names every file, so a partition of tiny ones is bounded by their number too.
+# A partition begins shards of its own and pads their ends to a block, so small files share one: a file is small below this part of
+# a partition, and a group is as large. Not a whole partition, so that a corpus of middling files still keeps many workers busy.
+_GROUPS_OF_A_PARTITION = 8
+# A receipt names every file, so a group of tiny ones is bounded by their number too.
 _MAX_FILES_OF_A_PARTITION = 4096
+# Of a source of 100,000 files, the first ones tell whether its columns are right; all are checked again when they are read.
+_SMALL_TABLES_LOOKED_INTO = 64
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,11 @@ class Partition:
     Attributes:
         origin: `train` and `valid` documents are all of that split; `both` are split by hash of their text.
         num_bytes: size of its input.
-        start, stop: range of one file: bytes of plain .jsonl, row groups of .parquet, else nothing. Shard of a dataset: start.
+        files: small files of whatever formats, whole; or one file.
+        start, stop: range of one file: bytes of plain JSON Lines, row groups of .parquet. Equal: all of every file.
+            Shard of a dataset: start.
         hash_start, hash_stop: bytes of the file whose content identifies the range.
+        where: key of the recipe that errors point at.
         number: from 0 within (source, origin).
     """
 
@@ -48,6 +53,7 @@ class Partition:
     hash_start: int = 0
     hash_stop: int = 0
     dataset: DatasetInput | None = None
+    where: str = ""
     number: int = 0
 
     @property
@@ -61,16 +67,17 @@ class Partition:
         return WAVE_OF_ORIGIN[self.origin]
 
     @property
-    def is_whole_file(self) -> bool:
-        """Whether it covers all of its file."""
-        return self.start == 0 and self.hash_stop - self.hash_start == self.files[0].num_bytes
+    def is_part_of_file(self) -> bool:
+        """Whether it covers a range of its one file."""
+        return self.stop > self.start and self.dataset is None
 
 
 def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[Partition]:
     """All partitions of a source, in the order of its files.
 
     Raises:
-        InputError: a Parquet file is damaged or lacks a text column, or the section names keys of files that have none.
+        InputError: a Parquet file that is looked into is damaged or lacks a text column, or the section names keys of files that have
+            none.
     """
     _require_keys(inputs)
     training: Origin = "train" if inputs.valid_files else "both"
@@ -79,7 +86,7 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
         planned += _plan_dataset(inputs, inputs.dataset, training)
     planned += _plan_files(inputs, inputs.valid_files, "valid", max_partition_bytes)
     numbers: dict[Origin, Iterator[int]] = {origin: itertools.count() for origin in WAVE_OF_ORIGIN}
-    return [replace(partition, number=next(numbers[partition.origin])) for partition in planned]
+    return [replace(partition, where=inputs.where, number=next(numbers[partition.origin])) for partition in planned]
 
 
 def _require_keys(inputs: SourceInputs) -> None:
@@ -103,22 +110,45 @@ def _plan_dataset(inputs: SourceInputs, dataset: DatasetInput, origin: Origin) -
     ]
 
 
-def _plan_files(inputs: SourceInputs, files: Sequence[InputFile], origin: Origin, max_bytes: int) -> Iterator[Partition]:
-    texts = [file for file in files if file.format == "txt"]
-    for group in _groups(texts, max_bytes):
-        yield Partition(inputs.name, origin, tuple(group), sum(file.num_bytes for file in group))
-    for file in files:
-        if file.format == "parquet":
-            yield from _plan_parquet(inputs, file, origin, max_bytes)
-        elif file.format != "txt":
-            # Cut anywhere, not at lines: a partition reads the lines that start in its range, so nothing has to be read to plan.
-            # Compressed files cannot be entered in the middle. Equal ranges, so that no partition is a small rest.
-            num_ranges = -(-file.num_bytes // max_bytes) if file.format == "jsonl" else 1
-            edges = [number * file.num_bytes // num_ranges for number in range(num_ranges + 1)]
-            for start, stop in itertools.pairwise(edges):
-                yield Partition(
-                    inputs.name, origin, (file,), stop - start, start=start, stop=stop, hash_start=start, hash_stop=stop
-                )
+def _plan_files(inputs: SourceInputs, files: Sequence[InputFile], origin: Origin, max_bytes: int) -> list[Partition]:
+    """Groups of small files and ranges of large ones, in the order of the first file of each."""
+    small_bytes = max_bytes // _GROUPS_OF_A_PARTITION
+    place = {file.path: number for number, file in enumerate(files)}
+    small = [file for file in files if file.num_bytes < small_bytes]
+    planned = [
+        Partition(inputs.name, origin, tuple(group), sum(file.num_bytes for file in group))
+        for group in _groups(small, small_bytes)
+    ]
+    large = [file for file in files if file.num_bytes >= small_bytes]
+    for file in large:
+        if file.format != "parquet":
+            planned += _cut_at_bytes(inputs.name, origin, file, max_bytes)
+    # The footer of a large Parquet file says where it can be cut. Of small ones, as of JSON files, the first are looked into.
+    tables = [file for file in large if file.format == "parquet"]
+    for file, ranges in look_into(tables, section=inputs.section, where=inputs.where, max_bytes=max_bytes):
+        planned += [
+            Partition(inputs.name, origin, (file,), part.text_bytes, part.start, part.stop, part.hash_start, part.hash_stop)
+            for part in ranges
+        ]
+    first_small = [file for file in small if file.format == "parquet"][:_SMALL_TABLES_LOOKED_INTO]
+    for _ in look_into(first_small, section=inputs.section, where=inputs.where, max_bytes=max_bytes):
+        pass
+    return sorted(planned, key=lambda partition: (place[partition.files[0].path], partition.start))
+
+
+def _cut_at_bytes(name: str, origin: Origin, file: InputFile, max_bytes: int) -> Iterator[Partition]:
+    # Cut anywhere, not at lines: a partition reads the lines that start in its range, so nothing has to be read to plan.
+    # Compressed files cannot be entered in the middle. Equal ranges, so that no partition is a small rest.
+    is_cut = file.num_bytes > max_bytes and (
+        file.format == "jsonl" or (file.format == "json" and is_cut_at_lines(file.path, name=file.name))
+    )
+    if not is_cut:
+        yield Partition(name, origin, (file,), file.num_bytes)
+        return
+    num_ranges = -(-file.num_bytes // max_bytes)
+    edges = [number * file.num_bytes // num_ranges for number in range(num_ranges + 1)]
+    for start, stop in itertools.pairwise(edges):
+        yield Partition(name, origin, (file,), stop - start, start=start, stop=stop, hash_start=start, hash_stop=stop)
 
 
 def _groups(files: Iterable[InputFile], max_bytes: int) -> Iterator[list[InputFile]]:
@@ -132,44 +162,3 @@ def _groups(files: Iterable[InputFile], max_bytes: int) -> Iterator[list[InputFi
         size += file.num_bytes
     if group:
         yield group
-
-
-def _plan_parquet(inputs: SourceInputs, file: InputFile, origin: Origin, max_bytes: int) -> Iterator[Partition]:
-    """Ranges of row groups with at most `max_bytes` of uncompressed text, at least one row group each."""
-    try:
-        with open_binary(file.path) as stream:
-            parquet = pq.ParquetFile(stream)
-            metadata, schema = parquet.metadata, parquet.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        problem = f"not a readable Parquet file ({first_line(error)})"
-        raise InputError(file.name, problem, "write or download it again") from error
-    columns = check_columns(schema, inputs.section, f"{inputs.where}: {file.name}")
-    if metadata.num_rows == 0:
-        raise InputError(inputs.where, f"{file.name} has no rows", "remove it or fill it")
-    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    leaves = [number for number, path in enumerate(paths) if any(f"{path}.".startswith(f"{name}.") for name in columns)]
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    sizes = [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
-    begins = [min(_begin_of_column(group.column(i)) for i in range(group.num_columns)) for group in groups]
-    start = 0
-    for stop in range(1, len(groups) + 1):
-        if stop == len(groups) or sum(sizes[start : stop + 1]) > max_bytes:
-            # A row group lies in the file in one piece. The ranges between the first bytes of their first groups, the file's header
-            # and footer added at the ends, cover every byte once: a change anywhere changes the hash of some partition.
-            yield Partition(
-                inputs.name,
-                origin,
-                (file,),
-                sum(sizes[start:stop]),
-                start=start,
-                stop=stop,
-                hash_start=0 if start == 0 else begins[start],
-                hash_stop=file.num_bytes if stop == len(groups) else begins[stop],
-            )
-            start = stop
-
-
-def _begin_of_column(chunk: pq.ColumnChunkMetaData) -> int:
-    # Where there is a dictionary, its page comes before those of the data.
-    dictionary = chunk.dictionary_page_offset
-    return int(chunk.data_page_offset if dictionary is None else min(dictionary, chunk.data_page_offset))

@@ -12,6 +12,7 @@ import xxhash
 import zstandard
 
 from fastmix_data.errors import InputError
+from pipelines.inputs.formats import Format
 
 _COMPRESSED_PIECE = 1 << 18
 _PLAIN_PIECE = 1 << 20
@@ -41,22 +42,22 @@ def open_binary(path: str) -> Iterator[BinaryIO]:
             yield local
 
 
-def read_pieces(path: str, *, name: str, kind: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+def read_pieces(path: str, *, name: str, kind: Format, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Yield the decompressed content of a file in pieces.
 
     Args:
-        kind: `jsonl`, `jsonl.gz` or `jsonl.zst`.
+        kind: one of the JSON formats.
         start, stop: for plain files, the range whose lines are wanted: those that START in it.
     Raises:
         InputError: the compressed data is cut short or damaged.
     """
     with open_binary(path) as file:
-        if kind == "jsonl":
-            yield from _line_range(file, start, stop)
-        elif kind == "jsonl.gz":
+        if kind.endswith(".gz"):
             yield from _decompress(file, name, "gzip")
-        else:
+        elif kind.endswith(".zst"):
             yield from _decompress(file, name, "zstd")
+        else:
+            yield from _line_range(file, start, stop)
 
 
 def _new_decompressor(kind: str) -> _Decompressor:

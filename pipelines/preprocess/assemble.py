@@ -14,6 +14,8 @@ from fastmix_data.units import format_count
 from pipelines.preprocess.plan import PreprocessPlan
 from pipelines.preprocess.receipts import Receipt, hash_of_inputs
 
+# Padding is read from disk and counts as blocks, and in an exported shard it is trained on; up to here it is not worth a warning.
+_MUCH_PADDING = 0.1
 _COUNTED = {
     "num_bad_text": "documents had broken UTF-8, which was replaced by U+FFFD",
     "num_empty": "documents without text, or conversations without an answer, were left out",
@@ -107,6 +109,8 @@ def require_usable(plan: PreprocessPlan, catalog: Catalog) -> None:
     for name in catalog.sources:
         num_tokens = catalog.num_tokens(name)
         where, problem = f"source {name}", f"its training split has {num_tokens} tokens"
+        if num_tokens <= (length or 0):
+            _require_no_copies(plan, catalog, name)
         if length is not None and num_tokens <= length:
             problem += f", less than one sequence of {length} and its last label"
             raise InputError(where, problem, "give it more text, remove it, or lower training.sequence_length")
@@ -118,14 +122,50 @@ def require_usable(plan: PreprocessPlan, catalog: Catalog) -> None:
             SequenceReader(catalog, sources=plan.targets, split="valid", sequence_length=length, half=half)
 
 
+def _require_no_copies(plan: PreprocessPlan, catalog: Catalog, name: str) -> None:
+    """Refuse a source that is too small because most of its training documents are held out."""
+    counts = catalog.info.statistics[name]
+    num_copies = counts.get("num_leaked_documents", 0)
+    num_left = sum(row.num_documents for row in catalog.shards(name, "train"))
+    if num_copies <= num_left:
+        return
+    copies = f"{num_copies} of its {num_copies + num_left} training documents are held out too and were left out"
+    if plan.inputs[name].valid_files:
+        problem = f"{copies}: valid_files hold the same documents as files"
+        remedy = "put other documents into valid_files, or leave them out: shards.valid_fraction then holds some of files out"
+    else:
+        problem, remedy = (
+            f"{copies}: they are in a target's files or another source's valid_files",
+            "take them out of there, or remove it",
+        )
+    raise InputError(f"source {name}", problem, remedy)
+
+
 def describe_catalog(catalog: Catalog) -> str:
     """One line of a catalog's size."""
     train = sum(row.num_tokens for row in catalog.rows if row.split == "train")
     valid = sum(row.num_tokens for row in catalog.rows if row.split == "valid")
     return (
         f"{len(catalog.sources)} sources, {format_count(train)} training and {format_count(valid)} held-out tokens in "
-        f"{len(catalog.rows)} shards"
+        f"{len(catalog.rows)} shards ({padding_share(catalog):.1%} padding)"
     )
+
+
+def padding_share(catalog: Catalog) -> float:
+    """Share of all positions in the shards that hold no token of a document, because a partition ends before its last block does."""
+    num_positions = sum(row.num_blocks for row in catalog.rows) * catalog.info.block_tokens
+    return 1 - sum(row.num_tokens for row in catalog.rows) / max(1, num_positions)
+
+
+def padding_warning(catalog: Catalog) -> list[str]:
+    """A line where much of the shards is padding."""
+    share = padding_share(catalog)
+    if share <= _MUCH_PADDING:
+        return []
+    return [
+        f"{share:.0%} of the positions in the shards are padding: each source, split and partition ends in a block that is not full; "
+        f"lower shards.block_tokens from {catalog.info.block_tokens}, or raise shards.max_partition_bytes"
+    ]
 
 
 def count_warnings(catalog: Catalog) -> list[str]:

@@ -15,13 +15,13 @@ from fastmix_data.recipe.target import TargetFiles, TargetSection
 from fastmix_data.tokens.tokenizer import find_eos_token, load_tokenizer
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.files import SourceInputs, resolve_inputs
+from pipelines.inputs.formats import is_json
 from pipelines.inputs.partitions import Partition, plan_partitions
 from pipelines.reading.bad_text import DocumentCounts
 from pipelines.reading.readers import read_partition
 
 # Of a source of 100,000 files, the first ones tell whether its keys are right.
-_FILES_OPENED_BEFOREHAND = 64
-_TABLES = ("parquet", "dataset")
+_PARTITIONS_OPENED_BEFOREHAND = 64
 FIRST_READ_BYTES = 1 << 16
 
 
@@ -113,8 +113,11 @@ def _require_held_out_part(target: TargetSection, inputs: Mapping[str, SourceInp
             raise InputError("target.sources", f"{name} has no held-out documents", remedy)
 
 
-def _format_of(partition: Partition) -> str:
-    return partition.files[0].format if partition.dataset is None else "dataset"
+def _has_records(partition: Partition, *, tables: bool) -> bool:
+    """Whether something in a partition has keys or, with `tables`, columns."""
+    if partition.dataset is not None:
+        return tables
+    return any(is_json(file.format) or (tables and file.format == "parquet") for file in partition.files)
 
 
 def _open_first_documents(source: SourceInputs, partitions: Sequence[Partition]) -> None:
@@ -122,10 +125,6 @@ def _open_first_documents(source: SourceInputs, partitions: Sequence[Partition])
     is_plain = source.section.messages is None and all(
         isinstance(field, Key) and field.is_plain for field in source.section.fields
     )
-    begins = [p for p in partitions if p.start == 0 and _format_of(p) != "txt" and not (is_plain and _format_of(p) in _TABLES)]
-    for partition in begins[:_FILES_OPENED_BEFOREHAND]:
-        counts = DocumentCounts()
-        first = next(read_partition(partition, source.section, counts, batch_bytes=FIRST_READ_BYTES), None)
-        # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
-        if first is None and not counts.num_empty and not counts.num_bad_records and partition.files and partition.is_whole_file:
-            raise InputError(source.where, f"{partition.files[0].name} holds no document", "remove it or fill it")
+    begins = [partition for partition in partitions if partition.start == 0 and _has_records(partition, tables=not is_plain)]
+    for partition in begins[:_PARTITIONS_OPENED_BEFOREHAND]:
+        next(read_partition(partition, source.section, DocumentCounts(), batch_bytes=FIRST_READ_BYTES), None)

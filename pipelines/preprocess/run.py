@@ -30,6 +30,7 @@ from pipelines.preprocess.assemble import (
     bad_record_warnings,
     count_warnings,
     describe_catalog,
+    padding_warning,
     require_held_out,
     require_readable,
     require_usable,
@@ -192,9 +193,8 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False)
         require_usable(plan, catalog)
         catalog.save(workdir.catalog)
     message = f"preprocess: {describe_catalog(catalog)}, {time.monotonic() - started:.1f} s"
-    return PreprocessResult(
-        catalog, True, message, (*run.warnings, *count_warnings(catalog), *bad_record_warnings(plan, run.receipts))
-    )
+    said = (*run.warnings, *count_warnings(catalog), *bad_record_warnings(plan, run.receipts), *padding_warning(catalog))
+    return PreprocessResult(catalog, True, message, said)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
-from pipelines.inputs.streams import open_binary, read_pieces
+from pipelines.inputs.streams import open_binary
 from pipelines.reading.bad_records import BadRecord
-from pipelines.reading.json_lines import is_blank, load_line, require_utf8, whole_lines
+from pipelines.reading.json_lines import is_blank, load_line, record_pieces, require_utf8, whole_lines
 from pipelines.reading.tables import records_of
 
 _PIECE_BYTES = 1 << 16
@@ -69,7 +69,7 @@ def _of_json_lines(file: InputFile, limit: int) -> list[dict[str, Any]]:
 
 def _lines(file: InputFile) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their numbers."""
-    pieces = whole_lines(read_pieces(file.path, name=file.name, kind=file.format), _PIECE_BYTES)
+    pieces = whole_lines(record_pieces(file)[0], _PIECE_BYTES)
     for number, line in enumerate(chain.from_iterable(pieces), 1):
         if number == 1:
             require_utf8(line, file.name)

@@ -16,10 +16,12 @@ import pyarrow as pa
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
+from pipelines.inputs.json_layout import peek
 from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
 from pipelines.reading.bad_records import BadRecord
 from pipelines.reading.bad_text import NOT_UTF8, WRITE_UTF8, decode
 from pipelines.reading.documents import Documents, Reading, text_batch
+from pipelines.reading.json_values import records_as_lines
 from pipelines.reading.record_fields import LARGEST_EXACT, InexactNumber, Number
 
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -34,19 +36,20 @@ def read_json_lines(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the documents of about `piece_bytes` of lines.
 
-    Locators are `line N` (from 1), or `byte N` in a part of a file, where the number of the line is not known.
+    Locators are `line N` (from 1), or `byte N` in a part of a file, where the number of the line is not known. A .json file may hold
+    its records otherwise than one a line: then they are `record N`.
 
     Args:
         start, stop: for plain files, the byte range whose lines are read: those that start in it; None for the whole file.
     Raises:
         InputError: a line is bad, and the recipe says to stop there; names file and line. Or the file is not UTF-8 at all.
     """
-    pieces = read_pieces(file.path, name=file.name, kind=file.format, start=start, stop=stop)
+    pieces, unit = record_pieces(file, start=start, stop=stop)
     # In a part of a file the number of a line would take counting all lines before it; its byte is known.
     position = None if stop is None else first_line_start(file.path, start)
     number = 1
     for lines in whole_lines(pieces, piece_bytes):
-        places = _Places(file, number, position)
+        places = _Places(file, number, position, unit)
         columns = _parse_fast(lines, reading)
         if columns is not None:
             reading.bad_records.num_seen += len(lines)
@@ -61,6 +64,17 @@ def read_json_lines(
             position += sum(map(len, lines)) + len(lines)
 
 
+def record_pieces(file: InputFile, *, start: int = 0, stop: int | None = None) -> tuple[Iterator[bytes], str]:
+    """The content of a file, one record a line, and what locators count: its lines, or the records of a .json file of another layout."""
+    pieces = read_pieces(file.path, name=file.name, kind=file.format, start=start, stop=stop)
+    if stop is None and file.format.startswith("json") and not file.format.startswith("jsonl"):
+        head, layout = peek(pieces)
+        pieces = itertools.chain([head], pieces)
+        if layout != "lines":
+            return records_as_lines(pieces, name=file.name, is_array=layout == "array"), "record"
+    return pieces, "line"
+
+
 @dataclass(frozen=True)
 class _Places:
     """Where the lines of a piece are in their file."""
@@ -68,6 +82,7 @@ class _Places:
     file: InputFile
     first_line: int
     first_byte: int | None
+    unit: str
 
     @property
     def is_start(self) -> bool:
@@ -77,7 +92,7 @@ class _Places:
     def locators(self, lines: list[bytes]) -> list[str]:
         """One locator for each line."""
         if self.first_byte is None:
-            return [f"line {number}" for number in range(self.first_line, self.first_line + len(lines))]
+            return [f"{self.unit} {number}" for number in range(self.first_line, self.first_line + len(lines))]
         # The line ends that were cut off count too.
         starts = itertools.accumulate((len(line) + 1 for line in lines[:-1]), initial=self.first_byte)
         return [f"byte {start}" for start in starts]
@@ -88,7 +103,7 @@ class _Places:
         if self.first_byte is not None:
             before = self.first_byte + sum(map(len, lines[:index])) + index
             number = count_lines(self.file.path, before) + 1
-        return f"{self.file.name}: line {number}"
+        return f"{self.file.name}: {self.unit} {number}"
 
 
 def whole_lines(pieces: Iterator[bytes], piece_bytes: int) -> Iterator[list[bytes]]:

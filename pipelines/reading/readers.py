@@ -1,16 +1,19 @@
 """Reading documents: any supported format to Arrow batches of bounded size.
 
 A batch has the columns `text`, or `prompt` and `completion`, or `messages` (JSON text, see `conversations.py`), and with them `file`
-(the name that messages use) and `locator` (where in that file: `line 12`, `byte 1234`, `row 4` or `file`).
+(the name that messages use) and `locator` (where in that file: `line 12`, `record 12`, `byte 1234`, `row 4` or `file`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 from functools import partial
 
 import pyarrow as pa
 
+from fastmix_data.errors import InputError
+from fastmix_data.git.pointers import require_no_pointer_in
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.partitions import Partition
@@ -46,41 +49,65 @@ def read_partition(
     """
     reading = Reading(section, counts, bad_records or BadRecords(section.on_bad_record))
     if partition.dataset is not None:
-        where = f"sources.{partition.source}"
-        yield from read_dataset(partition.dataset, reading, where=where, shard=partition.start, batch_bytes=batch_bytes)
-    elif partition.files[0].format == "txt":
-        yield from _read_texts(partition.files, reading, batch_bytes)
-    else:
+        yield from read_dataset(partition.dataset, reading, where=partition.where, shard=partition.start, batch_bytes=batch_bytes)
+    elif len(partition.files) == 1:
         yield from _read_file(partition.files[0], partition, reading, batch_bytes)
+    else:
+        # A batch for each of many small files would cost more than their text.
+        batches = (_read_file(file, partition, reading, batch_bytes) for file in partition.files)
+        yield from _merge(itertools.chain.from_iterable(batches), batch_bytes)
 
 
 def _read_file(file: InputFile, partition: Partition, reading: Reading, batch_bytes: int) -> Iterator[pa.RecordBatch]:
-    """A file of records, or the part of it that the partition is."""
-    if file.format == "parquet":
-        groups = range(partition.start, partition.stop)
-        yield from read_parquet(file, reading, groups=groups, num_bytes=partition.num_bytes, batch_bytes=batch_bytes)
+    """Documents of one file of a partition, or of the part of it that the partition is."""
+    if file.format == "txt":
+        yield from _read_text(file, partition, reading)
+    elif file.format == "parquet":
+        yield from read_parquet(file, partition, reading, batch_bytes=batch_bytes)
     else:
-        stop = None if partition.is_whole_file else partition.stop
-        yield from read_json_lines(file, reading, piece_bytes=batch_bytes, start=partition.start, stop=stop)
+        start, stop = (partition.start, partition.stop) if partition.is_part_of_file else (0, None)
+        num_seen = reading.bad_records.num_seen
+        yield from read_json_lines(file, reading, piece_bytes=batch_bytes, start=start, stop=stop)
+        # Only blank lines. A part of a file may well have none of its own: all of it lies inside one long line.
+        if stop is None and reading.bad_records.num_seen == num_seen:
+            raise InputError(partition.where, f"{file.name} holds no document", "remove it or fill it")
 
 
-def _read_texts(files: Sequence[InputFile], reading: Reading, batch_bytes: int) -> Iterator[pa.RecordBatch]:
-    documents, size = Documents(reading), 0
-    for file in files:
-        with open_binary(file.path) as stream:
-            content = stream.read()
-        documents.add(
-            partial(_text_of, content, reading.section),
-            file=file.name,
-            locator="file",
-            raw=partial(bytes, content),
-            place=partial(_line_of_fault, content, file.name),
-        )
-        size += len(content)
+def _merge(batches: Iterator[pa.RecordBatch], batch_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Batches of about `batch_bytes`, whatever the size of the given ones."""
+    pending: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        pending.append(batch)
+        size += batch.nbytes
         if size >= batch_bytes:
-            if documents.locators:
-                yield documents.batch()
-            documents, size = Documents(reading), 0
+            yield _merged(pending)
+            pending, size = [], 0
+    if pending:
+        yield _merged(pending)
+
+
+def _merged(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    # Each batch numbers its file names anew.
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
+
+
+def _read_text(file: InputFile, partition: Partition, reading: Reading) -> Iterator[pa.RecordBatch]:
+    with open_binary(file.path) as stream:
+        content = stream.read()
+    if file.is_remote:
+        # On this machine the plan has looked.
+        require_no_pointer_in(content, where=partition.where, name=file.name)
+    documents = Documents(reading)
+    documents.add(
+        partial(_text_of, content, reading.section),
+        file=file.name,
+        locator="file",
+        raw=partial(bytes, content),
+        place=partial(_line_of_fault, content, file.name),
+    )
     if documents.locators:
         yield documents.batch()
 

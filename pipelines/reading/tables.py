@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 from fastmix_data.arrow_arrays import constant, strings
 from fastmix_data.errors import InputError
 from fastmix_data.messages import first_line
-from pipelines.inputs.columns import check_columns, holds_json, is_json, stored_type
+from pipelines.inputs.columns import holds_json, is_json, stored_type
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.hub_datasets import DatasetInput, read_dataset_shard
+from pipelines.inputs.parquet_ranges import check_parquet
+from pipelines.inputs.partitions import Partition
 from pipelines.inputs.streams import open_binary
 from pipelines.reading.bad_records import BadRecord
 from pipelines.reading.bad_text import decode
@@ -29,25 +31,25 @@ from pipelines.reading.record_fields import LARGEST_EXACT, Number
 _MAX_ROWS_OF_A_BATCH = 65_536
 
 
-def read_parquet(
-    file: InputFile, reading: Reading, *, groups: range, num_bytes: int, batch_bytes: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield the documents of some row groups of a Parquet file.
+def read_parquet(file: InputFile, partition: Partition, reading: Reading, *, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Yield the documents of a Parquet file of a partition, or of the row groups of it that the partition is.
 
-    Args:
-        num_bytes: of text in them, about.
     Raises:
         InputError: the data is damaged, or a column is not what the recipe says.
     """
     try:
         with open_binary(file.path) as stream:
             parquet = pq.ParquetFile(stream)
-            columns = check_columns(parquet.schema_arrow, reading.section, file.name)
-            row = sum(parquet.metadata.row_group(number).num_rows for number in range(groups.start))
-            num_rows = sum(parquet.metadata.row_group(number).num_rows for number in groups)
+            columns = check_parquet(file, parquet, section=reading.section, where=partition.where)
+            start, stop = 0, parquet.metadata.num_row_groups
+            if partition.is_part_of_file:
+                start, stop = partition.start, partition.stop
+            groups = [parquet.metadata.row_group(number) for number in range(stop)]
+            row, num_rows = (sum(group.num_rows for group in some) for some in (groups[:start], groups[start:]))
+            num_bytes = partition.num_bytes if len(partition.files) == 1 else sum(group.total_byte_size for group in groups)
             # Arrow counts a batch in rows; as many as hold `batch_bytes` if all are of average length. `_read_table` cuts where not.
             batch_rows = max(1, min(_MAX_ROWS_OF_A_BATCH, num_rows * batch_bytes // max(num_bytes, 1)))
-            for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=columns):
+            for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=list(range(start, stop)), columns=columns):
                 table = pa.Table.from_batches([batch]).select(columns)
                 yield from _read_table(table, reading, name=file.name, first_row=row, batch_bytes=batch_bytes)
                 row += batch.num_rows

@@ -139,7 +139,7 @@ def test_what_is_not_understood_is_listed_and_left_out(tmp_path: Path) -> None:
 def test_the_workdir_of_an_earlier_run_and_hidden_files_are_not_searched(tmp_path: Path) -> None:
     put(tmp_path / "c" / "good" / "a.jsonl", {"text": "t"})
     put(tmp_path / "c" / "run" / "documents" / "a.parquet", {"text": "t"})
-    (tmp_path / "c" / "run" / "catalog.parquet").touch()
+    (tmp_path / "c" / "run" / "preprocess.recipe.json").touch()
     put(tmp_path / "c" / ".cache" / "a.jsonl", {"text": "t"})
     assert list(proposed(tmp_path / "c", tmp_path).sources) == ["good"]
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import RecipeError
+from fastmix_data.git.pointers import require_no_pointer_among
 from fastmix_data.messages import first_line, nearest
 from fastmix_data.recipe.proxy import ProxySection
 
@@ -43,6 +44,7 @@ def _checkpoint_path(proxy: ProxySection, base: Path) -> str:
 
 
 def _from_checkpoint(proxy: ProxySection, base: Path) -> Any:
+    require_no_pointer_among(Path(_checkpoint_path(proxy, base)), where="proxy.checkpoint")
     try:
         return AutoConfig.from_pretrained(_checkpoint_path(proxy, base))
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,47 @@ def test_a_mistake_is_one_line_with_its_remedy(change: dict[str, Any], message: 
     ("text", "overrides", "message"),
     [
         ("- a\n- b\n", [], "a recipe is a mapping of sections; `fastmix init DIR` writes one"),
-        ("a: [1\n", [], "not valid YAML"),
+        (
+            "a: [1\n",
+            [],
+            "not valid YAML: line 1: YAML gives a meaning of its own to a value that begins with [; close the bracket",
+        ),
+        (
+            "a:\n  files: *.jsonl\n",
+            [],
+            "line 2: YAML takes a * that is not in quotes for a reference; put the pattern in quotes: '*.jsonl'",
+        ),
+        (
+            "a:\n  - **/*.jsonl\n",
+            [],
+            "line 2: YAML takes a * that is not in quotes for a reference; put the pattern in quotes: '**/*.jsonl'",
+        ),
+        ("files: [*.jsonl, b]\n", [], "put the pattern in quotes: '*.jsonl'"),
+        ("files: [ab]*.jsonl\n", [], "put the pattern in quotes: '[ab]*.jsonl'"),
+        ("a: *b\n", [], "put the pattern in quotes: '*b'"),
+        ("a: %x\n", [], "a value that begins with %; put it in quotes: '%x'"),
+        ("a: @x\n", [], "a value that begins with @; put it in quotes: '@x'"),
+        ("a: `x`\n", [], "a value that begins with `; put it in quotes: '`x`'"),
+        ("a: !x y\n", [], "a value that begins with !; put it in quotes: '!x y'"),
+        ("a: {{b}}\n", [], "close the bracket, or put a text in quotes: '{{b}}'"),
+        ("a:\n\tb: 1\n", [], "line 2: there is a tab where YAML wants spaces; put spaces in its place"),
+        (
+            "a:\n  files:x.jsonl\n  text: y\n",
+            [],
+            "line 3: 'files:x.jsonl' has no space after its colon; write it as 'files: x.jsonl'",
+        ),
+        (
+            "workdir: x\nsources:\n  a:\n    files:x\n" + yaml.safe_dump({"tokenizer": {"bytes": True}}),
+            [],
+            "no space after its colon",
+        ),
+        ("a: b: c\n", [], "a value holds a colon and a space; put it in quotes: 'b: c'"),
+        ("a: b\n c: d\n", [], "line 2: a key is indented where none can be; indent all keys of a section alike"),
+        ("a: - b\n", [], "line 1: a list cannot begin behind its key; write each entry on a line of its own"),
+        ('a: "\\d"\n', [], "line 1: a backslash in double quotes begins an escape; use single quotes"),
+        ("a: 'b\n", [], "the quotes of 'b are not those of one whole text; close them"),
+        ("a: b\0\n", [], "not valid YAML: unacceptable character"),
+        (yaml.safe_dump(LEAST), ["training={a: 1, a: 2}"], "the value is not valid YAML; put it in quotes"),
         ("workdir: x\nworkdir: y\n", [], "line 2: 'workdir' is given twice; rename or remove one"),
         (yaml.safe_dump(LEAST), ["training"], "--set training: has no value; write it as --set section.key=value"),
         (yaml.safe_dump({**LEAST, "workdir": "run"}), ["workdir.x=1"], "'workdir' is a value, not a section"),
@@ -94,3 +135,11 @@ def test_a_missing_recipe_names_the_nearest_file_or_the_command_that_writes_one(
     written(tmp_path / "recipe.yaml", LEAST)
     with pytest.raises(RecipeError, match=r"did you mean .*recipe\.yaml\?"):
         load_recipe(tmp_path / "recipie.yaml")
+
+
+def test_a_workdir_whose_path_is_not_utf8_is_refused_by_its_key(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(RecipeError, match=r"caf\\xe9/run is not UTF-8, .*; name another workdir"):
+        load_recipe(written(folder / "recipe.yaml", LEAST))
+    assert load_recipe(folder / "recipe.yaml", [f"workdir={tmp_path}/run"]).base == folder.resolve()

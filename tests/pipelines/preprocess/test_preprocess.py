@@ -19,6 +19,7 @@ from fastmix_data.errors import InputError
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.tokens.encoding import Encoder
 from fastmix_data.tokens.tokenizer import byte_tokenizer, train_tokenizer
+from pipelines.preprocess.assemble import padding_share
 from pipelines.preprocess.held_out import hash_documents
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.prepare_tokenizer import choose_backend
@@ -191,6 +192,43 @@ def test_replaced_and_left_out_documents_are_counted_and_said_once(small, tmp_pa
         warning == "2 documents without text, or conversations without an answer, were left out (b 2)"
         for warning in result.warnings
     )
+
+
+def test_hundreds_of_tiny_files_fill_their_blocks_and_padding_is_said(small, tmp_path):
+    for number, text in enumerate(texts("tiny", 600, 40)):
+        (tmp_path / "tiny" / f"{number:03d}").mkdir(parents=True)
+        (tmp_path / "tiny" / f"{number:03d}" / "one.jsonl").write_bytes(json_lines([text]))
+    result = run(small(sources={"tiny": {"files": "tiny"}}, target=None))
+    assert len(result.catalog.rows) == 2 and 0 < padding_share(result.catalog) < 0.01
+    assert f"in 2 shards ({padding_share(result.catalog):.1%} padding)" in result.message
+    assert not any("padding" in warning for warning in result.warnings)
+    large = run(small(sources={"tiny": {"files": "tiny"}}, target=None, shards={"block_tokens": 1 << 19}), replace=True)
+    assert any("of the positions in the shards are padding" in warning for warning in large.warnings)
+    assert any("lower shards.block_tokens from 524288" in warning for warning in large.warnings)
+
+
+def test_held_out_copies_of_the_training_files_are_named_as_such(small, tmp_path):
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    sources = {"a": {"files": "a.jsonl", "valid_files": "copy.jsonl"}, "b": {"files": "b.jsonl"}}
+    with pytest.raises(
+        InputError, match=r"source a: 60 of its 60 .*valid_files hold the same documents as files; .*leave them out"
+    ):
+        run(small(sources=sources))
+    target = {"files": {"t": {"files": "copy.jsonl"}}}
+    with pytest.raises(InputError, match=r"source a: \d+ of its \d+ .* are in a target's files or another source's valid_files"):
+        run(small(target=target), replace=True)
+
+
+def test_a_name_that_is_not_utf8_goes_through_workers_tables_and_receipts(small, tmp_path):
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    (tmp_path / name).write_bytes((tmp_path / "a.jsonl").read_bytes())
+    recipe = small(sources={"a": {"files": "caf?.jsonl"}})
+    run(recipe, num_workers=2)
+    assert {row["file"] for row in documents_of(recipe.paths.root)} == {r"caf\xe9.jsonl"}
+    assert not run(recipe).did_work
+    (tmp_path / name).write_bytes(json_lines(texts("a", 60)) + b"{oops\n")
+    with pytest.raises(InputError, match=r"^caf\\xe9\.jsonl: line 61: not valid JSON"):
+        run(recipe, replace=True)
 
 
 def test_importing_preprocess_does_not_load_torch():

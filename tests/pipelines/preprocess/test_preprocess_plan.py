@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from fastmix_data.errors import InputError, RecipeError
 from fastmix_data.machine import Workers
 from pipelines.inputs import files as inputs
-from pipelines.inputs import partitions
+from pipelines.inputs import parquet_ranges
 from pipelines.preprocess import plan
 from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
@@ -36,7 +36,7 @@ def test_a_run_resolves_plans_and_opens_each_input_once(small, tmp_path, monkeyp
     count(inputs, "resolve_files", lambda patterns: patterns[0])
     count(plan, "plan_partitions", lambda inputs: inputs.name)
     count(plan, "read_partition", lambda partition, *_: partition.source)
-    count(partitions, "open_binary", lambda path: path.rsplit("/", 1)[-1])
+    count(parquet_ranges, "open_binary", lambda path: path.rsplit("/", 1)[-1])
     planned = plan_preprocess(recipe)
     once = {
         ("resolve_files", "a.jsonl"): 1,
@@ -67,7 +67,7 @@ def test_a_recipe_of_tokenizer_and_sources_is_enough(small):
 def test_without_training_only_an_empty_training_split_is_refused(small, tmp_path):
     (tmp_path / "b.jsonl").write_bytes(json_lines(["x"]))
     assert run(small(target=None, training=None)).catalog.num_tokens("b") == 2
-    (tmp_path / "b.jsonl").write_bytes(json_lines(texts("a", 1)))
+    (tmp_path / "b.jsonl").write_bytes(json_lines([""]))
     (tmp_path / "a-valid.jsonl").write_bytes(json_lines(texts("a", 1)))
     sources = {"a": {"files": "a.jsonl"}, "b": {"files": "b.jsonl", "valid_files": "a-valid.jsonl"}}
     with pytest.raises(InputError, match=r"source b: its training split has 0 tokens; give it more text, or remove it"):

@@ -1,6 +1,7 @@
 """A run that was stopped goes on; a run over changed things refuses, and replaces what changed when asked to."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,31 @@ def test_changed_files_are_refused_by_name_and_replaced_when_asked(small, tmp_pa
     assert run(recipe, replace=True).did_work
     assert (recipe.paths.root / "receipts" / "b-both-000000.json").stat().st_mtime_ns == untouched
     assert not run(recipe).did_work
+
+
+def test_a_change_in_one_of_many_tiny_files_makes_its_group_anew_and_no_other(small, tmp_path):
+    for number, text in enumerate(texts("c", 40, 20)):
+        (tmp_path / f"c{number:02d}.jsonl").write_bytes(json_lines([text]))
+    recipe = small(
+        sources={"c": {"files": "c*.jsonl"}},
+        shards={"block_tokens": 64, "valid_fraction": 0.2, "max_partition_bytes": 8000},
+        target=None,
+    )
+    run(recipe)
+    receipts = sorted((recipe.paths.root / "receipts").iterdir())
+    assert 3 < len(receipts) < 20
+    before = {path: path.stat().st_mtime_ns for path in receipts}
+    changed = tmp_path / "c20.jsonl"
+    changed.write_bytes(changed.read_bytes().replace(b"c-20 ", b"c-xx "))
+    with pytest.raises(MismatchError, match=r"c20\.jsonl: changed since"):
+        run(recipe)
+    run(recipe, replace=True)
+    done_again = [path for path in receipts if path.stat().st_mtime_ns != before[path]]
+    assert len(done_again) == 1 and b'"c20.jsonl"' in done_again[0].read_bytes()
+    again = bytes_of(recipe.paths.root)
+    shutil.rmtree(recipe.paths.root)
+    run(recipe, num_workers=2)
+    assert bytes_of(recipe.paths.root) == again
 
 
 def test_added_and_removed_files_are_refused_by_name(small, tmp_path):

@@ -1,0 +1,1 @@
+"""What git leaves in the place of large files."""
