@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_checked() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.yaml")} == set(CHECKS)
+    assert {path.stem for path in EXAMPLES.glob("*.yaml")} == {*CHECKS, "post_training"}  # which has a test of its own
 
 
 @pytest.mark.parametrize("name", CHECKS)
