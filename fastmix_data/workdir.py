@@ -9,6 +9,8 @@ CATALOG_FILE, MANIFEST_FILE = "catalog.parquet", "manifest.json"
 _PREPROCESS_RECIPE, _PREPROCESS_LOCK = "preprocess.recipe.json", ".preprocess.lock"
 # What preprocessing makes before anything else. A catalog is none of them: a user's table may have its name.
 _MARKS = frozenset({_PREPROCESS_RECIPE, _PREPROCESS_LOCK})
+# Beside every tokenizer.json, by the custom of the Hugging Face hub.
+TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 
 
 class SearchFolder:
@@ -107,6 +109,7 @@ class Workdir:
     Attributes:
         catalog: a row per shard; written last by preprocess.
         tokenizer: the tokenizer of all shards.
+        tokenizer_config, chat_template: what came with it, if anything did.
         tokenizer_origin: what the tokenizer was made from.
         preprocess_recipe: the sections that the shards were made from.
         preprocess_lock: held while a preprocess run works here.
@@ -121,6 +124,8 @@ class Workdir:
         self.root = root
         self.catalog = root / CATALOG_FILE
         self.tokenizer = root / "tokenizer" / "tokenizer.json"
+        self.tokenizer_config = root / "tokenizer" / TOKENIZER_CONFIG_FILE
+        self.chat_template = root / "tokenizer" / CHAT_TEMPLATE_FILE
         self.tokenizer_origin = root / "tokenizer" / "origin.json"
         self.preprocess_recipe = root / _PREPROCESS_RECIPE
         self.preprocess_lock = root / _PREPROCESS_LOCK

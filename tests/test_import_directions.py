@@ -45,7 +45,8 @@ ARROWS = {
         "console": "",
         "inputs": "",
         "reading": "inputs",
-        "preprocess": "cluster inputs reading",
+        "rendering": "",
+        "preprocess": "cluster inputs reading rendering",
         "report": "",
         "compare": "cluster report",
         "guessed_fields": "reading",
@@ -58,9 +59,10 @@ ARROWS = {
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
 # Files of a workdir, and those of its folders whose names are no plain words; the last test keeps the list complete.
 ARTEFACTS = {
-    "catalog.parquet", "tokenizer.json", "origin.json", "preprocess.recipe.json", ".preprocess.lock", "receipts", "mixture.json",
-    "trajectory.parquet", "recipe.json", "start.json", "reference.json", "checkpoints", ".lock", "compare.json", "compare.svg",
-    "proxy.pt", "run.json", "losses.json", "manifest.json", "parts.parquet", "report.html",
+    "catalog.parquet", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "origin.json", "preprocess.recipe.json",
+    ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "start.json", "reference.json",
+    "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "manifest.json", "parts.parquet",
+    "report.html",
 }  # fmt: skip
 WORKDIR = ROOT / "fastmix_data" / "workdir.py"
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

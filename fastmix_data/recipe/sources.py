@@ -37,10 +37,26 @@ class TokenizerSection(Section):
     eos_token: str | None = Field(
         None, description="The token written after every document; found by its usual names when not given."
     )
+    bos: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether a token is written before every document: auto does as the tokenizer itself does (Llama's and Gemma's have "
+        "one, GPT-2's has none). It carries no loss in sources where only part of the tokens do, and is not doubled where a chat template "
+        "writes it.",
+    )
+    bos_token: str | None = Field(None, description="The token that `bos` writes; the tokenizer's own when not given.")
+    max_unknown_fraction: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of a source's characters that the tokenizer may drop or not know, measured on samples; more is an error. "
+        "White space, case and accents do not count.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         require_one(self, ("train", "file", "hf", "bytes"))
+        if self.bos is False and self.bos_token is not None:
+            raise ValueError("bos_token is the token that bos writes; leave out bos: false")
         return self
 
 
@@ -78,6 +94,19 @@ class TextSection(Section):
         "such a list as JSON text. `tools` beside it, a list of objects or such a list as JSON text, is read too.",
     )
     separator: str = Field("\n", description="Text put between prompt and completion; part of the prompt.")
+    chat_template: str | None = Field(
+        None,
+        description="How `messages` are written out: `tokenizer` (the tokenizer's own template), `plain` (roles in words) or a file of "
+        "Jinja, relative to the recipe. When not given, the tokenizer's own if there is one, else plain, which is said.",
+    )
+    loss_on: Literal["all", "last"] = Field(
+        "all", description="Of `messages`, which of the assistant's turns carry loss: all, or only the last."
+    )
+    special_tokens: Literal["text", "token", "refuse"] = Field(
+        "text",
+        description="What a control token becomes that a document spells, as `<|endoftext|>`: ordinary text, counted; the token itself, "
+        "counted; or an error. What a chat template writes is a token always.",
+    )
     on_bad_text: Literal["replace", "refuse"] = Field(
         "replace",
         description="Broken UTF-8: replace the bytes by U+FFFD and count the document, or refuse the record.",

@@ -61,6 +61,7 @@ class CatalogInfo:
     sources: tuple[str, ...] = ()
     target_files: tuple[str, ...] = ()
     statistics: dict[str, dict[str, int]] = field(default_factory=dict)
+    bos_ids: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
@@ -168,7 +169,7 @@ def load_catalog(path: Path) -> Catalog:
     if info["schema_version"] != SCHEMA_VERSION:
         problem = f"catalog of schema version {info['schema_version']}, this is {SCHEMA_VERSION}"
         raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
-    content = {**info, "sources": tuple(info["sources"]), "target_files": tuple(info["target_files"])}
+    content = {**info} | {key: tuple(info[key]) for key in ("sources", "target_files", "bos_ids") if key in info}
     return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
 
 

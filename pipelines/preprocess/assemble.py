@@ -20,6 +20,10 @@ _COUNTED = {
     "num_bad_text": "documents had broken UTF-8, which was replaced by U+FFFD",
     "num_empty": "documents without text, or conversations without an answer, were left out",
     "num_leaked_documents": "training documents were left out because they are held out too",
+    "num_spelled_as_text": "control tokens that documents spell were kept as ordinary text",
+    "num_spelled_tokens": "control tokens that documents spell became the tokens",
+    "num_unknown_tokens": "tokens stand for text that the tokenizer does not know",
+    "num_lost_characters": "characters of the samples looked at were lost by the tokenizer",
 }
 
 
@@ -36,6 +40,7 @@ def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: M
         block_tokens=plan.shards.block_tokens,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
+        bos_ids=tokenizer.bos_ids,
         tokenizer_sha256=tokenizer.sha256,
         recipe_hash=hash_of(plan.sections),
         inputs_hash=hash_of_inputs(receipts.values()),

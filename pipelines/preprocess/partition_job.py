@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +16,14 @@ from fastmix_data.arrow_arrays import booleans, constant, labels, numbers, offse
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.sources import ShardsSection, TextSection
-from fastmix_data.shards.shard_format import ShardLayout, token_dtype
+from fastmix_data.shards.shard_format import ShardLayout
 from fastmix_data.shards.shard_writer import ShardNames, ShardStream
-from fastmix_data.tokens.encoding import Backend, EncodedDocuments, Encoder, encode_documents
+from fastmix_data.tokens.encoding import EncodedDocuments
+from fastmix_data.tokens.fidelity import LossCount
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.partitions import Partition
+from pipelines.preprocess.encode_batch import EncodingPlan, encode_batch
 from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
 from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
 from pipelines.reading.bad_records import BadRecords
@@ -57,22 +57,19 @@ class PartitionJob:
     partition: Partition
     section: TextSection
     shards: ShardsSection
-    tokenizer: TokenizerInfo
-    backend: Backend
+    encoding: EncodingPlan
     root: Path
     fingerprint: str
 
     @property
+    def tokenizer(self) -> TokenizerInfo:
+        """The tokenizer of all sources."""
+        return self.encoding.tokenizer
+
+    @property
     def layout(self) -> ShardLayout:
         """How its shards are laid out."""
-        return ShardLayout(self.shards.block_tokens, token_dtype(self.tokenizer.vocab_size), self.section.has_mask)
-
-
-# A worker does many partitions, and to read a tokenizer takes as long as to encode a small one.
-@lru_cache(maxsize=4)
-def _encoder(path: Path, sha256: str, backend: Backend) -> Encoder:
-    del sha256  # part of the key: a tokenizer replaced under the same path is read again
-    return Encoder(path, backend=backend)
+        return ShardLayout(self.shards.block_tokens, self.encoding.dtype, self.section.has_mask)
 
 
 @dataclass
@@ -94,6 +91,7 @@ class _Output:
     rows_to_write: list[pa.RecordBatch] = field(default_factory=list)
     held_out: list[_HeldOutBatch] = field(default_factory=list)
     counts: DocumentCounts = field(default_factory=DocumentCounts)
+    lost: LossCount = field(default_factory=LossCount)
     num_tokens: int = 0
 
     def names(self, split: str) -> ShardNames:
@@ -197,7 +195,7 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
         bad_records = BadRecords(job.section.on_bad_record, lambda: until_done.enter_context(atomic_file(quarantine)))
         num_told = 0
         for batch in read_partition(job.partition, job.section, output.counts, bad_records=bad_records):
-            _add_batch(batch, output, held_out)
+            _add_batch(batch, output, held_out, bad_records)
             tell(output.num_tokens - num_told)
             num_told = output.num_tokens
         valid_hashes = output.write_held_out()
@@ -221,7 +219,7 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
     return receipt
 
 
-def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s) -> None:
+def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s, bad_records: BadRecords) -> None:
     """Split and encode one batch; training documents that are held out elsewhere are dropped."""
     job = output.job
     hashes_D = hash_documents(batch)
@@ -232,26 +230,22 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s) -> Non
     # A target's text may stand in a source's training files too: learnt by heart, it would measure nothing.
     is_leaked_D = ~is_valid_D & np.isin(hashes_D, held_out) if len(held_out) else np.zeros(len(hashes_D), np.bool_)
     output.counts.num_leaked_documents += int(is_leaked_D.sum())
-    names = column_names(job.section)
-    columns = [batch.column(name).to_pylist() for name in names]
-    num_bytes_D = np.sum([np.diff(offsets_of(batch.column(name))) for name in names], axis=0)
+    num_bytes_D = np.sum([np.diff(offsets_of(batch.column(name))) for name in column_names(job.section)], axis=0)
     for split, chosen_D in (("train", ~is_valid_D & ~is_leaked_D), ("valid", is_valid_D)):
         if not chosen_D.any():
             continue
-        encoded = encode_documents(
-            _encoder(job.tokenizer.path, job.tokenizer.sha256, job.backend),
-            [list(itertools.compress(column, chosen_D.tolist())) for column in columns],
-            separator=job.section.separator,
-            eos_id=job.tokenizer.eos_id,
-            dtype=job.layout.dtype,
-        )
-        output.counts.num_documents += len(encoded.ends_D)
-        output.counts.num_text_bytes += int(num_bytes_D[chosen_D].sum())
-        places = batch.select(["file", "locator"]).filter(booleans(chosen_D))
+        part = batch if chosen_D.all() else batch.filter(booleans(chosen_D))
+        encoded = encode_batch(part, job.encoding, counts=output.counts, lost=output.lost, bad_records=bad_records)
+        rows = np.flatnonzero(chosen_D)[encoded.rows]
+        if not len(rows):
+            continue
+        output.counts.num_documents += len(rows)
+        output.counts.num_text_bytes += int(num_bytes_D[rows].sum())
+        places = part.select(["file", "locator"]).take(numbers(encoded.rows))
         if split == "train":
-            output.write("train", encoded, hashes_D[chosen_D], places)
+            output.write("train", encoded.documents, hashes_D[rows], places)
         else:
-            output.held_out.append(_HeldOutBatch(encoded, hashes_D[chosen_D], places))
+            output.held_out.append(_HeldOutBatch(encoded.documents, hashes_D[rows], places))
 
 
 def _require_unchanged(partition: Partition) -> None:

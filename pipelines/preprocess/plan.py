@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.fields import Key
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.sources import ShardsSection, TokenizerSection
 from fastmix_data.recipe.target import TargetFiles, TargetSection
-from fastmix_data.tokens.tokenizer import find_eos_token, load_tokenizer
+from fastmix_data.tokens.tokenizer import describe_tokenizer, load_tokenizer
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.files import SourceInputs, resolve_inputs
 from pipelines.inputs.formats import is_json
 from pipelines.inputs.partitions import Partition, plan_partitions
+from pipelines.preprocess.chat_templates import own_chat_template, read_chat_template, rendering_of
 from pipelines.reading.bad_text import DocumentCounts
 from pipelines.reading.readers import read_partition
 
@@ -36,6 +38,7 @@ class PreprocessPlan:
         shards: the recipe's section.
         inputs: what each source, then each target with files of its own, is read from, by name.
         partitions: the units of work of each input, by name.
+        chat_templates: of inputs whose recipe names a file of Jinja, its text, by name.
         targets: names of inputs that are no use without held-out documents.
         sequence_length: tokens of a training sequence; None if the recipe has no training section (yet).
         sections: the parts of the recipe that decide what is written, as JSON.
@@ -47,6 +50,7 @@ class PreprocessPlan:
     shards: ShardsSection
     inputs: Mapping[str, SourceInputs]
     partitions: Mapping[str, Sequence[Partition]]
+    chat_templates: Mapping[str, str]
     targets: tuple[str, ...]
     sequence_length: int | None
     sections: Mapping[str, Any]
@@ -69,13 +73,16 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
     """
     tokenizer_file = None if recipe.tokenizer.file is None else recipe.resolve(recipe.tokenizer.file)
     if tokenizer_file is not None:
-        find_eos_token(load_tokenizer(tokenizer_file), recipe.tokenizer.eos_token, path=tokenizer_file)
+        section = recipe.tokenizer
+        load_tokenizer(tokenizer_file)
+        describe_tokenizer(tokenizer_file, eos_token=section.eos_token, bos=wants_bos(section), bos_token=section.bos_token)
     shards, target_files = recipe.shards, {} if recipe.target is None else recipe.target.files
     size = shards.max_partition_bytes
     inputs = resolve_inputs(recipe.sources, target_files, base=recipe.base, max_partition_bytes=size)
     if recipe.target is not None:
         _require_held_out_part(recipe.target, inputs, shards)
     partitions = {name: plan_partitions(source, max_partition_bytes=size) for name, source in inputs.items()}
+    chat_templates = _chat_templates(recipe, inputs, tokenizer_file)
     for name, source in inputs.items():
         _open_first_documents(source, partitions[name])
     return PreprocessPlan(
@@ -85,24 +92,50 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
         shards=shards,
         inputs=inputs,
         partitions=partitions,
+        chat_templates=chat_templates,
         targets=() if recipe.target is None else (*recipe.target.sources, *target_files),
         sequence_length=None if recipe.training is None else recipe.training.sequence_length,
-        sections=_sections(recipe, target_files),
+        sections=_sections(recipe, target_files, chat_templates),
     )
 
 
-def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles]) -> dict[str, Any]:
+def wants_bos(section: TokenizerSection) -> bool | None:
+    """What the recipe says of a token before every document; None leaves it to the tokenizer."""
+    return None if section.bos == "auto" else section.bos
+
+
+def _chat_templates(recipe: Recipe, inputs: Mapping[str, SourceInputs], tokenizer_file: Path | None) -> dict[str, str]:
+    found = {}
+    for name, source in inputs.items():
+        choice = source.section.chat_template
+        if choice not in (None, "tokenizer", "plain"):
+            found[name] = read_chat_template(recipe.resolve(choice), where=f"{source.where}.chat_template")
+        # What comes from the hub is not here yet.
+        if recipe.tokenizer.hf is None:
+            rendering_of(
+                source,
+                given=found.get(name),
+                own=None if tokenizer_file is None else own_chat_template(tokenizer_file),
+                special_tokens={},
+            )
+    return found
+
+
+def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles], chat_templates: Mapping[str, str]) -> dict[str, Any]:
     # How much a target counts is the search's affair: a changed weight is no reason to make shards anew. Nor is it when a bad record
     # has stopped a run, and the next one is to leave it out: each receipt knows whether it suits (`Receipt.suits`).
     targets = {name: files.model_dump(mode="json", exclude={"weight", "on_bad_record"}) for name, files in target_files.items()}
     sources = {name: section.model_dump(mode="json", exclude={"on_bad_record"}) for name, section in recipe.sources.items()}
     return {
-        "tokenizer": recipe.tokenizer.model_dump(mode="json"),
+        # How much may be lost decides whether shards are made, not what is in them.
+        "tokenizer": recipe.tokenizer.model_dump(mode="json", exclude={"max_unknown_fraction"}),
         "sources": sources,
         # Hashes leave the order of keys out, but the order of sources is that of every array over them.
         "order of sources": list(recipe.sources),
         "shards": recipe.shards.model_dump(mode="json"),
         "target": {"files": targets},
+        # None where there is none: before there were any, workdirs did not speak of them.
+        "chat templates": {name: hash_of([text]) for name, text in chat_templates.items()} or None,
     }
 
 

@@ -1,9 +1,11 @@
-"""Making a run's tokenizer before the work starts, and choosing the library that encodes each source."""
+"""Making a run's tokenizer before the work starts."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,18 +15,31 @@ from fastmix_data.errors import MismatchError
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.sources import TrainTokenizer
-from fastmix_data.tokens.encoding import Backend, Encoder, first_difference
-from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer, describe_tokenizer, download_tokenizer, train_tokenizer
+from fastmix_data.tokens.control_tokens import ControlTokens
+from fastmix_data.tokens.tokenizer import (
+    END_OF_TEXT,
+    TokenizerInfo,
+    byte_tokenizer,
+    describe_tokenizer,
+    download_beside,
+    download_tokenizer,
+    train_tokenizer,
+)
+from fastmix_data.workdir import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, Workdir
 from pipelines.inputs.files import SourceInputs
 from pipelines.inputs.partitions import Partition
+from pipelines.preprocess.chat_templates import rendering_of
 from pipelines.preprocess.held_out import hash_documents, is_held_out
-from pipelines.preprocess.plan import FIRST_READ_BYTES, PreprocessPlan
+from pipelines.preprocess.plan import FIRST_READ_BYTES, PreprocessPlan, wants_bos
 from pipelines.reading.bad_text import DocumentCounts
-from pipelines.reading.documents import column_names
 from pipelines.reading.readers import read_partition
+from pipelines.rendering.rendering import render_documents
 
-_CHECKED_DOCUMENTS = 16
-_CHECKED_CHARACTERS = 16_384
+# The keys of the section that decide which files the tokenizer has; the rest is read from them.
+_ORIGINS = {"train", "file", "hf", "bytes"}
+_BESIDE = (TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE)
+# Of a tokenizer that is yet to be trained.
+_CONTROL = ControlTokens({END_OF_TEXT: 0}, {END_OF_TEXT: END_OF_TEXT})
 # A sampled part of a source is at most this share of it, so that the sample does not come from one file.
 _PARTS_OF_A_SAMPLE = 16
 # Documents are chosen from a window this many times larger than what is taken.
@@ -43,17 +58,18 @@ def prepare_tokenizer(plan: PreprocessPlan, *, may_change: bool, quiet: bool) ->
         MismatchError: it changed under shards that were made with it.
     """
     section, path, origin_path = plan.tokenizer, plan.workdir.tokenizer, plan.workdir.tokenizer_origin
-    origin = hash_of([section.model_dump(), _identity(plan)])
+    origin = hash_of([section.model_dump(include=_ORIGINS), _identity(plan)])
     if not (path.is_file() and origin_path.is_file() and read_json(origin_path).get("hash") == origin):
-        content = _make(plan, quiet=quiet).encode()
+        files = _make(plan, quiet=quiet)
         # Other origins may give the same tokenizer: a training file with a new time, a hub's name instead of its file.
-        if path.is_file() and path.read_bytes() != content and not may_change:
+        if path.is_file() and not may_change and any(_content(plan.workdir, name) != content for name, content in files.items()):
             problem = "the tokenizer of the shards there is not the one the recipe gives now"
             raise MismatchError(path, problem, "run `fastmix preprocess --replace`, or name another workdir")
-        with atomic_file(path) as file:
-            file.write(content)
+        # The tokenizer itself last: with it, all is there.
+        for name, content in reversed(files.items()):
+            _replace(path.parent / name, content)
         write_json(origin_path, {"hash": origin, "tokenizer": section.model_dump(exclude_none=True)})
-    info = describe_tokenizer(path, eos_token=section.eos_token)
+    info = describe_tokenizer(path, eos_token=section.eos_token, bos=wants_bos(section), bos_token=section.bos_token)
     warnings: tuple[str, ...] = ()
     if section.train is not None and info.vocab_size < section.train.vocab_size:
         warnings = (
@@ -63,10 +79,24 @@ def prepare_tokenizer(plan: PreprocessPlan, *, may_change: bool, quiet: bool) ->
     return info, warnings
 
 
+def _content(workdir: Workdir, name: str) -> bytes | None:
+    path = workdir.tokenizer.parent / name
+    return path.read_bytes() if path.is_file() else None
+
+
+def _replace(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path) as file:
+        file.write(content)
+
+
 def _identity(plan: PreprocessPlan) -> object:
     """What the tokenizer is made from, as far as it can be known without making it."""
     if plan.tokenizer_file is not None:
-        return hashlib.sha256(plan.tokenizer_file.read_bytes()).hexdigest()
+        contents = _files_of(plan.tokenizer_file).values()
+        return [None if content is None else hashlib.sha256(content).hexdigest() for content in contents]
     if plan.tokenizer.train is not None:
         # Sizes and times, not content: to hash a corpus that is done already would be the longest part of doing nothing.
         return [
@@ -82,16 +112,26 @@ def _training_partitions(plan: PreprocessPlan, source: SourceInputs) -> list[Par
     return [partition for partition in plan.partitions[source.name] if partition.origin != "valid"]
 
 
-def _make(plan: PreprocessPlan, *, quiet: bool) -> str:
-    section = plan.tokenizer
+def _make(plan: PreprocessPlan, *, quiet: bool) -> dict[str, bytes | None]:
+    """The tokenizer's files by name, `tokenizer.json` first; None for those that it does without."""
+    section, name = plan.tokenizer, plan.workdir.tokenizer.name
+    if plan.tokenizer_file is not None:
+        return _files_of(plan.tokenizer_file)
+    if section.hf is not None:
+        return {name: download_tokenizer(section.hf).encode()} | {name: download_beside(section.hf, name) for name in _BESIDE}
     if section.train is not None:
         with progress("tokenizer", total=section.train.sample_bytes, unit="B", quiet=quiet) as advance:
-            return train_tokenizer(_sample(plan, section.train, advance), vocab_size=section.train.vocab_size)
-    if plan.tokenizer_file is not None:
-        return plan.tokenizer_file.read_text(encoding="utf-8")
-    if section.hf is not None:
-        return download_tokenizer(section.hf)
-    return byte_tokenizer()
+            content = train_tokenizer(_sample(plan, section.train, advance), vocab_size=section.train.vocab_size)
+    else:
+        content = byte_tokenizer()
+    return {name: content.encode()} | dict.fromkeys(_BESIDE)
+
+
+def _files_of(tokenizer: Path) -> dict[str, bytes | None]:
+    beside = {name: tokenizer.parent / name for name in _BESIDE}
+    return {Workdir(Path()).tokenizer.name: tokenizer.read_bytes()} | {
+        name: path.read_bytes() if path.is_file() else None for name, path in beside.items()
+    }
 
 
 def _sample(plan: PreprocessPlan, section: TrainTokenizer, advance: Advance) -> Iterator[str]:
@@ -108,26 +148,40 @@ def _sample(plan: PreprocessPlan, section: TrainTokenizer, advance: Advance) -> 
             if wanted <= 0:
                 break
             valid_fraction = plan.shards.valid_fraction if partitions[index].origin == "both" else 0.0
-            for text in _sample_of(partitions[index], source, min(part, wanted), section.seed, valid_fraction):
+            sample = _sample_of(
+                partitions[index],
+                source,
+                min(part, wanted),
+                seed=section.seed,
+                valid_fraction=valid_fraction,
+                template=plan.chat_templates.get(source.name),
+            )
+            for text in sample:
                 wanted -= len(text)
                 advance(len(text))
                 yield text
 
 
-def _sample_of(partition: Partition, source: SourceInputs, wanted: int, seed: int, valid_fraction: float) -> list[str]:
+def _sample_of(
+    partition: Partition, source: SourceInputs, wanted: int, *, seed: int, valid_fraction: float, template: str | None
+) -> list[str]:
     """About `wanted` characters of a partition: documents near its start, chosen by hash, held-out ones left out."""
     texts: list[str] = []
     keys: list[int] = []
     num_bytes_seen = 0
+    rendering, _ = rendering_of(source, given=template, own=None, special_tokens={"eos_token": END_OF_TEXT})
+    rendering = replace(rendering, special_tokens="token")  # the template's own are text here
     for batch in read_partition(partition, source.section, DocumentCounts(), batch_bytes=max(wanted, FIRST_READ_BYTES)):
         hashes = hash_documents(batch)
         # The tokenizer too must not have seen what losses are measured on.
         usable = np.flatnonzero(~is_held_out(hashes, valid_fraction))
         # By content, not by place: a file that is sorted by topic gives a sample that is not.
-        keys += derive_keys(seed, hashes.view(np.int64)[usable]).tolist()
         chosen = batch.take(numbers(usable))
-        columns = [chosen.column(name).to_pylist() for name in column_names(source.section)]
-        texts += [source.section.separator.join(parts) for parts in zip(*columns, strict=True)]
+        rendered = render_documents(chosen, rendering, _CONTROL)
+        keys += derive_keys(seed, hashes.view(np.int64)[usable[rendered.kept]]).tolist()
+        # Where it is to be the token, it is no text to learn words from.
+        drops = source.section.special_tokens == "token"
+        texts += [text.replace(END_OF_TEXT, "\n") if drops else text for text in rendered.texts.texts]
         num_bytes_seen += batch.nbytes
         if num_bytes_seen >= _WINDOW * wanted:
             break
@@ -138,31 +192,3 @@ def _sample_of(partition: Partition, source: SourceInputs, wanted: int, seed: in
         sample.append(texts[index][:wanted])
         wanted -= len(sample[-1])
     return sample
-
-
-def choose_backend(
-    source: SourceInputs, partition: Partition, *, reference: Encoder, fast: Encoder
-) -> tuple[Backend, str | None]:
-    """Compare both libraries on a source's first documents.
-
-    Per source: where they differ, it is in how they treat some script or white space, which other sources may not have.
-
-    Returns:
-        The library to encode the source with, and a warning if it is the slow one.
-    """
-    texts: list[str] = []
-    places: list[str] = []
-    batch = next(read_partition(partition, source.section, DocumentCounts(), batch_bytes=FIRST_READ_BYTES), None)
-    if batch is not None:
-        first = batch.slice(0, _CHECKED_DOCUMENTS)
-        locators = [f"{row['file']}, {row['locator']}" for row in first.select(["file", "locator"]).to_pylist()]
-        for name in column_names(source.section):
-            texts += [text[:_CHECKED_CHARACTERS] for text in first.column(name).to_pylist()]
-            places += locators
-    difference = first_difference(reference, fast, texts)
-    if difference is None:
-        return "fastokens", None
-    return "tokenizers", (
-        f"{source.where}: encoded with the slower `tokenizers` because fastokens differs from it in {places[difference.text]}, token "
-        f"{difference.position}: id {difference.other_id} instead of {difference.reference_id}"
-    )

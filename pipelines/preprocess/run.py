@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from fastmix_data.errors import FastmixError, Interrupted
 from fastmix_data.machine import Workers, num_cores
 from fastmix_data.progress import progress
 from fastmix_data.shards.catalog import Catalog, load_catalog
-from fastmix_data.tokens.encoding import Backend, Encoder
+from fastmix_data.tokens.encoder import Backend, Encoder
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.cluster import dask_client, run_on_cluster
@@ -35,10 +35,13 @@ from pipelines.preprocess.assemble import (
     require_readable,
     require_usable,
 )
+from pipelines.preprocess.chat_templates import names_for_templates, own_chat_template, rendering_of
+from pipelines.preprocess.encode_batch import EncodingPlan
+from pipelines.preprocess.first_documents import check_first_documents
 from pipelines.preprocess.held_out import hash_of_held_out
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
 from pipelines.preprocess.plan import PreprocessPlan
-from pipelines.preprocess.prepare_tokenizer import choose_backend, prepare_tokenizer
+from pipelines.preprocess.prepare_tokenizer import prepare_tokenizer
 from pipelines.preprocess.receipts import (
     Receipt,
     changed_files,
@@ -48,9 +51,10 @@ from pipelines.preprocess.receipts import (
     require_same_recipe,
 )
 from pipelines.reading.documents import column_names
+from pipelines.rendering.rendering import Rendering
 
 # Part of every fingerprint: raised when the same input would become other bytes.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 # Below this much input, starting worker processes takes longer than the work.
 _BYTES_WORTH_PROCESSES = 4 << 20
 
@@ -77,12 +81,14 @@ class _Run:
 
     Attributes:
         receipts: of the partitions that are done, by label.
+        renderings: how the documents of each source become texts.
         backends: the library that encodes each source, as far as it has been needed.
     """
 
     plan: PreprocessPlan
     tokenizer: TokenizerInfo
     receipts: dict[str, Receipt]
+    renderings: Mapping[str, Rendering]
     warnings: list[str]
     backends: dict[str, Backend] = field(default_factory=dict)
 
@@ -96,7 +102,8 @@ class _Run:
         return hash_of(
             [
                 _FORMAT_VERSION,
-                [self.tokenizer.sha256, self.tokenizer.eos_id, self.plan.shards.model_dump()],
+                [self.tokenizer.sha256, self.tokenizer.eos_id, self.tokenizer.bos_ids, self.plan.shards.model_dump()],
+                asdict(self.renderings[partition.source]),
                 [column_names(section), section.text_keys, section.separator, section.on_bad_text],
                 [partition.label, [file.name for file in partition.files], partition.start, partition.stop],
                 None if dataset is None else [dataset.name, dataset.config, dataset.split, dataset.num_shards],
@@ -109,11 +116,15 @@ class _Run:
             partition,
             self.plan.inputs[partition.source].section,
             self.plan.shards,
-            self.tokenizer,
-            self.backends[partition.source],
+            self.encoding(partition.source, self.backends[partition.source]),
             self.plan.workdir.root,
             self.fingerprint(partition),
         )
+
+    def encoding(self, name: str, backend: Backend) -> EncodingPlan:
+        """How a source's documents become tokens."""
+        limit = self.plan.tokenizer.max_unknown_fraction
+        return EncodingPlan(self.plan.inputs[name].where, self.tokenizer, backend, self.renderings[name], limit)
 
     def held_out_before(self, wave: int) -> UInt64s:
         """Sorted hashes of the documents that earlier waves held out."""
@@ -218,7 +229,13 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -
         require_same_recipe(plan)
         require_same_files(plan, receipts, changed)
     tokenizer, warnings = prepare_tokenizer(plan, may_change=replace or not receipts, quiet=quiet)
-    run = _Run(plan, tokenizer, receipts, [*warnings])
+    own, names = own_chat_template(tokenizer.path), names_for_templates(tokenizer)
+    renderings = {
+        name: rendering_of(inputs, given=plan.chat_templates.get(name), own=own, special_tokens=names)
+        for name, inputs in plan.inputs.items()
+    }
+    warnings += tuple(warning for _, warning in renderings.values() if warning is not None)
+    run = _Run(plan, tokenizer, receipts, {name: rendering for name, (rendering, _) in renderings.items()}, [*warnings])
     run.warnings += [warning for inputs in plan.inputs.values() for warning in inputs.warnings]
     # Another tokenizer, other sections or keys are all in the fingerprint; a shard that somebody deleted is not.
     fingerprints = {partition.label: run.fingerprint(partition) for partition in plan.all_partitions()}
@@ -285,18 +302,20 @@ def _do_missing(run: _Run, workers: Workers) -> None:
 
 
 def _choose_backends(run: _Run, names: list[str]) -> None:
-    """Check the fast encoder on the first documents of some sources."""
+    """Check the fast encoder, and what the tokenizer loses, on the first documents of some sources."""
     if not names:
         return
-    path = run.tokenizer.path
-    reference = Encoder(path, backend="tokenizers")
+    tokenizer = run.tokenizer
+    reference = Encoder(tokenizer.path, backend="tokenizers", control=tokenizer.edges)
+    fast: Encoder | None = None
     try:
-        fast = Encoder(path, backend="fastokens")
+        fast = Encoder(tokenizer.path, backend="fastokens", control=tokenizer.edges)
     except FastmixError as error:
-        run.backends |= dict.fromkeys(names, "tokenizers")
         run.warnings += [f"{run.plan.inputs[name].where}: encoded with the slower `tokenizers` because {error}" for name in names]
-        return
     for name in names:
         first = run.plan.partitions[name][0]
-        run.backends[name], warning = choose_backend(run.plan.inputs[name], first, reference=reference, fast=fast)
-        run.warnings += [warning] if warning else []
+        encoding = run.encoding(name, "tokenizers")
+        run.backends[name], warnings = check_first_documents(
+            run.plan.inputs[name], first, encoding, reference=reference, fast=fast
+        )
+        run.warnings += warnings

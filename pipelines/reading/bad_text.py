@@ -20,6 +20,9 @@ class DocumentCounts:
         num_empty: without text, or conversations without an answer, and left out.
         num_bad_records: could not be read, and left out.
         num_leaked_documents: held out elsewhere, and left out of the training split.
+        num_spelled_as_text, num_spelled_tokens: control tokens that they spell, which became ordinary text, or the tokens.
+        num_unknown_tokens: tokens that stand for what the tokenizer does not know.
+        num_checked_characters, num_lost_characters: of samples that were encoded and decoded, and of these, what did not come back.
     """
 
     num_documents: int = 0
@@ -28,6 +31,11 @@ class DocumentCounts:
     num_empty: int = 0
     num_bad_records: int = 0
     num_leaked_documents: int = 0
+    num_spelled_as_text: int = 0
+    num_spelled_tokens: int = 0
+    num_unknown_tokens: int = 0
+    num_checked_characters: int = 0
+    num_lost_characters: int = 0
 
 
 def decode(content: bytes, section: TextSection) -> tuple[str, bool]:

@@ -17,12 +17,14 @@ from tokenizers import Tokenizer, normalizers
 from fastmix_data.arrow_arrays import strings
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.load import load_recipe
-from fastmix_data.tokens.encoding import Encoder
-from fastmix_data.tokens.tokenizer import byte_tokenizer, train_tokenizer
+from fastmix_data.tokens.encoder import Encoder
+from fastmix_data.tokens.tokenizer import byte_tokenizer, describe_tokenizer, train_tokenizer
 from pipelines.preprocess.assemble import padding_share
+from pipelines.preprocess.encode_batch import EncodingPlan
+from pipelines.preprocess.first_documents import check_first_documents
 from pipelines.preprocess.held_out import hash_documents
 from pipelines.preprocess.plan import plan_preprocess
-from pipelines.preprocess.prepare_tokenizer import choose_backend
+from pipelines.rendering.rendering import Rendering
 
 
 def check_documents(folder, catalog, reference):
@@ -34,9 +36,12 @@ def check_documents(folder, catalog, reference):
         tokens, mask, starts = streams[name]
         start = starts[row["shard"]] + row["block"] * block_tokens + row["offset"]
         here = slice(start, start + row["num_tokens"])
-        parts = [reference.encode(text, add_special_tokens=False).ids for text in text_at(folder, row)]
-        assert tokens[here].tolist() == [token for part in parts for token in part] + [eos]
-        num_prompt = len(parts[0]) if len(parts) == 2 else 0
+        parts = text_at(folder, row)
+        encoded = reference.encode("".join(parts), add_special_tokens=False)
+        assert tokens[here].tolist() == [*encoded.ids, eos]
+        # A token that holds a character of the completion is to be learned.
+        border = len(parts[0]) if len(parts) == 2 else 0
+        num_prompt = sum(end <= border for _, end in encoded.offsets)
         assert row["num_prompt_tokens"] == num_prompt
         if mask is not None:
             assert mask[here].tolist() == [0] * num_prompt + [1] * (row["num_tokens"] - num_prompt)
@@ -174,9 +179,11 @@ def test_a_difference_from_the_reference_is_shown_in_the_warning(small, tmp_path
     other.write_text(train_tokenizer(texts("a", 60), vocab_size=300), encoding="utf-8")
     plan = plan_preprocess(recipe)
     source, (partition,) = plan.inputs["a"], plan.partitions["a"]
-    fast = Encoder(path, backend="fastokens")
-    assert choose_backend(source, partition, reference=Encoder(path, backend="tokenizers"), fast=fast) == ("fastokens", None)
-    backend, warning = choose_backend(source, partition, reference=Encoder(other, backend="tokenizers"), fast=fast)
+    encoding = EncodingPlan("sources.a", describe_tokenizer(path), "tokenizers", Rendering("", "text"), 0.01)
+    fast, same = Encoder(path, backend="fastokens"), Encoder(path, backend="tokenizers")
+    assert check_first_documents(source, partition, encoding, reference=same, fast=fast) == ("fastokens", [])
+    differs = Encoder(other, backend="tokenizers")
+    backend, (warning,) = check_first_documents(source, partition, encoding, reference=differs, fast=fast)
     assert backend == "tokenizers"
     assert "sources.a: " in warning and "a.jsonl, line 1, token 0: id " in warning
 
