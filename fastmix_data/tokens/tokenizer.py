@@ -80,9 +80,13 @@ def describe_tokenizer(path: Path, *, eos_token: str | None = None) -> Tokenizer
     name = find_eos_token(tokenizer, eos_token, path=path)
     eos_id = tokenizer.token_to_id(name)
     assert eos_id is not None
+    return TokenizerInfo(path, vocabulary_size(tokenizer), name, eos_id, hashlib.sha256(content).hexdigest())
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The largest id plus one."""
     # Not the number of tokens: ids of a vocabulary may have holes, and a model's embedding is indexed by id.
-    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return TokenizerInfo(path, vocab_size, name, eos_id, hashlib.sha256(content).hexdigest())
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def find_eos_token(tokenizer: Tokenizer, asked: str | None, *, path: Path) -> str:

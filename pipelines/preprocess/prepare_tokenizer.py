@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from fastmix_data.arrow_arrays import numbers
 from fastmix_data.atomic_files import atomic_file, hash_of, read_json, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.progress import Advance, progress
-from fastmix_data.recipe.sources import TrainTokenizer
+from fastmix_data.recipe.sources import TokenizerSection, TrainTokenizer
 from fastmix_data.tokens.encoding import Backend, Encoder, first_difference
-from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer, describe_tokenizer, download_tokenizer, train_tokenizer
+from fastmix_data.tokens.tokenizer import (
+    TokenizerInfo,
+    byte_tokenizer,
+    describe_tokenizer,
+    download_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+    vocabulary_size,
+)
 from pipelines.inputs.files import SourceInputs
 from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.held_out import hash_documents, is_held_out
@@ -61,6 +71,22 @@ def prepare_tokenizer(plan: PreprocessPlan, *, may_change: bool, quiet: bool) ->
             "more text for a larger vocabulary",
         )
     return info, warnings
+
+
+def expected_vocabulary(section: TokenizerSection, *, base: Path) -> int | None:
+    """Size of the vocabulary as far as it can be known without making the tokenizer: at most, where it is trained; None for a hub's.
+
+    Args:
+        base: folder that a relative path starts from.
+
+    Raises:
+        RecipeError: the tokenizer's file is none.
+    """
+    if section.train is not None:
+        return section.train.vocab_size
+    if section.file is not None:
+        return vocabulary_size(load_tokenizer(base / Path(section.file).expanduser()))
+    return vocabulary_size(Tokenizer.from_str(byte_tokenizer())) if section.bytes else None
 
 
 def _identity(plan: PreprocessPlan) -> object:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from fastmix_data.errors import MismatchError
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.search import NUM_TRIALS, SearchSection
@@ -16,6 +18,7 @@ from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.shards.sequences import SequenceReader
 from fastmix_data.workdir import SearchFolder
 from train.mixture.constraints import MixtureConstraints, constraints_of
+from train.proxy.causality import check_causal
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
 from train.scores.hypergradient import Scope, check_scores
 
@@ -155,10 +158,16 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
     plan.proxy.config  # noqa: B018 (made and checked when first asked for)
 
 
-def check_proxy(plan: ProxyPlan, *, scope: Scope) -> None:
-    """Refuse a proxy that cannot be scored, before a trial or the search trains one.
+def check_proxy(model: nn.Module, *, scope: Scope | None) -> None:
+    """Refuse a proxy that cannot be trained or scored, before anything is.
+
+    Args:
+        model: as `build_proxy` makes it.
+        scope: of the scores; None where nothing is scored.
 
     Raises:
-        RecipeError: a module uses its parameters in a way that scores cannot follow.
+        RecipeError: it does not run, is no causal language model, or uses its parameters in a way that scores cannot follow.
     """
-    check_scores(plan.build_model(seed=plan.training.seed), scope=scope)
+    check_causal(model)
+    if scope is not None:
+        check_scores(model, scope=scope)
