@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,15 +92,15 @@ def _from_keys(proxy: ProxySection, vocab_size: int | None) -> Any:
 def _fitting_defaults(known: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Values for keys that were not given, where the model type's own default contradicts one that was."""
     # Sizes of the published model, beside which a user's are small: 4 heads cannot share 32 keys, nor 300 tokens have number 32,000.
-    fields = {field.name: field for field in dataclasses.fields(known) if field.name not in given}
+    keys = {name: key for name, key in inspect.signature(type(known).__init__).parameters.items() if name not in given}
     filled: dict[str, Any] = {}
-    heads, shared = given.get("num_attention_heads"), fields.get("num_key_value_heads")
-    if isinstance(heads, int) and shared is not None and isinstance(shared.default, int) and heads % shared.default:
+    heads, shared = given.get("num_attention_heads"), keys.get("num_key_value_heads")
+    if isinstance(heads, int) and shared and isinstance(shared.default, int) and heads % shared.default:
         filled["num_key_value_heads"] = heads
-    vocab_size, padding = given.get("vocab_size"), fields.get("pad_token_id")
-    if isinstance(vocab_size, int) and padding is not None and "None" in str(padding.type):
-        if isinstance(padding.default, int) and padding.default >= vocab_size:
-            filled["pad_token_id"] = None
+    vocab_size, padding = given.get("vocab_size"), keys.get("pad_token_id")
+    if isinstance(vocab_size, int) and padding and isinstance(padding.default, int) and padding.default >= vocab_size:
+        # One type wants a number whatever happens; what is wrong with its default is for transformers to say then.
+        filled |= {"pad_token_id": None} if "None" in str(padding.annotation) else {}
     return filled
 
 
