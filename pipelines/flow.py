@@ -64,7 +64,7 @@ def run(
 
 
 def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:
-    """Refuse a search that cannot work whatever the data: batch sizes, bounds of the mixture, and a proxy that cannot be built or scored."""
+    """Refuse a search that cannot work whatever the data: its batch sizes, bounds of the mixture, a proxy that is not built or scored."""
     from pipelines.preprocess.prepare_tokenizer import expected_vocabulary
     from train.mixture.constraints import stated_constraints
     from train.proxy.model import build_proxy, proxy_config

@@ -39,7 +39,8 @@ class ProxySection(Section):
     )
     checkpoint: str | None = Field(None, description="A local folder or hub name to start from instead of fresh weights.")
     lora: LoraSection | None = Field(
-        None, description="Train adapters instead of the checkpoint's own weights, as `lora: {}`; scores are then of the adapters."
+        None,
+        description="Train adapters instead of the checkpoint's own weights, as `lora: {}`; scores are then of the adapters.",
     )
 
     @model_validator(mode="before")

@@ -30,8 +30,18 @@ class Certainty(_Record):
 
     interval: Intervals = Field(
         default_factory=dict,
-        description="90% block-bootstrap interval of each weight over the averaged part of the trajectory: the noise of one search, which "
-        "is less than what another seed changes. Of several searches, the mean of their lower and of their upper ends.",
+        description="90% interval of each weight: the noise of one search, by a block bootstrap over the averaged part of its trajectory, "
+        "and that of the target's documents, as document_interval has it. It is less than what another seed changes. Of several searches, "
+        "the mean of their lower and of their upper ends.",
+    )
+    num_documents: dict[str, int] = Field(
+        default_factory=dict,
+        description="Documents of each target in the half that the search saw, to within one for each shard.",
+    )
+    document_interval: Intervals = Field(
+        default_factory=dict,
+        description="Where each weight would lie in 90 of 100 cases on other documents of the target, as many; judged by a bigram model's "
+        "answers on halves of them, and by what so few may lack. Part of `interval`.",
     )
     signal_to_noise: dict[str, float] = Field(
         default_factory=dict,

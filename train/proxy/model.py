@@ -40,7 +40,9 @@ def proxy_config(proxy: ProxySection, *, base: Path, vocab_size: int | None, seq
         config = _from_checkpoint(proxy, base) if proxy.checkpoint else _from_keys(proxy, vocab_size)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         where = "proxy.checkpoint" if proxy.checkpoint else "proxy.config.model_type"
-        raise RecipeError(where, f"{config.model_type} is no causal language model of transformers", "llama, qwen2 and gpt2 are some")
+        raise RecipeError(
+            where, f"{config.model_type} is no causal language model of transformers", "llama, qwen2 and gpt2 are some"
+        )
     if vocab_size is not None:
         _check_vocabulary(config, proxy, vocab_size)
     positions = getattr(config, "max_position_embeddings", None)
@@ -172,7 +174,9 @@ def _with_adapters(model: nn.Module, lora: LoraSection) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise RecipeError("proxy.lora", "needs the package peft, which is not installed", "pip install 'fastmix[lora]'") from error
+        raise RecipeError(
+            "proxy.lora", "needs the package peft, which is not installed", "pip install 'fastmix[lora]'"
+        ) from error
     targets = "all-linear" if lora.target_modules is None else list(lora.target_modules)
     config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
     try:
