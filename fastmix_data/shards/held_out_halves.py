@@ -11,15 +11,13 @@ from fastmix_data.shards.sequences import Half, SequenceReader, half_of
 
 # Losses of single tokens spread by about 3 nats: the mean of 1,000 is known to 0.1, which is what a good mixture may gain.
 FEW_LOSS_TOKENS = 1000
-# Below this, one document is more than a tenth of what the mixture goes by.
-FEW_DOCUMENTS = 10
 
 
 def check_halves(catalog: Catalog, targets: Sequence[str], *, sequence_length: int) -> list[str]:
     """Refuse targets that say nothing in one of their halves.
 
     Returns:
-        A warning for each kind of target that says little.
+        A warning of those that say little, or none.
 
     Raises:
         InputError: a half of a target has no sequence, or no label that carries loss.
@@ -36,14 +34,13 @@ def check_halves(catalog: Catalog, targets: Sequence[str], *, sequence_length: i
                 raise InputError(f"target {name}", problem, remedy)
             if found < FEW_LOSS_TOKENS:
                 scarce[name] = min(found, scarce.get(name, found))
-    warnings = []
-    if scarce:
-        listed = ", ".join(f"{name} {count}" for name, count in scarce.items())
-        warnings.append(
-            f"a half of a target has fewer than {FEW_LOSS_TOKENS:,} loss tokens ({listed}), so its losses are known to 0.1 nats at best"
-        )
-    few = few_documents({name: documents_seen(catalog, name) for name in targets})
-    return [*warnings, few] if few else warnings
+    if not scarce:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in scarce.items())
+    return [
+        f"a half of a target has fewer than {FEW_LOSS_TOKENS:,} loss tokens ({listed}), which tell its loss to no better than 0.1 nats; "
+        "hold out more"
+    ]
 
 
 def documents_seen(catalog: Catalog, target: str) -> int:
@@ -51,14 +48,3 @@ def documents_seen(catalog: Catalog, target: str) -> int:
     rows = catalog.shards(target, "valid")
     parts = [half_of(row.num_documents, half="search", shard_number=number) for number, row in enumerate(rows)]
     return sum(last - first for first, last in parts)
-
-
-def few_documents(num_documents: dict[str, int]) -> str:
-    """A line that names the targets of which the search sees few documents; empty if there is none."""
-    few = [f"{name} {count}" for name, count in num_documents.items() if count < FEW_DOCUMENTS]
-    if not few:
-        return ""
-    return (
-        f"the search sees fewer than {FEW_DOCUMENTS} documents of a target ({', '.join(few)}), so the mixture may be that of chance; "
-        "hold out more"
-    )

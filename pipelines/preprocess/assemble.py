@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import InputError
+from fastmix_data.results.mixture import few_documents
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards.held_out_halves import check_halves
+from fastmix_data.shards.held_out_halves import check_halves, documents_seen
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.units import format_count
 from pipelines.preprocess.plan import PreprocessPlan
@@ -125,7 +126,8 @@ def require_usable(plan: PreprocessPlan, catalog: Catalog) -> list[str]:
             )
     if length is None or not plan.targets:
         return []
-    return check_halves(catalog, plan.targets, sequence_length=length)
+    few = few_documents({name: documents_seen(catalog, name) for name in plan.targets})
+    return [*check_halves(catalog, plan.targets, sequence_length=length), *few]
 
 
 def _require_no_copies(plan: PreprocessPlan, catalog: Catalog, name: str) -> None:
