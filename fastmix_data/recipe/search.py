@@ -118,7 +118,7 @@ class SearchSection(Section):
         None,
         ge=0,
         description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 3; "
-        "0 from a checkpoint, whose start knows nothing of the target, and where the targets' weights move (worst_case, not_worse_than), for "
+        "0 from a checkpoint, as uniform knows no target, and where the targets' weights move (worst_case, not_worse_than), as "
         "the prior knows only those they start from.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)

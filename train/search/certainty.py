@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fastmix_data.arrays import Bools, Float64s
-from fastmix_data.results.mixture import Certainty, Intervals
+from fastmix_data.results.mixture import Certainty
 from fastmix_data.results.trajectory import Trajectory
 from train.proxy.losses import sampling_weights
 from train.scores.shrinkage import less_the_mixtures
@@ -204,9 +204,7 @@ def certainty_of(
     *,
     sources: Sequence[str],
     weights_K: Float64s,
-    interval: Intervals,
-    document_interval: Intervals,
-    num_documents: dict[str, int],
+    interval: dict[str, tuple[float, float]],
     averaged_since: float,
     exploration: float,
 ) -> Certainty:
@@ -215,7 +213,6 @@ def certainty_of(
     Args:
         weights_K: the answer, which orders the groups.
         interval: of the answer's weights.
-        document_interval, num_documents: what of it is the choice of the target's documents, and how many they are.
         averaged_since: step after which updates are averaged.
     """
     evidence = Evidence.of(trajectory, exploration=exploration)
@@ -223,8 +220,6 @@ def certainty_of(
     groups = groups_of_pairs(interchangeable_pairs(evidence), weights_K)
     return Certainty(
         interval=interval,
-        document_interval=document_interval,
-        num_documents=num_documents,
         signal_to_noise=dict(zip(sources, signal_to_noise(evidence.since(first)).tolist(), strict=True)),
         interchangeable=[[sources[index] for index in group] for group in groups],
     )

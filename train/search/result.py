@@ -134,11 +134,9 @@ def write_result(
             sources=sources,
             weights_K=mean_K,
             interval=by_source(sources, interval),
-            document_interval=by_source(sources, other_documents),
-            num_documents=num_documents,
             averaged_since=run.averaged_since,
             exploration=search.exploration,
-        ),
+        ).model_copy(update={"document_interval": by_source(sources, other_documents), "num_documents": num_documents}),
         start=StartRecord(weights=dict(zip(sources, run.initial_K.tolist(), strict=True)), trials=start.trial_losses),
         search=SearchRecord(
             seed=seed,
