@@ -9,12 +9,8 @@ import numpy as np
 from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
-<<<<<<< HEAD
 from fastmix_data.weight_units import WeightUnit, token_shares
-from train.mixture.bigram import bigram_weights
-=======
 from train.mixture.bigram import BigramCounts, best_weights, count_bigrams
->>>>>>> d5898fd (Certainty knows the target's documents; halves of a target without loss tokens are refused)
 from train.mixture.simplex import at_least_a_thousandth
 from train.proxy.training import ProxyPlan
 
