@@ -100,12 +100,17 @@ def _interval_texts(interval: Mapping[str, tuple[float, float]]) -> dict[str, st
 
 
 def mixture_notes(mixture: Mixture) -> list[str]:
-    """A line for each group of interchangeable sources, and one that says why the search ended."""
+    """A line for each group of interchangeable sources, one of the target's documents, and one that says why the search ended."""
     notes = [
         f"{joined(group)} are interchangeable: their scores cannot be told apart; only the sum of their shares "
         f"({sum(mixture.weights[name] for name in group):.1%}) is meaningful"
         for group in mixture.certainty.interchangeable
     ]
+    num_documents = mixture.certainty.num_documents
+    if num_documents:
+        listed = joined([f"{count:,} of {name}" for name, count in num_documents.items()])
+        notes.append(f"documents of the target that the search saw: {listed}; the interval is over other ones too")
+    notes += [f"warning: {warning}" for warning in mixture.certainty.warnings]
     return [*notes, f"end of search: {mixture.search.stopped}"] if mixture.search.stopped else notes
 
 

@@ -64,13 +64,16 @@ def run(
 
 
 def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:
-    """Refuse a search that cannot work whatever the data: batch sizes, bounds of the mixture, the proxy's configuration."""
+    """Refuse a search that cannot work whatever the data: its batch sizes, bounds of the mixture, a proxy that is not built or scored."""
+    from pipelines.preprocess.prepare_tokenizer import expected_vocabulary
     from train.mixture.constraints import stated_constraints
-    from train.proxy.model import proxy_config
-    from train.search.plan import check_batches
+    from train.proxy.model import build_proxy, proxy_config
+    from train.search.plan import check_batches, check_proxy
 
-    training = recipe.required("training")
+    training, proxy, base = recipe.required("training"), recipe.proxy, recipe.base
     recipe.required("target")
     check_batches(training, recipe.search, num_ranks=num_ranks)
     stated_constraints(recipe.search.constraints, sources=list(recipe.sources))
-    proxy_config(recipe.proxy, base=recipe.base, vocab_size=None, sequence_length=training.sequence_length)
+    vocab_size = expected_vocabulary(recipe.tokenizer, base=base)
+    config = proxy_config(proxy, base=base, vocab_size=vocab_size, sequence_length=training.sequence_length)
+    check_proxy(build_proxy(proxy, config=config, base=base, seed=training.seed), scope=recipe.search.hypergradient)

@@ -19,14 +19,29 @@ def _default_proxy_config() -> dict[str, Any]:
     }
 
 
+class LoraSection(Section):
+    """Low-rank adapters, which are trained in place of a checkpoint's weights; needs the package `peft`, as `fastmix[lora]` installs it."""
+
+    rank: int = Field(8, ge=1, description="Rank of each adapter.")
+    alpha: float = Field(16.0, gt=0, description="What an adapter adds is multiplied by alpha / rank.")
+    target_modules: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Names of the modules that get one; all linear layers but the head when not given."
+    )
+
+
 class ProxySection(Section):
     """The model that trains during the search: a `transformers` causal LM."""
 
     config: dict[str, Any] | None = Field(
         None,
-        description="A `transformers` configuration with its model_type; vocab_size is filled in from the tokenizer.",
+        description="A `transformers` configuration with its model_type. vocab_size is filled in from the tokenizer; where the default of "
+        "num_key_value_heads does not divide num_attention_heads it is their number, and a pad_token_id outside the vocabulary is none.",
     )
     checkpoint: str | None = Field(None, description="A local folder or hub name to start from instead of fresh weights.")
+    lora: LoraSection | None = Field(
+        None,
+        description="Train adapters instead of the checkpoint's own weights, as `lora: {}`; scores are then of the adapters.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +53,8 @@ class ProxySection(Section):
         require_one(self, ("config", "checkpoint"))
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs a model_type, for example model_type: llama")
+        if self.lora is not None and self.checkpoint is None:
+            raise ValueError("lora adapts a trained model; give checkpoint too, or leave lora out")
         return self
 
 

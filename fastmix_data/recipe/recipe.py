@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -31,6 +31,12 @@ _EXAMPLES = {
 }
 
 
+# What a checkpoint's defaults are instead of a fresh proxy's. It knows bigrams already, so that their count says little of what it lacks;
+# and at a fresh proxy's rate it would forget what it knows. Adapters, which start from nothing, take ten times the rate.
+_FROM_CHECKPOINT: dict[str, Any] = {"initial_weights": "uniform", "prior_strength": 0.0}
+_CHECKPOINT_RATE, _LORA_RATE = 1e-4, 1e-3
+
+
 class Recipe(Section):
     """A fastmix run. `target`, `training` and `emit` have no default, and are asked for by the commands that need them."""
 
@@ -46,6 +52,22 @@ class Recipe(Section):
     emit: EmitSection | None = None
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suited_to_a_checkpoint(cls, value: Any) -> Any:
+        """Fill in what depends on where the proxy starts, before sections know of nothing but their own keys."""
+        proxy = value.get("proxy") if isinstance(value, dict) else None
+        if not isinstance(proxy, dict) or proxy.get("checkpoint") is None:
+            return value
+        training, search = value.get("training"), value.get("search") or {}
+        filled = dict(value)
+        if isinstance(training, dict):
+            rate = _CHECKPOINT_RATE if proxy.get("lora") is None else _LORA_RATE
+            filled["training"] = {"learning_rate": rate, **training}
+        if isinstance(search, dict):
+            filled["search"] = {**_FROM_CHECKPOINT, **{key: content for key, content in search.items() if content is not None}}
+        return filled
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -99,7 +99,7 @@ class SearchSection(Section):
         "bigram",
         description="Where the mixture starts, brought within the constraints: what is best for a bigram model of the sources, counted "
         "before training; uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the "
-        "uniform share).",
+        "uniform share). Uniform when not given with proxy.checkpoint, which knows bigrams already.",
     )
     trial_fraction: float = Field(
         0.5,
@@ -117,8 +117,9 @@ class SearchSection(Section):
     prior_strength: float | None = Field(
         None,
         ge=0,
-        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 3, and "
-        "0 where the targets' weights move (worst_case, not_worse_than), for the prior knows only those they start from.",
+        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 3; "
+        "0 from a checkpoint, as uniform knows no target, and where the targets' weights move (worst_case, not_worse_than), as "
+        "the prior knows only those they start from.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
     match_repetition: bool = Field(

@@ -21,7 +21,12 @@ class TrainingSection(Section):
         ge=1,
         description="Sequences of one forward pass on one rank; all of the rank's share when not given.",
     )
-    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate; warm-up, then cosine.")
+    learning_rate: float = Field(
+        3e-3,
+        gt=0,
+        description="Peak AdamW learning rate; warm-up, then cosine. When not given, 3e-3 for a fresh proxy, "
+        "1e-4 from a checkpoint, and 1e-3 for its adapters (proxy.lora).",
+    )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Learning rate at the end, relative to the peak.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of matrices.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastmix_data.weight_units import WeightUnit
 
 SCHEMA_VERSION = 2
 _SUM_TOLERANCE = 1e-6
+_FEW_DOCUMENTS = 10  # below this, one document is more than a tenth of what the mixture goes by
 Shares = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
 
@@ -30,8 +31,18 @@ class Certainty(_Record):
 
     interval: Intervals = Field(
         default_factory=dict,
-        description="90% block-bootstrap interval of each weight over the averaged part of the trajectory: the noise of one search, which "
-        "is less than what another seed changes. Of several searches, the mean of their lower and of their upper ends.",
+        description="90% interval of each weight: the noise of one search, by a block bootstrap over the averaged part of its trajectory, "
+        "and that of the target's documents, as document_interval has it. It is less than what another seed changes. Of several searches, "
+        "the mean of their lower and of their upper ends.",
+    )
+    num_documents: dict[str, int] = Field(
+        default_factory=dict,
+        description="Documents of each target in the half that the search saw, to within one for each shard.",
+    )
+    document_interval: Intervals = Field(
+        default_factory=dict,
+        description="Where each weight would lie in 90 of 100 cases on other documents of the target, as many; judged by a bigram model's "
+        "answers on halves of them, and by what so few may lack. Part of `interval`.",
     )
     signal_to_noise: dict[str, float] = Field(
         default_factory=dict,
@@ -52,9 +63,25 @@ class Certainty(_Record):
     )
 
     @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before trusting the weights."""
+        return few_documents(self.num_documents)
+
+    @property
     def num_searches(self) -> int:
         """Searches whose mean the weights are."""
         return max(1, len(self.seed_weights))
+
+
+def few_documents(num_documents: Mapping[str, int]) -> list[str]:
+    """A line that names the targets of which a search sees fewer than 10 documents; none if there is no such target."""
+    few = [f"{name} {count}" for name, count in num_documents.items() if count < _FEW_DOCUMENTS]
+    if not few:
+        return []
+    return [
+        f"the search sees fewer than {_FEW_DOCUMENTS} documents of a target ({', '.join(few)}), so its mixture may be that of chance; hold "
+        "out more"
+    ]
 
 
 class StartRecord(_Record):

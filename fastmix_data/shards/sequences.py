@@ -15,6 +15,7 @@ from fastmix_data.shards.catalog import Catalog, ShardRow, Split
 
 Half = Literal["search", "unseen"]
 _PART_STREAM = 31
+_COUNTED_AT_ONCE = 64
 
 
 def half_of(num_sequences: int, *, half: Half | None, shard_number: int) -> tuple[int, int]:
@@ -132,6 +133,17 @@ class SequenceReader:
         for short in np.flatnonzero(labels_B < self._length):
             carries_loss_BT[short, labels_B[short] :] = False
         return tokens_BS, carries_loss_BT
+
+    def count_loss_tokens(self, source: int, *, at_most: int) -> int:
+        """Labels that carry loss in a source's sequences; counting ends at `at_most`, within the first sequences of most sources."""
+        num_sequences, found = int(self.num_sequences_K[source]), 0
+        for start in range(0, num_sequences, _COUNTED_AT_ONCE):
+            numbers_B = np.arange(start, min(start + _COUNTED_AT_ONCE, num_sequences))
+            _, carries_loss_BT = self.read(np.full(len(numbers_B), source, np.int64), numbers_B)
+            found += int(carries_loss_BT.sum())
+            if found >= at_most:
+                return at_most
+        return found
 
     def _within_source(self, source_B: Int64s, sequence_B: Int64s) -> Int64s:
         """Numbers among all sequences of the source for numbers among those that can be read."""

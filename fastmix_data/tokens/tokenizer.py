@@ -138,10 +138,14 @@ def describe_tokenizer(
     assert eos_id is not None
     begin = find_bos_tokens(tokenizer, bos, asked=bos_token, path=path, config=config)
     bos_ids = [number for name in begin if (number := tokenizer.token_to_id(name)) is not None]
-    # Not the number of tokens: ids of a vocabulary may have holes, and a model's embedding is indexed by id.
-    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     sha256 = hashlib.sha256(content).hexdigest()
-    return TokenizerInfo(path, vocab_size, end, eos_id, sha256, begin, tuple(bos_ids))
+    return TokenizerInfo(path, vocabulary_size(tokenizer), end, eos_id, sha256, begin, tuple(bos_ids))
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The largest id plus one."""
+    # Not the number of tokens: ids of a vocabulary may have holes, and a model's embedding is indexed by id.
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def byte_tokenizer() -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import InputError
+from fastmix_data.results.mixture import few_documents
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.shards.held_out_halves import check_halves, documents_seen
 from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.units import format_count
 from pipelines.preprocess.plan import PreprocessPlan
@@ -103,12 +104,15 @@ def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> N
         raise InputError(f"target {name}", "none of its documents is held out", remedy)
 
 
-def require_usable(plan: PreprocessPlan, catalog: Catalog) -> None:
+def require_usable(plan: PreprocessPlan, catalog: Catalog) -> list[str]:
     """Refuse sources and targets that are too small for a search, now and not an hour later.
 
+    Returns:
+        Warnings of targets that are hardly large enough.
+
     Raises:
-        InputError: a source is smaller than one sequence, or a target than one sequence for each of its two halves. Without a
-            length of sequences, only a source without any training token is.
+        InputError: a source is smaller than one sequence or has no token that carries loss, or a half of a target is or has none. Without
+            a length of sequences, only a source without any training token is refused.
     """
     length = plan.sequence_length
     for name in catalog.sources:
@@ -121,10 +125,14 @@ def require_usable(plan: PreprocessPlan, catalog: Catalog) -> None:
             raise InputError(where, problem, "give it more text, remove it, or lower training.sequence_length")
         if num_tokens == 0:
             raise InputError(where, problem, "give it more text, or remove it")
-    if length is not None and plan.targets:
-        # Opening the two halves as the search and the comparison will is the check.
-        for half in ("search", "unseen"):
-            SequenceReader(catalog, sources=plan.targets, split="valid", sequence_length=length, half=half)
+        if not any(row.num_loss_tokens for row in catalog.shards(name, "train")):
+            raise InputError(
+                where, f"{problem}, none of which carries loss", "see that its completions are not empty, or remove it"
+            )
+    if length is None or not plan.targets:
+        return []
+    few = few_documents({name: documents_seen(catalog, name) for name in plan.targets})
+    return [*check_halves(catalog, plan.targets, sequence_length=length), *few]
 
 
 def _require_no_copies(plan: PreprocessPlan, catalog: Catalog, name: str) -> None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from fastmix_data.arrow_arrays import numbers
 from fastmix_data.atomic_files import atomic_file, hash_of, read_json, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.progress import Advance, progress
-from fastmix_data.recipe.sources import TrainTokenizer
+from fastmix_data.recipe.sources import TokenizerSection, TrainTokenizer
 from fastmix_data.tokens.control_tokens import ControlTokens
 from fastmix_data.tokens.tokenizer import (
     END_OF_TEXT,
@@ -23,7 +24,9 @@ from fastmix_data.tokens.tokenizer import (
     describe_tokenizer,
     download_beside,
     download_tokenizer,
+    load_tokenizer,
     train_tokenizer,
+    vocabulary_size,
 )
 from fastmix_data.workdir import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, Workdir
 from pipelines.inputs.files import SourceInputs
@@ -90,6 +93,22 @@ def _replace(path: Path, content: bytes | None) -> None:
         return
     with atomic_file(path) as file:
         file.write(content)
+
+
+def expected_vocabulary(section: TokenizerSection, *, base: Path) -> int | None:
+    """Size of the vocabulary as far as it can be known without making the tokenizer: at most, where it is trained; None for a hub's.
+
+    Args:
+        base: folder that a relative path starts from.
+
+    Raises:
+        RecipeError: the tokenizer's file is none.
+    """
+    if section.train is not None:
+        return section.train.vocab_size
+    if section.file is not None:
+        return vocabulary_size(load_tokenizer(base / Path(section.file).expanduser()))
+    return vocabulary_size(Tokenizer.from_str(byte_tokenizer())) if section.bytes else None
 
 
 def _identity(plan: PreprocessPlan) -> object:

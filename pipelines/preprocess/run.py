@@ -201,7 +201,7 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False)
             raise Interrupted("preprocess", problem, "run the same command again to go on") from error
         require_readable(plan, run.receipts)
         catalog = assemble_catalog(plan, run.tokenizer, run.receipts)
-        require_usable(plan, catalog)
+        run.warnings += require_usable(plan, catalog)
         catalog.save(workdir.catalog)
     message = f"preprocess: {describe_catalog(catalog)}, {time.monotonic() - started:.1f} s"
     said = (*run.warnings, *count_warnings(catalog), *bad_record_warnings(plan, run.receipts), *padding_warning(catalog))

@@ -16,14 +16,15 @@ def notes(inputs: ReportInputs) -> dict[str, list[str]]:
     first = "Of the first of these searches, as are the losses and scores over time."
     return {
         "mixture": [first] if inputs.certainty.num_searches > 1 else [],
-        "weights": [*_several_searches(inputs), *_binding(inputs), *_interchangeable(inputs)],
+        "weights": [*_documents(inputs), *_several_searches(inputs), *_binding(inputs), *_interchangeable(inputs)],
         "targets": _worst(inputs),
     }
 
 
 def warnings(inputs: ReportInputs) -> list[str]:
     """What a reader must know before trusting the rest."""
-    return [*inputs.disagreements, *inputs.unreadable, *_broken_limits(inputs)]
+    few = [f"{text[0].upper()}{text[1:]}." for text in inputs.certainty.warnings]
+    return [*inputs.disagreements, *inputs.unreadable, *few, *_broken_limits(inputs)]
 
 
 def _several_searches(inputs: ReportInputs) -> list[str]:
@@ -33,6 +34,14 @@ def _several_searches(inputs: ReportInputs) -> list[str]:
     return [
         f"The weights are the mean of {count} searches. Circles: what each seed found; thin lines: where one more would lie (90%)."
     ]
+
+
+def _documents(inputs: ReportInputs) -> list[str]:
+    found = [f"{count:,} of {name}" for name, count in inputs.certainty.num_documents.items()]
+    if not found:
+        return []
+    which = joined(found) if len(found) <= _MOST_NAMES else and_more(found, shown=_MOST_NAMES, more="other targets")
+    return [f"Documents of the target that the search saw: {which}. The 90% interval is over other ones too."]
 
 
 def _binding(inputs: ReportInputs) -> list[str]:

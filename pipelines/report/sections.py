@@ -5,8 +5,8 @@ from __future__ import annotations
 SECTIONS = {
     "weights": (
         "The mixture",
-        "Share of training tokens of each source: the average over the search (search.average_fraction), with 90% intervals from a block "
-        "bootstrap of that part. They show how steady this search was, not how another seed would differ.",
+        "Share of training tokens of each source: the average over the search (search.average_fraction), with 90% intervals. They show "
+        "how steady this search was and what other documents of the target would change, not how another seed would differ.",
     ),
     "groups": (
         "Groups of sources",

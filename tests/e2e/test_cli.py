@@ -130,6 +130,13 @@ def test_help_imports_nothing_heavy(command: list[object], tmp_path: Path) -> No
         ("training.sequence_length=100", "does not divide shards.block_tokens 256"),
         ("training.micro_batch=3", "training.micro_batch: 3 does not divide"),
         ("proxy.config.hiden_size=3", "did you mean 'hidden_size'"),
+        ("proxy.config={model_type: t5}", "t5 is no causal language model"),
+        (
+            "proxy.config={model_type: bert, hidden_size: 32, num_attention_heads: 4}",
+            "BertLMHeadModel is no causal language model",
+        ),
+        ("proxy.config.num_attention_heads=3", "not a multiple of the number of attention heads (3)"),
+        ("proxy.config={model_type: mixtral, hidden_size: 32, num_hidden_layers: 1}", "use search.hypergradient: head"),
         ("sources.a/b={files: prose.jsonl}", "'a/b' is not a usable name"),
         ("emit.token_budget=many", "write it like 2M or 100B"),
     ],

@@ -62,3 +62,11 @@ def test_notes_name_interchangeable_sources_with_the_sum_of_their_shares_and_the
         "end of search: used up its budget of 61.4K tokens (120 steps)",
     ]
     assert mixture_notes(Mixture(weights=WEIGHTS)) == []
+
+
+def test_notes_say_how_many_documents_the_answer_rests_on_and_warn_of_few() -> None:
+    said = mixture_notes(Mixture(weights=WEIGHTS, certainty=Certainty(num_documents={"exam": 2000, "style": 5})))
+    assert said == [
+        "documents of the target that the search saw: 2,000 of exam and 5 of style; the interval is over other ones too",
+        "warning: the search sees fewer than 10 documents of a target (style 5), so its mixture may be that of chance; hold out more",
+    ]

@@ -20,13 +20,24 @@ def training_and_search(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"training": training, "search": {key: value for key, value in settings.items() if key not in training}}
 
 
-def write_split(root: Path, source: str, split: str, tokens: np.ndarray, *, masked: bool = False, block: int = BLOCK) -> ShardRow:
-    """One shard of a source, padded to whole blocks; `masked` leaves the loss on a quarter of the tokens."""
+def write_split(
+    root: Path,
+    source: str,
+    split: str,
+    tokens: np.ndarray,
+    *,
+    masked: bool = False,
+    loss_until: int | None = None,
+    block: int = BLOCK,
+) -> ShardRow:
+    """One shard of a source, padded to whole blocks; `masked` leaves the loss on a quarter of the tokens, up to `loss_until` if given."""
     layout = ShardLayout(block, np.dtype("<u2"), masked)
     num_blocks = -(-len(tokens) // block)
     padded = np.zeros(num_blocks * block + 1, np.uint16)
     padded[: len(tokens)] = tokens
     mask = (np.arange(len(padded)) // 8 % 4 == 0).astype(np.uint8) if masked else None
+    if mask is not None and loss_until is not None:
+        mask[loss_until:] = 0
     buffer = encode_shard(padded, layout=layout, key_prefix=f"{source}-{split}-", num_blocks=num_blocks, loss_mask=mask)
     path = f"shards/{source}/{split}.tar"
     written = write_shard(root / path, buffer, layout=layout)

@@ -12,7 +12,7 @@ of the target only, whatever the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.shards.sequences import SequenceReader
+from train.mixture.halvings import balanced_halvings, runs_of_documents
 from train.mixture.simplex import uniform
 from train.proxy.training import ProxyPlan
 
@@ -37,6 +38,8 @@ class BigramCounts:
 
     Attributes:
         importance_M: share of each pair in the target, summing to 1.
+        halves_SM: the same in either half of the target's documents, by several ways to halve them; a half is followed by the other one.
+            Of none where a target has a single document.
         first_M, second_M: place of each pair's tokens in the arrays below.
         pairs_KM, firsts_KA, seconds_KB: occurrences per token of each source, as a pair, a context and a label.
         labels_K: labels that carry loss per token of each source; 1 without masks.
@@ -44,6 +47,7 @@ class BigramCounts:
     """
 
     importance_M: Float64s
+    halves_SM: Float64s
     first_M: Int64s
     second_M: Int64s
     pairs_KM: npt.NDArray[np.float32]
@@ -52,18 +56,16 @@ class BigramCounts:
     labels_K: Float64s
     vocab_size: int
 
-
-def bigram_weights(plan: ProxyPlan, targets: Mapping[str, float]) -> Float64s:
-    """The best mixture for a bigram model of as many tokens as the proxy trains on, shape (K,), on the half of the target it may see.
-
-    Args:
-        targets: weights of the targets by name, summing to 1.
-    """
-    return best_weights(count_bigrams(plan, targets), num_tokens=plan.training.token_budget)
+    def of_half(self, number: int) -> BigramCounts:
+        """Where the target is one of the halves of its documents."""
+        return replace(self, importance_M=self.halves_SM[number])
 
 
 def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts:
     """Count in the target's search half and in a sample of each source; the samples are fixed.
+
+    Args:
+        targets: weights of the targets by name, summing to 1.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
@@ -71,24 +73,33 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
     catalog, length = plan.catalog, plan.training.sequence_length
     vocab_size = catalog.info.vocab_size
     target_reader = SequenceReader(catalog, sources=list(targets), split="valid", sequence_length=length, half="search")
-    keys: list[Int64s] = []
-    shares: list[Float64s] = []
-    for number, weight in enumerate(targets.values()):
-        most = _MOST_TARGET_TOKENS // len(targets)
-        found, _ = _pairs(target_reader, number, most_tokens=most, length=length, vocab_size=vocab_size)
-        distinct, occurrences = np.unique(found, return_counts=True)
-        keys.append(distinct)
-        # Each target is made a distribution before it is weighted: its share is the recipe's, however long its text.
-        shares.append(weight * occurrences.astype(np.float64) / max(1, len(found)))
+    most = _MOST_TARGET_TOKENS // len(targets)
+    found = [
+        _pairs(target_reader, number, most_tokens=most, length=length, vocab_size=vocab_size) for number in range(len(targets))
+    ]
+    runs = [
+        runs_of_documents(target_reader, number, sequence_length=length, eos_id=catalog.info.eos_id)
+        for number in range(len(targets))
+    ]
+    halvings_SJ = balanced_halvings(min(1 + int(run_N[-1]) for run_N in runs))
     # Loss and gradient need no pair that the target lacks, so the arrays grow with the target and not with V^2.
-    pairs_M, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    pairs_M, inverse = np.unique(np.concatenate([pairs.keys_N for pairs in found]), return_inverse=True)
+    importance_M, halves_SM = np.zeros(len(pairs_M)), np.zeros((len(halvings_SJ), len(pairs_M)))
+    ends = np.cumsum([len(pairs.keys_N) for pairs in found])[:-1]
+    for weight, pairs, place_N, run_N in zip(targets.values(), found, np.split(inverse, ends), runs, strict=True):
+        # Each target is made a distribution before it is weighted: its share is the recipe's, however long its text.
+        importance_M += weight * _shares(place_N, len(pairs_M))
+        group_N = run_N[pairs.sequence_N] % halvings_SJ.shape[1]
+        for importance_of_half_M, half_J in zip(halves_SM, halvings_SJ, strict=True):
+            importance_of_half_M += weight * _shares(place_N[half_J[group_N]], len(pairs_M))
     firsts_A, first_M = np.unique(pairs_M // vocab_size, return_inverse=True)
     seconds_B, second_M = np.unique(pairs_M % vocab_size, return_inverse=True)
 
     num_sources = len(catalog.sources)
     reader = plan.training_data()
     counts = BigramCounts(
-        importance_M=np.bincount(inverse, weights=np.concatenate(shares), minlength=len(pairs_M)).astype(np.float64),
+        importance_M=importance_M,
+        halves_SM=halves_SM,
         first_M=first_M,
         second_M=second_M,
         pairs_KM=np.zeros((num_sources, len(pairs_M)), np.float32),
@@ -99,7 +110,8 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
     )
     most = min(_MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS // num_sources)
     for source in range(num_sources):
-        found_N, num_tokens = _pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size)
+        pairs = _pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size)
+        found_N, num_tokens = pairs.keys_N, pairs.num_tokens
         # Sorted once and looked up by bisection: a table of all pairs would have V^2 entries, and most of them are not asked for.
         found_N.sort()
         ends = np.searchsorted(found_N, pairs_M, side="right") - np.searchsorted(found_N, pairs_M)
@@ -111,16 +123,31 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
     return counts
 
 
-def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int, vocab_size: int) -> tuple[Int64s, int]:
-    """a * V + b for each label b that carries loss and the token a before it, in a fixed sample of a source's sequences; and its tokens."""
+def _shares(place_N: Int64s, num_places: int) -> Float64s:
+    """How often each place occurs, summing to 1."""
+    shares_M: Float64s = np.bincount(place_N, minlength=num_places) / max(1, len(place_N))
+    return shares_M
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """a * V + b for each label b that carries loss and the token a before it, and the sequence it is from; tokens of all sequences."""
+
+    keys_N: Int64s
+    sequence_N: Int64s
+    num_tokens: int
+
+
+def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int, vocab_size: int) -> _Pairs:
+    """Those in a fixed sample of a source's sequences."""
     num_sequences = int(reader.num_sequences_K[source])
     count = max(1, min(num_sequences, most_tokens // length))
     # Not by the search's seed: all its seeds start from the same counts.
-    chosen_N = permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source))
-    tokens_NS, carries_loss_NT = reader.read(np.full(count, source, np.int64), np.sort(chosen_N))
+    chosen_N = np.sort(permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source)))
+    tokens_NS, carries_loss_NT = reader.read(np.full(count, source, np.int64), chosen_N)
     wide_NS = tokens_NS.astype(np.int64)
-    pairs: Int64s = (wide_NS[:, :-1] * vocab_size + wide_NS[:, 1:])[carries_loss_NT]
-    return pairs, count * length
+    keys: Int64s = (wide_NS[:, :-1] * vocab_size + wide_NS[:, 1:])[carries_loss_NT]
+    return _Pairs(keys, np.repeat(chosen_N, carries_loss_NT.sum(axis=1)), count * length)
 
 
 def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: float) -> tuple[float, Float64s]:
@@ -145,8 +172,11 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
     return loss, gradient_K
 
 
-def best_weights(counts: BigramCounts, *, num_tokens: float) -> Float64s:
-    """Minimise the loss over mixtures: exponentiated gradient from uniform, at a rate that grows while it gains and halves otherwise."""
+def best_weights(counts: BigramCounts, *, num_tokens: float, tolerance: float = _TOLERANCE) -> Float64s:
+    """The mixture, shape (K,), with the lowest loss of a bigram model of `num_tokens`.
+
+    By exponentiated gradient from uniform, at a rate that grows while it gains and halves otherwise.
+    """
     weights_K, rate = uniform(len(counts.labels_K)), 1.0
     # Not convex (contexts enter with the other sign), so which minimum is found depends on the start: always uniform.
     loss, gradient_K = loss_and_gradient(counts, weights_K, num_tokens=num_tokens)
@@ -158,11 +188,11 @@ def best_weights(counts: BigramCounts, *, num_tokens: float) -> Float64s:
         trial_loss, trial_gradient_K = loss_and_gradient(counts, trial_K, num_tokens=num_tokens)
         if trial_loss > loss:
             rate /= 2
-            if rate < _TOLERANCE:
+            if rate < tolerance:
                 break
             continue
         gain = loss - trial_loss
         weights_K, loss, gradient_K, rate = trial_K, trial_loss, trial_gradient_K, 1.5 * rate
-        if gain < _TOLERANCE:
+        if gain < tolerance:
             break
     return weights_K

@@ -10,7 +10,7 @@ from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.weight_units import WeightUnit, token_shares
-from train.mixture.bigram import bigram_weights
+from train.mixture.bigram import BigramCounts, best_weights, count_bigrams
 from train.mixture.simplex import at_least_a_thousandth
 from train.proxy.training import ProxyPlan
 
@@ -31,11 +31,14 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: We
     return weights_K
 
 
-def start_and_prior(search: SearchSection, plan: ProxyPlan, targets: Mapping[str, float]) -> tuple[Float64s, Float64s]:
+def start_and_prior(
+    search: SearchSection, plan: ProxyPlan, targets: Mapping[str, float], *, counts: BigramCounts | None = None
+) -> tuple[Float64s, Float64s]:
     """Where a search starts and what it is pulled to, both of shape (K,); `bigram` is counted, once.
 
     Args:
         targets: weights of the targets by name, summing to 1.
+        counts: of this plan and these targets; made when they are needed and not given.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
@@ -43,7 +46,10 @@ def start_and_prior(search: SearchSection, plan: ProxyPlan, targets: Mapping[str
     initial = search.initial_weights
     prior = initial if search.prior is None else search.prior
     # The counts' answer often leaves sources out, which no score could bring back; a thousandth of a share can still grow.
-    known = {"bigram": at_least_a_thousandth(bigram_weights(plan, targets))} if "bigram" in (initial, prior) else {}
+    known = {}
+    if "bigram" in (initial, prior):
+        counts = counts or count_bigrams(plan, targets)
+        known["bigram"] = at_least_a_thousandth(best_weights(counts, num_tokens=plan.training.token_budget))
     initial_K, prior_K = (
         known[choice]
         if isinstance(choice, str) and choice in known

@@ -60,6 +60,8 @@ class HypergradientProbe:
             own = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
             if own:
                 self._owners.append((module, own))
+        if not self._owners:
+            raise RecipeError("search.hypergradient", f"{scope} has nothing that is trained", "use search.hypergradient: all")
         distinct = {id(parameter): parameter for _, own in self._owners for parameter in own.values()}
         self._parameters = list(distinct.values())
         self._target: dict[int, Tensor] = {}

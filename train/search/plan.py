@@ -6,16 +6,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from fastmix_data.errors import MismatchError
+import numpy as np
+from torch import nn
+
+from fastmix_data.errors import InputError, MismatchError
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.search import NUM_TRIALS, SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.searched_recipe import SearchedEmit, SearchedRecipe
 from fastmix_data.shards.catalog import Catalog, load_catalog
-from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.shards.held_out_halves import check_halves
 from fastmix_data.workdir import SearchFolder
 from train.mixture.constraints import MixtureConstraints, constraints_of
+from train.proxy.causality import check_causal
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
 from train.scores.hypergradient import Scope, check_scores
 
@@ -145,20 +149,27 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
 
     Raises:
         RecipeError: a batch cannot be divided over the ranks, or the proxy does not fit the tokenizer.
-        InputError: a source or target is smaller than one sequence.
+        InputError: a source or a half of a target is smaller than one sequence, or has no token that carries loss.
     """
     check_batches(plan.proxy.training, plan.search, num_ranks=num_ranks)
-    plan.proxy.training_data()
-    length = plan.proxy.training.sequence_length
-    for half in ("search", "unseen"):
-        SequenceReader(plan.catalog, sources=list(plan.target.weights()), split="valid", sequence_length=length, half=half)
+    reader = plan.proxy.training_data()
+    for number in np.flatnonzero(reader.mean_loss_tokens_K == 0).tolist():
+        raise InputError(f"source {plan.catalog.sources[number]}", "none of its training tokens carries loss", "remove it")
+    # Preprocessing has seen to it too, but for targets that were named since.
+    check_halves(plan.catalog, list(plan.target.weights()), sequence_length=plan.proxy.training.sequence_length)
     plan.proxy.config  # noqa: B018 (made and checked when first asked for)
 
 
-def check_proxy(plan: ProxyPlan, *, scope: Scope) -> None:
-    """Refuse a proxy that cannot be scored, before a trial or the search trains one.
+def check_proxy(model: nn.Module, *, scope: Scope | None) -> None:
+    """Refuse a proxy that cannot be trained or scored, before anything is.
+
+    Args:
+        model: as `build_proxy` makes it.
+        scope: of the scores; None where nothing is scored.
 
     Raises:
-        RecipeError: a module uses its parameters in a way that scores cannot follow.
+        RecipeError: it does not run, is no causal language model, or uses its parameters in a way that scores cannot follow.
     """
-    check_scores(plan.build_model(seed=plan.training.seed), scope=scope)
+    check_causal(model)
+    if scope is not None:
+        check_scores(model, scope=scope)

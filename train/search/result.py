@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
-from fastmix_data.results.mixture import Mixture, Origin, SearchRecord, StartRecord, load_mixture, save_mixture
+from fastmix_data.results.mixture import Intervals, Mixture, Origin, SearchRecord, StartRecord, load_mixture, save_mixture
 from fastmix_data.results.searched_recipe import load_searched_recipe
+from fastmix_data.shards.held_out_halves import documents_seen
 from fastmix_data.workdir import SearchFolder
 from train.proxy.checkpoint import check_checkpoint
 from train.proxy.engine import ProxyEngine
 from train.search.certainty import averaged_weights, certainty_of
+from train.search.other_documents import combined, document_interval
 from train.search.plan import SearchPlan
 from train.search.proxy_run import ProxyRun
 from train.search.start import Start
@@ -82,6 +86,11 @@ def discard_other_search(folder: SearchFolder, *, identity: dict[str, Any], repl
     folder.mixture.unlink(missing_ok=True)
 
 
+def by_source(sources: Sequence[str], ends: tuple[Float64s, Float64s]) -> Intervals:
+    """Intervals by name, of lower and upper ends of shape (K,)."""
+    return dict(zip(sources, zip(*(end_K.tolist() for end_K in ends), strict=True), strict=True))
+
+
 def write_result(
     plan: SearchPlan,
     *,
@@ -106,6 +115,15 @@ def write_result(
     mean_K, low_K, high_K = averaged_weights(run.trajectory.weights_since(run.averaged_since), seed=seed)
     mean_K = plan.constraints.project(mean_K)  # an average of feasible mixtures is one; this takes its rounding away
     low_K, high_K = np.minimum(low_K, mean_K), np.maximum(high_K, mean_K)
+    num_documents = {name: documents_seen(plan.catalog, name) for name in plan.target.weights()}
+    other_documents = document_interval(
+        mean_K,
+        width_K=start.document_width_K,
+        num_documents=list(num_documents.values()),
+        importance=list(plan.target.weights().values()),
+        bounds=plan.constraints,
+    )
+    interval = combined(mean_K, (low_K, high_K), other_documents)
     mixture = Mixture(
         weights=dict(zip(sources, mean_K.tolist(), strict=True)),
         shares=plan.catalog.counted(mean_K),
@@ -115,10 +133,10 @@ def write_result(
             run.trajectory,
             sources=sources,
             weights_K=mean_K,
-            interval=dict(zip(sources, zip(low_K.tolist(), high_K.tolist(), strict=True), strict=True)),
+            interval=by_source(sources, interval),
             averaged_since=run.averaged_since,
             exploration=search.exploration,
-        ),
+        ).model_copy(update={"document_interval": by_source(sources, other_documents), "num_documents": num_documents}),
         start=StartRecord(weights=dict(zip(sources, run.initial_K.tolist(), strict=True)), trials=start.trial_losses),
         search=SearchRecord(
             seed=seed,

@@ -14,6 +14,7 @@ from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import MismatchError
 from fastmix_data.results.mixture import (
     Certainty,
+    Intervals,
     Limit,
     Mixture,
     SearchRecord,
@@ -24,8 +25,9 @@ from fastmix_data.results.mixture import (
 )
 from train.proxy.checkpoint import check_checkpoint
 from train.search.certainty import groups_of_pairs
+from train.search.other_documents import combined
 from train.search.plan import SearchPlan
-from train.search.result import finished_mixture
+from train.search.result import by_source, finished_mixture
 
 
 def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> None:
@@ -89,7 +91,8 @@ def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.
     """What N searches come to, N >= 2: mean weights, sums of their costs, and how far they disagree.
 
     - `seed_interval`: mean +- t s sqrt(1 + 1/N), s being the standard deviation over seeds and t the 95% quantile of Student's t with
-      N - 1 degrees of freedom: 90% of the answers of one more search lie in it. It is wide for N = 2, where little is known of s.
+      N - 1 degrees of freedom: 90% of the answers of one more search lie in it. It is wide for N = 2, where little is known of s. All
+      searches go by the same documents of the target; what others would change (`document_interval`) is added.
     - `interval`: means of the lower and of the upper ends, the noise that one trajectory knows of.
     - `signal_to_noise`: sum over seeds / sqrt(N), as searches are independent (Stouffer).
     - start: the mean of their weights, and the trials of all seeds, one seed after another.
@@ -114,12 +117,21 @@ def _certainty(mixtures: Sequence[Mixture], names: Sequence[str], weights_NK: Fl
     number, mean_K, each = len(mixtures), weights_NK.mean(axis=0), [mixture.certainty for mixture in mixtures]
     half_K = float(stdtrit(number - 1, 0.95)) * weights_NK.std(axis=0, ddof=1) * sqrt(1 + 1 / number)
     low_K, high_K = np.clip(mean_K - half_K, 0, 1), np.clip(mean_K + half_K, 0, 1)
+    interval, other_documents = (
+        _mean_intervals([getattr(one, kind) for one in each]) for kind in ("interval", "document_interval")
+    )
+    ends = (low_K, high_K)
+    if other_documents:  # all seeds went by the same documents, so that of these their spread says nothing
+        low_high_2K = np.array([other_documents[name] for name in names]).T
+        ends = combined(mean_K, ends, (low_high_2K[0], low_high_2K[1]))
     signal_NK = np.array([[one.signal_to_noise.get(name, 0.0) for name in names] for one in each])
     return Certainty(
-        interval={name: _mean_interval([one.interval[name] for one in each]) for name in names if name in each[0].interval},
+        interval=interval,
+        document_interval=other_documents,
+        num_documents=each[0].num_documents,
         signal_to_noise=dict(zip(names, (signal_NK.sum(axis=0) / sqrt(number)).tolist(), strict=True)),
         interchangeable=_common_groups(each, names, mean_K),
-        seed_interval=dict(zip(names, zip(low_K.tolist(), high_K.tolist(), strict=True), strict=True)),
+        seed_interval=by_source(names, ends),
         seed_weights={str(mixture.search.seed): mixture.weights for mixture in mixtures},
     )
 
@@ -151,9 +163,10 @@ def _target(targets: Sequence[TargetRecord], *, tolerance: float) -> TargetRecor
     )
 
 
-def _mean_interval(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    low, high = np.mean(intervals, axis=0).tolist()
-    return low, high
+def _mean_intervals(each: Sequence[Intervals]) -> Intervals:
+    """Means of the lower and of the upper ends, of the names that the first one has."""
+    means = {name: np.mean([one[name] for one in each], axis=0).tolist() for name in each[0]}
+    return {name: (low, high) for name, (low, high) in means.items()}
 
 
 def _mean_by_name(records: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -22,10 +22,12 @@ from fastmix_data.errors import Interrupted
 from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.search import NUM_TRIALS
+from train.mixture.bigram import count_bigrams
 from train.mixture.named_mixtures import start_and_prior
 from train.mixture.simplex import to_the_power
 from train.proxy.engine import ProxyEngine
 from train.proxy.training import ProxyPlan, train_on_mixture
+from train.search.other_documents import document_widths
 from train.search.plan import SearchPlan
 from train.target.target import Target
 from train.target.target_weights import num_measured_sequences
@@ -42,6 +44,7 @@ class Start:
         initial, prior: weights in the order of the catalog's sources.
         counted: the stated start, of which the trials raise a power.
         trial_losses: losses on the target in nats, by power, in the order of the seeds; empty without trials.
+        document_widths: how far other documents of the target would move the answer, by power; see `other_documents`.
         num_tokens: trained on, and read to measure the target.
         seconds: of counting and trials.
     """
@@ -49,6 +52,7 @@ class Start:
     initial: list[float]
     prior: list[float]
     counted: list[float]
+    document_widths: dict[str, list[float]]
     trial_losses: dict[str, list[float]] = field(default_factory=dict)
     num_tokens: int = 0
     seconds: float = 0.0
@@ -63,6 +67,11 @@ class Start:
         """That of the mixture with the lower mean loss; 1 without trials."""
         means = {power: np.mean(losses) for power, losses in self.trial_losses.items() if losses}
         return int(min(means, key=lambda power: means[power])) if means else _POWERS[0]
+
+    @property
+    def document_width_K(self) -> Float64s:
+        """That of the power which was chosen, shape (K,)."""
+        return np.array(self.document_widths[str(self.power)])
 
 
 def find_start(
@@ -142,19 +151,29 @@ def _decided(start: Start, *, follow: bool) -> Start:
 
 
 def stated_start(plan: SearchPlan) -> Start:
-    """The recipe's start without trials.
+    """The recipe's start without trials, and how much of it is the choice of the target's documents.
 
     Raises:
         InputError: a source or target is smaller than one sequence.
     """
     started = time.monotonic()
-    initial_K, prior_K = start_and_prior(plan.search, plan.proxy, plan.target.weights())
-    return Start(initial_K.tolist(), prior_K.tolist(), counted=initial_K.tolist(), seconds=time.monotonic() - started)
+    targets = plan.target.weights()
+    counts = count_bigrams(plan.proxy, targets)
+    initial_K, prior_K = start_and_prior(plan.search, plan.proxy, targets, counts=counts)
+    widths = document_widths(
+        counts,
+        num_tokens=plan.proxy.training.token_budget,
+        powers=_POWERS if plan.trial is not None else _POWERS[:1],
+        project=plan.constraints.project,
+    )
+    return Start(
+        initial_K.tolist(), prior_K.tolist(), initial_K.tolist(), document_widths=widths, seconds=time.monotonic() - started
+    )
 
 
 def _saved(plan: SearchPlan, identity: dict[str, Any]) -> Start | None:
     saved = read_json(plan.folder.start) if plan.folder.start.exists() else {}
-    if saved.pop("identity", None) != identity:
+    if saved.pop("identity", None) != identity or "document_widths" not in saved:  # of another search, or of an earlier version
         return None
     return Start(**saved)
 

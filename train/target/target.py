@@ -70,7 +70,7 @@ class Target:
         }
         reader = self._readers["search"]
         if reader.mean_loss_tokens_K.min() <= 0:
-            raise AssertionError("a target without loss tokens passed preprocessing")
+            raise AssertionError("a target without loss tokens passed the check of the search")
         self._sampler = MixtureSampler(
             reader.num_sequences_K,
             sources=names,

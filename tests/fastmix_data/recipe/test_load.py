@@ -32,6 +32,33 @@ def test_preprocessing_needs_a_tokenizer_and_sources_only(tmp_path: Path) -> Non
         assert section in str(error.value) and example in error.value.remedy and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("proxy", "search", "found"),
+    [
+        ({}, {}, (3e-3, "bigram", None)),
+        ({"checkpoint": "model"}, {}, (1e-4, "uniform", 0.0)),
+        ({"checkpoint": "model", "lora": {}}, {"prior_strength": None}, (1e-3, "uniform", 0.0)),
+        ({"checkpoint": "model"}, {"initial_weights": "bigram", "prior_strength": 3}, (1e-4, "bigram", 3.0)),
+    ],
+)
+def test_defaults_are_those_of_a_checkpoint_where_the_proxy_starts_from_one(
+    tmp_path: Path, proxy: dict[str, Any], search: dict[str, Any], found: tuple[object, ...]
+) -> None:
+    content = {**LEAST, "training": TRAINING, "search": search, **({"proxy": proxy} if proxy else {})}
+    recipe = load_recipe(written(tmp_path / "recipe.yaml", content))
+    section, training = recipe.search, recipe.required("training")
+    assert (training.learning_rate, section.initial_weights, section.prior_strength) == found
+    # Trials compare the count with its cube: there are none where it does not start from it.
+    assert bool(section.trial_steps(training, targets_move=False)) == (section.initial_weights == "bigram")
+    assert load_recipe(tmp_path / "recipe.yaml", ["training.learning_rate=0.5"]).required("training").learning_rate == 0.5
+
+
+def test_adapters_without_a_model_to_adapt_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "recipe.yaml", {**LEAST, "proxy": {"config": {"model_type": "llama"}, "lora": {}}})
+    with pytest.raises(RecipeError, match="lora adapts a trained model; give checkpoint too, or leave lora out"):
+        load_recipe(path)
+
+
 def test_a_section_that_is_there_is_given(tmp_path: Path) -> None:
     content = {**LEAST, "training": TRAINING, "emit": {"token_budget": "1.5B"}, "target": {"sources": {"a": 1}}}
     recipe = load_recipe(written(tmp_path / "recipe.yaml", content), ["training.seed=7", "search.update_interval=8"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmix_data.weight_units import WeightUnit
-from train.mixture.bigram import bigram_weights
+from train.mixture.bigram import best_weights, count_bigrams
 from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre, weights_by_name
 from train.search.plan import SearchPlan
 
@@ -19,7 +19,7 @@ def test_initial_weights_follow_the_catalogs_order() -> None:
 
 def test_a_search_is_pulled_to_where_it_starts_unless_the_recipe_says_otherwise(small_plan: SearchPlan) -> None:
     plan, targets = small_plan.proxy, small_plan.target.weights()
-    best_K = bigram_weights(plan, targets)
+    best_K = best_weights(count_bigrams(plan, targets), num_tokens=plan.training.token_budget)
 
     def both(**settings: Any) -> list[list[float]]:
         section = small_plan.search.model_validate({**small_plan.search.model_dump(), "prior": None, **settings})

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from planted_shards import write_split
 
-from fastmix_data.errors import MismatchError, RecipeError
+from fastmix_data.errors import InputError, MismatchError, RecipeError
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.search import NUM_TRIALS
-from train.search.plan import SearchPlan, plan_search
+from fastmix_data.shards.catalog import Catalog, load_catalog
+from train.search.plan import SearchPlan, check_search, plan_search
 
 MakeRecipe = Callable[..., Path]
 MakePlan = Callable[..., SearchPlan]
@@ -130,6 +133,28 @@ def test_trials_that_leave_no_update_to_the_search_are_refused(planted_recipe: M
     path = planted_recipe(initial_weights="bigram", token_budget=360 * STEP, trial_fraction=0.9, weights_warmup_steps=60)
     with pytest.raises(RecipeError, match=r"trial_fraction 0\.9 leaves 36 steps to the search"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("split", "loss_until", "message"),
+    [
+        ("train", 0, r"source same: none of its training tokens carries loss"),
+        ("valid", 0, r"target same: the search half of its held-out text has no token that carries loss"),
+        ("valid", 500, r"target same: the unseen half of its held-out text has no token that carries loss"),
+    ],
+)
+def test_a_source_or_half_of_a_target_without_loss_tokens_is_refused(
+    planted_recipe: MakeRecipe, split: str, loss_until: int, message: str
+) -> None:
+    recipe = load_recipe(planted_recipe())
+    whole = load_catalog(recipe.paths.catalog)
+    (recipe.paths.root / "shards").unlink()
+    rows = []
+    for row in whole.rows:
+        end = loss_until if (row.source, row.split) == ("same", split) else None
+        rows.append(write_split(recipe.paths.root, row.source, row.split, np.arange(2000) % 64, masked=True, loss_until=end))
+    with pytest.raises(InputError, match=message):
+        check_search(plan_search(recipe, Catalog(recipe.paths.root, whole.info, rows)), num_ranks=1)
 
 
 def test_where_the_targets_weights_move_there_is_no_pull_unless_it_is_asked_for(planted_plan: MakePlan) -> None:

@@ -66,13 +66,17 @@ def find(tmp_path: Path) -> Callable[..., Mixture]:
     return work
 
 
-def test_the_best_mixture_for_a_blend_of_three_sources_is_recovered_within_the_interval(find: Callable[..., Mixture]) -> None:
+def test_the_best_mixture_for_a_blend_of_three_sources_is_recovered_within_the_interval_over_seeds(
+    find: Callable[..., Mixture],
+) -> None:
     sources = {f"language{k}": write_language(k, 120_000, seed=10 + k) for k in range(NUM_LANGUAGES)}
     found = find(sources, num_seeds=3, update_interval=2)
-    for name, best in zip(sources, OPTIMUM, strict=True):
-        low, high = found.certainty.seed_interval[name]
-        assert low <= best <= high, (name, found.weights, found.certainty.seed_interval)
-        assert found.weights[name] == pytest.approx(best, abs=0.1)
+    weights_NK = np.array([list(weights.values()) for weights in found.certainty.seed_weights.values()])
+    # The interval over seeds, but not over other documents of the target: the target is a single one here, which says nothing of others.
+    half_K = 2.92 * weights_NK.std(axis=0, ddof=1) * (1 + 1 / 3) ** 0.5
+    assert (np.abs(weights_NK.mean(axis=0) - OPTIMUM) <= half_K).all(), found.certainty
+    assert list(found.weights.values()) == pytest.approx(OPTIMUM, abs=0.1)
+    assert all(high - low > 0.5 for low, high in found.certainty.seed_interval.values())
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05])

@@ -96,6 +96,13 @@ def test_the_interval_over_seeds_holds_one_more_search_nine_times_in_ten() -> No
     assert 0.86 * 400 <= held <= 0.94 * 400
 
 
+def test_the_interval_over_seeds_is_over_other_documents_too() -> None:
+    certainty = {"document_interval": {"a": (0.1, 0.9), "b": (0.1, 0.9)}, "num_documents": {"x": 4}}
+    mean = mean_of_searches([found({"a": 0.5, "b": 0.5}, seed=seed, certainty=certainty) for seed in range(3)]).certainty
+    assert mean.seed_interval["a"] == pytest.approx((0.1, 0.9)) and mean.num_documents == {"x": 4}
+    assert mean.document_interval["b"] == pytest.approx((0.1, 0.9))
+
+
 def test_sources_are_interchangeable_if_most_searches_say_so() -> None:
     weights = {"a": 0.4, "b": 0.3, "c": 0.3}
     notes = [[["a", "b"]], [["a", "b", "c"]], []]
