@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -325,7 +326,7 @@ def init(directory: Path, output: Path | None, force: bool, console: Console) ->
     from pipelines.init_recipe import write_recipe
 
     written = shown(str(write_recipe(directory, output=output, force=force)))
-    console.result({"recipe": written}, f"wrote {written}; look it over, then: fastmix run {written}")
+    console.result({"recipe": written}, f"wrote {written}; look it over, then: fastmix run {shlex.quote(str(written))}")
 
 
 if __name__ == "__main__":  # `python -m train.search` becomes this

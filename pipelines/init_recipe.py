@@ -301,12 +301,25 @@ def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Pa
     )
 
 
+class _RecipeDumper(yaml.SafeDumper):
+    """Writes text of several lines as one quoted line, as templates are read best."""
+
+
+def _quoted_lines(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_RecipeDumper.add_representer(str, _quoted_lines)
+
+
 def _source_line(corpus: _Corpus, prefix: Path) -> str:
     section: dict[str, Any] = {"files": _placed(corpus.files, prefix)}
     if corpus.valid_files:
         section["valid_files"] = _placed(corpus.valid_files, prefix)
     section |= corpus.fields.keys
-    flow = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
+    flow = yaml.dump(
+        section, Dumper=_RecipeDumper, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True
+    ).strip()
     remark = f"; {_one_line(corpus.fields.remark)}" if corpus.fields.remark else ""
     size = f"{corpus.num_bytes / 1e6:.1f} MB" if corpus.num_bytes >= 1e5 else f"{corpus.num_bytes / 1e3:.1f} kB"
     plural = "s" if corpus.num_files > 1 else ""
