@@ -113,8 +113,8 @@ def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> N
             remedy = f"raise shards.valid_fraction from {plan.shards.valid_fraction}, or give {inputs.where}.valid_files"
         problem = "none of its documents is held out"
         counts = [receipts[p.label].counts for p in plan.partitions[name]]
-        if num_left_out := sum(count["num_skipped"] + count["num_without_loss"] for count in counts):
-            problem += f", but for {num_left_out} examples without a token to learn within {plan.example_tokens} tokens"
+        if any(count["num_skipped"] + count["num_without_loss"] for count in counts):
+            problem = f"none of its held-out examples has a token to learn within {plan.example_tokens} tokens"
             remedy = f"{_LONGER}, or {remedy}"
         raise InputError(f"target {name}", problem, remedy)
 

@@ -232,7 +232,7 @@ def test_long_examples_are_counted_and_said_once_with_a_remedy(
 
 def test_a_source_or_target_in_which_nothing_is_left_to_learn_is_refused_with_the_length(pairs: Callable[..., Recipe]) -> None:
     with pytest.raises(
-        InputError, match=r"target qa: .*but for .* examples without a token to learn within 16 tokens; raise training.se"
+        InputError, match=r"target qa: none of its held-out examples has a token to learn within 16 tokens; raise training.se"
     ):
         run(pairs([100] * 40, length=16))
     recipe = pairs([100] * 40, length=16)
