@@ -11,3 +11,4 @@ UInt64s = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 Tokens = npt.NDArray[np.unsignedinteger]  # uint16 or uint32, by the size of the vocabulary
 Mask = npt.NDArray[np.uint8]  # 1 where a token carries loss
+Starts = npt.NDArray[np.uint8]  # 1 where an example begins, 2 where padding does, else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,24 +12,29 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fastmix_data.arrays import Int64s, Mask, Tokens
+from fastmix_data.arrays import Int64s
 from fastmix_data.errors import MismatchError
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.order import Located, ManifestOrder
+from fastmix_data.shards.examples import restarting_positions
+from fastmix_data.shards.shard_format import SequenceViews
 
 IGNORED_LABEL = -100
 _PLANNED_SEQUENCES = 4096
 _PLANNED_NUMBERS = 1 << 26
 Item = dict[str, torch.Tensor]
-_View = tuple[Tokens, Mask | None]
 
 
 class ManifestDataset(IterableDataset[Item]):
     """One pass over a manifest, which is the whole run: repeats are part of it.
 
-    Items are `{"tokens": int64 (L,), "labels": int64 (L,), "source": int64 ()}`; with `batch_size` B every item is a batch and each
-    tensor has a leading dimension B. Labels are the next tokens, already shifted, and -100 where there is none (padding) or where it
-    carries no loss. Sources are numbered as in `manifest.sources`.
+    Items are `{"tokens": int64 (L,), "positions": int64 (L,), "labels": int64 (L,), "source": int64 ()}`; with `batch_size` B every
+    item is a batch and each tensor has a leading dimension B. Labels are the next tokens, already shifted, and -100 where there is
+    none (padding) or where it carries no loss. Positions count from 0, and begin anew with each example of a source with a mask: as
+    `position_ids` they tell a model which tokens may attend to each other. Sources are numbered as in `manifest.sources`.
+
+    All ranks yield equal numbers of items, and equal numbers of sequences in each: a loop in which ranks wait for each other ends. The
+    last sequences, fewer than there are ranks, are left out and warned of; `keep_rest` gives them to the first ranks.
 
     The global order is fixed by the manifest, the sequence length and the seed. At every step the R ranks together read the next
     R * B positions; rank r reads positions r, r + R, ... of them, so global batches do not depend on R as long as R * B does not
@@ -51,6 +57,7 @@ class ManifestDataset(IterableDataset[Item]):
         world_size: int = 1,
         seed: int | None = None,
         drop_last: bool = False,
+        keep_rest: bool = False,
         root: str | Path | None = None,
     ) -> None:
         """Read the manifest; shards are mapped when first needed.
@@ -60,28 +67,29 @@ class ManifestDataset(IterableDataset[Item]):
             sequence_length: L, divides the manifest's block_tokens, which is the default.
             batch_size: sequences of an item; None for single sequences without the leading dimension.
             seed: of the order; the manifest's when None.
-            drop_last: leave out the end that does not fill an item on every rank; otherwise the last item is shorter, and some ranks
-                may have one item less.
+            drop_last: leave out the end that does not fill an item on every rank; otherwise the last item is shorter.
+            keep_rest: leave nothing out: the last item of some ranks has a sequence more, or they yield an item more than others.
             root: where the shards are, if not where the manifest says.
 
         Raises:
             InputError, CorruptArtefactError: as `load_manifest`.
-            RecipeError: sequence_length does not divide block_tokens.
+            RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
         """
         super().__init__()
-        assert 0 <= rank < world_size and (batch_size is None or batch_size > 0)
+        assert 0 <= rank < world_size and (batch_size is None or batch_size > 0) and not (drop_last and keep_rest)
         self.manifest: Manifest = load_manifest(Path(path))
         self._root = self.manifest.root_path if root is None else Path(root)
         self._length = sequence_length or self.manifest.block_tokens
         self._order = ManifestOrder(self.manifest, sequence_length=self._length, seed=seed)
         self._seed = self.manifest.seed if seed is None else seed
         self._batch, self._single = batch_size or 1, batch_size is None
-        self._rank, self._world, self._drop_last = rank, world_size, drop_last
+        self._rank, self._world, self._drop_last, self._keep_rest = rank, world_size, drop_last, keep_rest
         self._dtype = np.result_type(*{part.dtype for part in self.manifest.parts})
         self._start = 0
         self._worker_items = 0
         self._yielded = 0
-        self._views: dict[int, _View] = {}
+        self._counting_BT = torch.empty(0, self._length, dtype=torch.int64)
+        self._views: dict[int, SequenceViews] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Memory maps stay behind: a spawned worker opens its own."""
@@ -94,9 +102,14 @@ class ManifestDataset(IterableDataset[Item]):
 
     def num_items(self) -> int:
         """Items this rank yields from where it starts, over all workers."""
-        left = max(self.num_sequences - self._start, 0)
+        left = max(self.num_sequences - self.num_left_out() - self._start, 0)
         rounds, rest = divmod(left, self._batch * self._world)
-        return rounds + (not self._drop_last and rest > self._rank)
+        return rounds + (rest > self._rank)
+
+    def num_left_out(self) -> int:
+        """Sequences at the end of the run that no rank yields."""
+        left = max(self.num_sequences - self._start, 0)
+        return 0 if self._keep_rest else left % (self._batch * self._world if self._drop_last else self._world)
 
     def __iter__(self) -> Iterator[Item]:
         """Yield this rank's items, or this worker's share of them, from the loaded state on.
@@ -110,6 +123,14 @@ class ManifestDataset(IterableDataset[Item]):
         self._yielded = first
         # Item i is made by worker i mod n, and a DataLoader asks its workers in turn: that gives back the order of no workers.
         items = range(worker + first * num_workers, self.num_items(), num_workers)
+        if self._rank == worker == 0 and (num_left_out := self.num_left_out()):
+            whole = f"{self._world} ranks" + (f" of {self._batch} sequences each" if self._drop_last else "")
+            remedy = "; keep_rest=True keeps them, with an uneven end"
+            warnings.warn(
+                f"{self.manifest.path}: the last {num_left_out} of {self.num_sequences} sequences do not divide over {whole} and "
+                f"are left out{remedy}",
+                stacklevel=2,
+            )
         # Planning takes K numbers for each window up to the last position, and of many ranks each needs few positions of a window.
         planned = min(_PLANNED_SEQUENCES, _PLANNED_NUMBERS // (self._world * num_workers * len(self.manifest.sources)))
         per_plan = max(1, planned // self._batch)
@@ -126,34 +147,48 @@ class ManifestDataset(IterableDataset[Item]):
         """Positions in the global order of one of this rank's items, shape (B,)."""
         # Interleaved, not in runs: a step of all ranks is one run of the global order, so it does not depend on their number.
         first = self._start + item * self._batch * self._world + self._rank
-        stop = min(first + self._batch * self._world, self.num_sequences)
+        stop = min(first + self._batch * self._world, self.num_sequences - self.num_left_out())
         return np.arange(first, stop, self._world)
 
     def _read(self, located: Located, start: int, stop: int) -> Item:
-        tokens_BS = np.empty((stop - start, self._length + 1), self._dtype)
-        hidden: list[tuple[int, Any]] = []
+        shape = (stop - start, self._length)
+        tokens_BS = np.empty((shape[0], shape[1] + 1), self._dtype)
+        has_examples = self.manifest.example_tokens is not None
+        mask_BT, starts_BT = (np.ones(shape, np.uint8), np.zeros(shape, np.uint8)) if has_examples else (None, None)
+        short: list[tuple[int, int]] = []
         chosen = (located.part_N, located.block_N, located.within_N, located.num_labels_N)
         for row, (part, block, within, num_labels) in enumerate(
             zip(*(values[start:stop].tolist() for values in chosen), strict=True)
         ):
-            tokens, mask = self._views.get(part) or self._open(part)
+            tokens, mask, starts = self._views.get(part) or self._open(part)
             tokens_BS[row] = tokens[block, within]
             if num_labels < self._length:
-                hidden.append((row, np.arange(self._length) >= num_labels))
-            if mask is not None:
-                hidden.append((row, mask[block, within, 1:] == 0))
+                short.append((row, num_labels))
+            if mask is not None and starts is not None and mask_BT is not None and starts_BT is not None:
+                mask_BT[row], starts_BT[row] = mask[block, within, 1:], starts[block, within, :-1]
         # Tokens are unsigned on disk: -100 fits in only after they are widened.
         labels_BT = tokens_BS[:, 1:].astype(np.int64)
-        for row, without_loss_T in hidden:
-            labels_BT[row][without_loss_T] = IGNORED_LABEL
+        for row, num_labels in short:
+            labels_BT[row, num_labels:] = IGNORED_LABEL
+        if mask_BT is not None:
+            np.copyto(labels_BT, IGNORED_LABEL, where=mask_BT == 0)
         return {
             "tokens": torch.from_numpy(tokens_BS[:, :-1].astype(np.int64)),
+            "positions": self._plain_positions(shape[0])
+            if starts_BT is None
+            else torch.from_numpy(restarting_positions(starts_BT)),
             "labels": torch.from_numpy(labels_BT),
             "source": torch.from_numpy(located.source_N[start:stop].copy()),  # a view would keep the whole plan alive
         }
 
-    def _open(self, number: int) -> _View:
-        """Views of the shard of a part, shape (num_blocks, sequences per block, L + 1)."""
+    def _plain_positions(self, num_sequences: int) -> torch.Tensor:
+        # One row stands for all sequences, and PyTorch lets nobody write into it, so that items can share it too: to make another for
+        # each would take 5% of the time of an item of 64 x 512 tokens. A single sequence has its own.
+        if num_sequences == 1 or len(self._counting_BT) != num_sequences:
+            self._counting_BT = torch.arange(self._length).expand(num_sequences, self._length)
+        return self._counting_BT
+
+    def _open(self, number: int) -> SequenceViews:
         shard = self.manifest.open(self.manifest.parts[number], root=self._root)
         self._views[number] = shard.sequences(self._length)
         return self._views[number]

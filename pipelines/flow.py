@@ -76,4 +76,9 @@ def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:
     stated_constraints(recipe.search.constraints, sources=list(recipe.sources))
     vocab_size = expected_vocabulary(recipe.tokenizer, base=base)
     config = proxy_config(proxy, base=base, vocab_size=vocab_size, sequence_length=training.sequence_length)
-    check_proxy(build_proxy(proxy, config=config, base=base, seed=training.seed), scope=recipe.search.hypergradient)
+    check_proxy(
+        build_proxy(proxy, config=config, base=base, seed=training.seed),
+        scope=recipe.search.hypergradient,
+        has_examples=recipe.has_examples,
+        document_attention=training.document_attention,
+    )

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastmix_data.arrays import Bools
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import InputError
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.documents import documents_of_block
+from fastmix_data.shards.examples import is_padding
 from fastmix_data.shards.shard_format import StridedShard
 from fastmix_data.text_table import aligned
 from fastmix_data.tokens.tokenizer import load_tokenizer
@@ -75,7 +79,7 @@ def _inspect_shard(path: Path, *, block: int) -> dict[str, Any]:
         row = known[1]
         content |= {
             name: getattr(row, name)
-            for name in ("source", "split", "num_tokens", "num_labels", "num_loss_tokens", "num_documents")
+            for name in ("source", "split", "num_tokens", "num_padding", "num_labels", "num_loss_tokens", "num_documents")
         }
     return {**content, "block": _inspect_block(shard, block, known=known)}
 
@@ -84,16 +88,19 @@ def _inspect_block(shard: StridedShard, block: int, *, known: tuple[Catalog, Sha
     num_tokens = shard.layout.block_tokens
     if known is not None:
         num_tokens = min(num_tokens, known[1].num_tokens - block * num_tokens)
-    ids = shard.tokens_NT[block, :num_tokens].tolist()
+    tokens_T = shard.tokens_NT[block, :num_tokens]
+    padding_T = np.zeros(num_tokens, np.bool_) if shard.starts_NT is None else is_padding(shard.starts_NT[block, :num_tokens])
+    ids, written = tokens_T.tolist(), tokens_T[~padding_T].tolist()
     workdir = workdir_above(shard.path)  # of an exported shard too, which no catalog knows
     tokenizer = load_tokenizer(workdir.tokenizer) if workdir is not None and workdir.tokenizer.is_file() else None
     content: dict[str, Any] = {
         "number": block,
         "key": shard.key(block),
         "num_tokens": num_tokens,
-        "num_padding": shard.layout.block_tokens - num_tokens,
+        "num_padding": shard.layout.block_tokens - len(written),
         "tokens": ids,
-        "text": None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False),
+        "padding": _runs(padding_T),
+        "text": None if tokenizer is None else tokenizer.decode(written, skip_special_tokens=False),
         "documents": None if known is None else documents_of_block(*known, block=block),
     }
     if shard.loss_mask_NT is not None:
@@ -101,11 +108,17 @@ def _inspect_block(shard: StridedShard, block: int, *, known: tuple[Catalog, Sha
     return content
 
 
+def _runs(chosen_T: Bools) -> list[tuple[int, int]]:
+    """First and last position of each run of chosen tokens."""
+    edges = np.flatnonzero(np.diff(chosen_T.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    return [(first, stop - 1) for first, stop in edges.tolist()]
+
+
 def _inspect_catalog(path: Path) -> dict[str, Any]:
     catalog = load_catalog(path)
     splits = []
     for (source, split), rows in catalog.by_split.items():
-        counted = ("num_tokens", "num_loss_tokens", "num_documents", "num_blocks", "bytes")
+        counted = ("num_tokens", "num_padding", "num_loss_tokens", "num_documents", "num_blocks", "bytes")
         totals = {name: sum(getattr(row, name) for row in rows) for name in counted}
         splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, "has_mask": rows[0].has_mask})
     return {
@@ -113,6 +126,7 @@ def _inspect_catalog(path: Path) -> dict[str, Any]:
         "path": str(path),
         "fingerprint": catalog.fingerprint,
         "block_tokens": catalog.info.block_tokens,
+        "example_tokens": catalog.info.example_tokens,
         "vocab_size": catalog.info.vocab_size,
         "eos_id": catalog.info.eos_id,
         "num_tokens": sum(row.num_tokens for row in catalog.rows),
@@ -126,7 +140,17 @@ def _inspect_catalog(path: Path) -> dict[str, Any]:
 
 def _inspect_manifest(path: Path) -> dict[str, Any]:
     manifest = load_manifest(path)
-    names = ("token_budget", "num_tokens", "num_shards", "block_tokens", "vocab_size", "seed", "sha256", "catalog_hash")
+    names = (
+        "token_budget",
+        "num_tokens",
+        "num_shards",
+        "block_tokens",
+        "example_tokens",
+        "vocab_size",
+        "seed",
+        "sha256",
+        "catalog_hash",
+    )
     return {
         "kind": "manifest",
         "path": str(manifest.path),
@@ -167,7 +191,7 @@ def _format_shard(content: dict[str, Any]) -> str:
     loss = f", {block['num_loss_tokens']} with loss" if "num_loss_tokens" in block else ""
     lines.append(f"\nblock {block['number']} ({block['key']}): {block['num_tokens']} tokens{loss}{padding}")
     if block["documents"] is not None:
-        lines += _format_documents(block["documents"])
+        lines += _format_documents(block["documents"], block["padding"])
     if block["text"] is None:
         lines.append(
             "no tokenizer/tokenizer.json above this shard, so tokens: " + " ".join(map(str, block["tokens"][:64])) + " ..."
@@ -179,17 +203,20 @@ def _format_shard(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _format_documents(documents: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        f"  tokens {document['first']} to {document['last']}: {document['file']} {document['locator']} ({document['num_tokens']} tokens"
+def _format_documents(documents: list[dict[str, Any]], padding: list[tuple[int, int]]) -> list[str]:
+    said = {
+        document["first"]: f"{document['last']}: {document['file']} {document['locator']} ({document['num_tokens']} tokens"
         + (", begun before)" if document["begins_before"] else ")")
         for document in documents[:_DOCUMENTS_SHOWN]
-    ]
+    }
+    said |= {first: f"{last}: padding" for first, last in padding if (said and first <= max(said)) or len(documents) == len(said)}
+    lines = [f"  tokens {first} to {said[first]}" for first in sorted(said)]
     more = len(documents) - _DOCUMENTS_SHOWN
     return [*lines, f"  and {more} more documents"] if more > 0 else lines
 
 
 def _format_catalog(content: dict[str, Any]) -> str:
+    has_examples = any(row["has_mask"] for row in content["splits"])
     rows = [
         [
             row["source"],
@@ -199,14 +226,17 @@ def _format_catalog(content: dict[str, Any]) -> str:
             format_count(row["num_documents"]),
             str(row["num_shards"]),
             format_count(row["bytes"]),
+            *([f"{1 - row['num_padding'] / row['num_tokens']:.1%}" if row["has_mask"] else ""] if has_examples else []),
         ]
         for row in content["splits"]
     ]
+    head = ["source", "split", "tokens", "share", "documents", "shards", "bytes", *(["filled"] if has_examples else [])]
+    windows = f", examples packed into {content['example_tokens']}" if has_examples else ""
     return "\n".join(
         [
             f"{content['path']}: {format_count(content['num_train_tokens'])} training tokens of {len(content['sources'])} sources, "
-            f"blocks of {content['block_tokens']}, vocabulary of {content['vocab_size']}",
-            aligned([["source", "split", "tokens", "share", "documents", "shards", "bytes"], *rows]),
+            f"blocks of {content['block_tokens']}{windows}, vocabulary of {content['vocab_size']}",
+            aligned([head, *rows]),
         ]
     )
 

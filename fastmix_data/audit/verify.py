@@ -199,13 +199,15 @@ def _verify_row(row: ShardRow, layout: ShardLayout, report: VerifyReport) -> Non
     # Blocks are full but for the last, which holds at least one token.
     most = row.num_blocks * layout.block_tokens
     counts_fit = (
-        most - layout.block_tokens < row.num_tokens <= most and 0 <= row.num_loss_tokens <= row.num_labels <= row.num_tokens
+        most - layout.block_tokens < row.num_tokens <= most
+        and 0 <= row.num_loss_tokens <= row.num_labels <= row.num_tokens
+        and 0 <= row.num_padding <= (row.num_tokens - row.num_loss_tokens if row.has_mask else 0)
     )
     if not counts_fit or row.bytes != layout.num_bytes(row.num_blocks):
         report.add(
             row.path,
             f"its row in the catalog contradicts itself ({row.num_blocks} blocks, {row.num_tokens} tokens, {row.num_labels} labels, "
-            f"{row.num_loss_tokens} with loss, {row.bytes} bytes)",
+            f"{row.num_loss_tokens} with loss, {row.num_padding} of padding, {row.bytes} bytes)",
             _PREPROCESS,
         )
 
@@ -229,7 +231,7 @@ def _verify_documents(catalog: Catalog, folder: Path, report: VerifyReport) -> N
             problem = f"the catalog counts {shard.num_documents} documents, their table {per_shard[shard.path]}"
             report.add(shard.path, problem, _PREPROCESS)
     for (source, split), rows in catalog.by_split.items():
-        in_catalog, in_tables = sum(row.num_tokens for row in rows), tokens[source, split]
+        in_catalog, in_tables = sum(row.num_tokens - row.num_padding for row in rows), tokens[source, split]
         if in_tables != in_catalog:
             problem = f"{split} documents of {source} have {in_tables} tokens, the catalog counts {in_catalog}"
             report.add(folder, problem, _PREPROCESS)

@@ -128,6 +128,7 @@ def _plan(request: _Request) -> Manifest:
         num_tokens=total,
         num_shards=len({part.path for part in parts}),
         block_tokens=info.block_tokens,
+        example_tokens=info.example_tokens if any(part.has_mask for part in parts) else None,
         dtype=parts[0].dtype,
         vocab_size=info.vocab_size,
         eos_id=info.eos_id,

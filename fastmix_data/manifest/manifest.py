@@ -22,7 +22,7 @@ from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_layout
 from fastmix_data.workdir import ManifestFolder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "fastmix-manifest"
 
 
@@ -78,6 +78,7 @@ class Manifest:
     """A production corpus.
 
     Attributes:
+        example_tokens: length of the windows that examples of sources with a mask are packed into; None where there are none.
         root: path from the manifest's folder to the catalog's, from which the parts' paths start.
         did_work: False if `emit_manifest` found it complete; not part of the file.
         directory: where it lies; not part of the file.
@@ -87,6 +88,7 @@ class Manifest:
     num_tokens: int
     num_shards: int
     block_tokens: int
+    example_tokens: int | None
     dtype: str
     vocab_size: int
     eos_id: int

@@ -68,12 +68,18 @@ class ManifestOrder:
             seed: of the order; the manifest's when None.
 
         Raises:
-            RecipeError: sequence_length does not divide block_tokens.
+            RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
         """
         if sequence_length < 1 or manifest.block_tokens % sequence_length:
             problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
             remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
             raise RecipeError(manifest.path, problem, remedy)
+        if manifest.example_tokens is not None and sequence_length % manifest.example_tokens:
+            window = manifest.example_tokens
+            problem = (
+                f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
+            )
+            raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
         self._length = sequence_length
         self._per_block = manifest.block_tokens // sequence_length
         self._seed = manifest.seed if seed is None else seed

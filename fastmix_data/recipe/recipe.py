@@ -86,7 +86,30 @@ class Recipe(Section):
                     f"training.sequence_length {length} does not divide shards.block_tokens {block}; choose one that does, for example "
                     f"{divisor}"
                 )
+        self._check_examples()
         return self
+
+    def _check_examples(self) -> None:
+        block, window = self.shards.block_tokens, self.example_tokens
+        if block % window:
+            raise ValueError(f"shards.example_tokens {window} does not divide shards.block_tokens {block}; choose one that does")
+        if self.training is not None and self.has_examples and self.training.sequence_length % window:
+            raise ValueError(
+                f"training.sequence_length {self.training.sequence_length} is no multiple of shards.example_tokens {window}, and would cut "
+                "examples apart; leave shards.example_tokens out, or choose a multiple of it"
+            )
+
+    @property
+    def example_tokens(self) -> int:
+        """Tokens of the windows that examples are packed into."""
+        length = self.shards.block_tokens if self.training is None else self.training.sequence_length
+        return self.shards.example_tokens or length
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether any source or target is of examples of which only part carries loss."""
+        targets = {} if self.target is None else self.target.files
+        return any(section.has_mask for section in (*self.sources.values(), *targets.values()))
 
     def _check_names(self) -> None:
         targets = self.target.files if self.target is not None else {}

@@ -19,6 +19,9 @@ def _as_list(value: Any) -> Any:
 FilePatterns = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
 
 
+OnLongExample = Literal["truncate", "skip", "split"]
+
+
 class TrainTokenizer(Section):
     """Train a byte-level BPE on a sample of the sources."""
 
@@ -116,6 +119,11 @@ class TextSection(Section):
         description="A record that is not JSON, lacks a key or holds something else than text under it: stop, leave it out and count it, "
         "or also keep its bytes in the workdir's `quarantine` folder. A damaged file always stops.",
     )
+    on_long_example: OnLongExample = Field(
+        "truncate",
+        description="Examples of more than shards.example_tokens tokens, where only part of the tokens carry loss: truncate keeps the "
+        "first ones, skip leaves the example out, split makes examples of its pieces. What has no token with loss then is left out.",
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_text(self) -> Self:
@@ -177,6 +185,12 @@ class ShardsSection(Section):
     """How tokens are laid out on disk."""
 
     block_tokens: int = Field(2048, ge=16, description="Tokens of a block, the unit of storage and of the manifest.")
+    example_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Longest example, in tokens, that is kept whole where only part of the tokens carry loss; examples are packed into "
+        "windows of this many tokens, which divides block_tokens. training.sequence_length when not given.",
+    )
     max_shard_bytes: ByteCount = Field(67_108_864, description="A shard is closed before it grows past this; memory of a worker.")
     valid_fraction: float = Field(0.02, ge=0, lt=0.5, description="Share of documents held out of sources without valid_files.")
     max_partition_bytes: ByteCount = Field(

@@ -15,6 +15,11 @@ class TrainingSection(Section):
 
     token_budget: TokenCount = Field(description="Tokens the proxy trains on; with the batch it sets the number of steps.")
     sequence_length: int = Field(128, ge=8, description="Tokens of a training sequence; divides shards.block_tokens.")
+    document_attention: bool = Field(
+        False,
+        description="Attention stays inside a document and positions start anew with each, as with examples of which only part carries "
+        "loss, where it is always so. A document's first token is predicted from the end of the one before, as without.",
+    )
     global_batch: int = Field(32, ge=1, description="Sequences of one optimiser step over all ranks.")
     micro_batch: int | None = Field(
         None,

@@ -20,7 +20,7 @@ from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_la
 from fastmix_data.weight_units import WeightUnit, counted_shares
 from fastmix_data.workdir import CATALOG_FILE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Split = Literal["train", "valid"]
 _METADATA_KEY = b"fastmix"
 
@@ -29,9 +29,10 @@ _METADATA_KEY = b"fastmix"
 class ShardRow:
     """One shard.
 
-    `num_tokens` counts every token once (ends of documents included, padding and the blocks' extra tokens not). `num_labels` counts
-    the positions that have a real next token: `num_blocks * block_tokens` but for the last shard of a partition. `num_loss_tokens`
-    are the labels that carry loss: all of them without a mask.
+    `num_tokens` counts every token once (ends of documents included, the end of the last block and the blocks' extra tokens not).
+    `num_labels` counts the positions that have a real next token: `num_blocks * block_tokens` but for the last shard of a partition.
+    `num_loss_tokens` are the labels that carry loss: all of them without a mask. `num_padding` of the tokens fill up windows of
+    examples, in sources with a mask.
     """
 
     source: str
@@ -46,11 +47,15 @@ class ShardRow:
     has_mask: bool
     bytes: int
     sha256: str
+    num_padding: int = 0
 
 
 @dataclass(frozen=True)
 class CatalogInfo:
-    """What all shards of a catalog share, and what they were made from."""
+    """What all shards of a catalog share, and what they were made from.
+
+    `example_tokens` is the length P of the windows that examples of sources with a mask are packed into; None where there are none.
+    """
 
     block_tokens: int
     vocab_size: int
@@ -62,6 +67,7 @@ class CatalogInfo:
     target_files: tuple[str, ...] = ()
     statistics: dict[str, dict[str, int]] = field(default_factory=dict)
     bos_ids: tuple[int, ...] = ()
+    example_tokens: int | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -136,6 +142,12 @@ class Catalog:
         units: tuple[WeightUnit, ...] = ("loss_tokens", "examples")
         shares = {unit: counted_shares(weights_K, per_token_K=self.units_per_token_K(unit)) for unit in units}
         return {unit: dict(zip(self.sources, shares_K.tolist(), strict=True)) for unit, shares_K in shares.items()}
+
+    def fill(self, source: str) -> float | None:
+        """Share of a source's tokens, both splits together, that is not padding; None where examples are not packed."""
+        rows = [row for split in ("train", "valid") for row in self.by_split.get((source, split), []) if row.has_mask]
+        num_tokens = sum(row.num_tokens for row in rows)
+        return 1 - sum(row.num_padding for row in rows) / num_tokens if num_tokens else None
 
     def layout(self, row: ShardRow) -> ShardLayout:
         """How a shard's samples lie in its file."""

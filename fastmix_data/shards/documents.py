@@ -31,7 +31,7 @@ def documents_of_block(catalog: Catalog, row: ShardRow, *, block: int) -> list[d
     if not tables:
         return None
     shards = catalog.by_split[row.source, row.split]
-    # Shards of a source's split, end to end, are one line of tokens on which documents lie without gaps.
+    # Shards of a source's split, end to end, are one line of tokens on which documents lie, without gaps unless there is padding.
     start_S = np.concatenate([[0], np.cumsum([other.num_tokens for other in shards])])
     number = shards.index(row)
     begin = int(start_S[number]) + block * catalog.info.block_tokens

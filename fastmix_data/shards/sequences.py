@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmix_data.arrays import Bools, Int64s, Tokens
-from fastmix_data.errors import InputError
+from fastmix_data.errors import InputError, MismatchError
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import Catalog, ShardRow, Split
+from fastmix_data.shards.examples import restarting_positions
+from fastmix_data.shards.shard_format import SequenceViews
 
 Half = Literal["search", "unseen"]
 _PART_STREAM = 31
@@ -50,11 +51,26 @@ def spread_numbers(numbers_N: Int64s, *, num_seen_N: Int64s, num_sequences_N: In
     return chosen_N
 
 
+class Sequences(NamedTuple):
+    """Sequences as they were read.
+
+    Attributes:
+        tokens_BS: (B, sequence_length + 1) in the shards' dtype; inputs are `[:, :-1]`, labels `[:, 1:]`.
+        carries_loss_BT: (B, sequence_length), False at labels that are padding or masked out.
+        positions_BT: (B, sequence_length), from 0 on in each example or document; None where nothing begins within a sequence.
+    """
+
+    tokens_BS: Tokens
+    carries_loss_BT: Bools
+    positions_BT: Int64s | None
+
+
 class SequenceReader:
     """All sequences of some sources' split, cut from the blocks, or a fixed part of them.
 
     Attributes:
         num_sequences_K: sequences of each source that can be read, all of which have at least one label, shape (K,).
+        has_examples_K: whether sequences of each source hold whole examples, of which only part carries loss, shape (K,).
         mean_loss_tokens_K: labels that carry loss in a sequence of each source, averaged over its split, shape (K,).
     """
 
@@ -67,15 +83,18 @@ class SequenceReader:
         sequence_length: int,
         half: Half | None = None,
         share_seen: float = 1.0,
+        document_attention: bool = False,
     ) -> None:
         """Look up the shards; files are mapped when first read.
 
         Args:
             share_seen: part of every source's sequences that can be read, in (0, 1], at least one sequence. Which ones depends on the
                 source's place among the sources and on their number, not on a seed.
+            document_attention: give positions that begin anew after each end-of-text token too, where examples do not tell them.
 
         Raises:
             InputError: a source has no sequence of this length in the split.
+            MismatchError: sequences of this length would cut examples that were packed into longer windows.
         """
         assert catalog.info.block_tokens % sequence_length == 0
         self._catalog, self._length = catalog, sequence_length
@@ -100,6 +119,12 @@ class SequenceReader:
                     f"its {which} is smaller than one sequence of {sequence_length} tokens",
                     f"give it more text, or {'raise shards.valid_fraction' if split == 'valid' else 'remove it'}",
                 )
+        self.has_examples_K: Bools = np.array([catalog.shards(name, split)[0].has_mask for name in sources])
+        has_examples = bool(self.has_examples_K.any())
+        if has_examples:
+            _require_whole_windows(catalog, sequence_length)
+        self._document_end = catalog.info.eos_id if document_attention else None
+        self._has_positions = has_examples or document_attention
         self._first_S = np.array(firsts, np.int64)
         self._end_S = np.cumsum(counts)  # shards of all sources on one line of sequence numbers
         self._start_S = self._end_S - np.array(counts)
@@ -108,39 +133,40 @@ class SequenceReader:
         self._num_all_K: Int64s = np.diff(self._start_K, append=self._end_S[-1])
         self.num_sequences_K: Int64s = np.maximum(1, np.rint(self._num_all_K * share_seen)).astype(np.int64)
         self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
-        self._views: dict[int, tuple[Tokens, npt.NDArray[np.uint8] | None]] = {}
+        self._views: dict[int, SequenceViews] = {}
         self._dtype = np.dtype(self._rows[0].dtype)
 
-    def read(self, source_B: Int64s, sequence_B: Int64s) -> tuple[Tokens, Bools]:
-        """Read sequences.
-
-        Returns:
-            tokens_BS: (B, sequence_length + 1) in the shards' dtype; inputs are `[:, :-1]`, labels `[:, 1:]`.
-            carries_loss_BT: (B, sequence_length), False at labels that are padding or masked out.
-        """
+    def read(self, source_B: Int64s, sequence_B: Int64s) -> Sequences:
+        """Read sequences, each by the index of its source and its number within the source."""
         line_B = self._start_K[source_B] + self._within_source(source_B, sequence_B)
         shard_B = np.searchsorted(self._end_S, line_B, side="right")
         block_B, within_B = np.divmod(line_B - self._start_S[shard_B] + self._first_S[shard_B], self._per_block)
         tokens_BS = np.empty((len(source_B), self._length + 1), self._dtype)
         carries_loss_BT = np.ones((len(source_B), self._length), np.bool_)
+        begins_BT = np.zeros((len(source_B), self._length), np.bool_) if self._has_positions else None
         # one small copy per sequence: measured twice as fast as a gather per shard, which copies everything once more
         for i, (shard, block, within) in enumerate(zip(shard_B.tolist(), block_B.tolist(), within_B.tolist(), strict=True)):
-            tokens, mask = self._views.get(shard) or self._open(shard)
+            tokens, mask, starts = self._views.get(shard) or self._open(shard)
             tokens_BS[i] = tokens[block, within]
             if mask is not None:
                 carries_loss_BT[i] = mask[block, within, 1:]
+            if begins_BT is None:
+                continue
+            if starts is not None:
+                begins_BT[i] = starts[block, within, :-1]
+            elif self._document_end is not None:
+                begins_BT[i, 1:] = tokens_BS[i, :-2] == self._document_end
         labels_B = self._num_labels_S[shard_B] - (block_B * self._per_block + within_B) * self._length
         for short in np.flatnonzero(labels_B < self._length):
             carries_loss_BT[short, labels_B[short] :] = False
-        return tokens_BS, carries_loss_BT
+        return Sequences(tokens_BS, carries_loss_BT, None if begins_BT is None else restarting_positions(begins_BT))
 
     def count_loss_tokens(self, source: int, *, at_most: int) -> int:
         """Labels that carry loss in a source's sequences; counting ends at `at_most`, within the first sequences of most sources."""
         num_sequences, found = int(self.num_sequences_K[source]), 0
         for start in range(0, num_sequences, _COUNTED_AT_ONCE):
             numbers_B = np.arange(start, min(start + _COUNTED_AT_ONCE, num_sequences))
-            _, carries_loss_BT = self.read(np.full(len(numbers_B), source, np.int64), numbers_B)
-            found += int(carries_loss_BT.sum())
+            found += int(self.read(np.full(len(numbers_B), source, np.int64), numbers_B).carries_loss_BT.sum())
             if found >= at_most:
                 return at_most
         return found
@@ -156,11 +182,21 @@ class SequenceReader:
             source_N=source_B,
         )
 
-    def _open(self, shard: int) -> tuple[Tokens, npt.NDArray[np.uint8] | None]:
-        """Views of shape (num_blocks, sequences per block, sequence_length + 1)."""
+    def _open(self, shard: int) -> SequenceViews:
         if shard not in self._views:
             self._views[shard] = self._catalog.open(self._rows[shard]).sequences(self._length)
         return self._views[shard]
+
+
+def _require_whole_windows(catalog: Catalog, sequence_length: int) -> None:
+    window = catalog.info.example_tokens
+    assert window is not None
+    if sequence_length % window:
+        problem = (
+            f"its windows of examples have {window} tokens, and training.sequence_length {sequence_length} is no multiple of that"
+        )
+        remedy = f"use a multiple of {window}, or run `fastmix preprocess --replace` to pack them anew"
+        raise MismatchError(catalog.root, problem, remedy)
 
 
 def _mean_loss_tokens(rows: Sequence[ShardRow], sequence_length: int) -> float:

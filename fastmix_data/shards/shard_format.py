@@ -1,9 +1,10 @@
 """The strided shard: a WebDataset tar that is also an array.
 
 One sample is one block of `block_tokens + 1` tokens: the block's own tokens and one more, the label of the last position (it is
-the first token of the next block). A sample is `KEY.tokens.npy` and, in sources that have one, `KEY.loss_mask.npy`. All members
-have the same size, so samples lie at a constant stride and a shard opens as one strided array over a memory map: no index, no
-copy, O(1) seek. `webdataset` reads the same file with `wds.WebDataset(path).decode()`.
+the first token of the next block). A sample is `KEY.tokens.npy`; where only part of the tokens carry loss, `KEY.loss_mask.npy` lies
+beside it, and `KEY.starts.npy`, which says where examples begin. All samples have the same size, so they lie at a constant stride
+and a shard opens as one strided array over a memory map: no index, no copy, O(1) seek. `webdataset` reads the same file with
+`wds.WebDataset(path).decode()`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import tarfile
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmix_data.arrays import Mask, Tokens
+from fastmix_data.arrays import Mask, Starts, Tokens
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import CorruptArtefactError
 
@@ -30,6 +31,8 @@ _CHECKSUM = slice(148, 156)  # of a USTAR header
 _KEY_DIGITS = 10
 TOKENS_MEMBER = "tokens.npy"
 MASK_MEMBER = "loss_mask.npy"
+STARTS_MEMBER = "starts.npy"
+EXAMPLE_START, PADDING_START = 1, 2  # values of `starts.npy`; 0 elsewhere
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -77,12 +80,13 @@ class ShardLayout:
     @cached_property
     def members(self) -> tuple[_Member, ...]:
         """The members of one sample, in file order."""
-        length = self.block_tokens + 1
-        tokens = _Member(TOKENS_MEMBER, self.dtype, _npy_header(self.dtype, length), length, 0)
-        if not self.has_mask:
-            return (tokens,)
-        mask_dtype: np.dtype[np.unsignedinteger] = np.dtype("u1")
-        return (tokens, _Member(MASK_MEMBER, mask_dtype, _npy_header(mask_dtype, length), length, tokens.end))
+        byte: np.dtype[np.unsignedinteger] = np.dtype("u1")
+        named = [(TOKENS_MEMBER, self.dtype), *([(MASK_MEMBER, byte), (STARTS_MEMBER, byte)] if self.has_mask else [])]
+        length, members, offset = self.block_tokens + 1, [], 0
+        for name, dtype in named:
+            members.append(_Member(name, dtype, _npy_header(dtype, length), length, offset))
+            offset = members[-1].end
+        return tuple(members)
 
     @cached_property
     def stride(self) -> int:
@@ -139,7 +143,13 @@ def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: s
 
 
 def encode_shard(
-    tokens: Tokens, *, layout: ShardLayout, key_prefix: str, num_blocks: int, loss_mask: Mask | None = None
+    tokens: Tokens,
+    *,
+    layout: ShardLayout,
+    key_prefix: str,
+    num_blocks: int,
+    loss_mask: Mask | None = None,
+    starts: Starts | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Lay out tokens as the bytes of a strided shard.
 
@@ -147,12 +157,13 @@ def encode_shard(
         tokens: `num_blocks * block_tokens + 1` tokens; the last is the label of the last block's last position.
         key_prefix: samples are named `key_prefix` + ten digits; unique in the corpus, without a dot.
         loss_mask: same length as `tokens`, 1 where a token carries loss; required exactly if the layout has one.
+        starts: same length; `EXAMPLE_START` where an example begins, `PADDING_START` where padding does; required with the mask.
     """
-    assert "." not in key_prefix and (loss_mask is not None) == layout.has_mask
+    assert "." not in key_prefix and (loss_mask is not None) == (starts is not None) == layout.has_mask
     assert len(tokens) == num_blocks * layout.block_tokens + 1
     buffer = np.zeros(layout.num_bytes(num_blocks), np.uint8)
     view_NS = buffer[: num_blocks * layout.stride].reshape(num_blocks, layout.stride)
-    for member, values in zip(layout.members, (tokens, loss_mask), strict=False):
+    for member, values in zip(layout.members, (tokens, loss_mask, starts), strict=False):
         assert values is not None
         _fill_headers(view_NS, member, key_prefix)
         start = member.offset + _HEADER
@@ -209,12 +220,20 @@ def _cut(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     )
 
 
+class SequenceViews(NamedTuple):
+    """A shard cut into sequences, as views of shape (num_blocks, block_tokens / length, length + 1)."""
+
+    tokens: Tokens
+    mask: Mask | None
+    starts: Starts | None
+
+
 class StridedShard:
     """A shard opened as arrays over its memory map.
 
     Attributes:
         tokens_NT: (num_blocks, block_tokens + 1), uint16 or uint32.
-        loss_mask_NT: same shape, uint8, or None.
+        loss_mask_NT, starts_NT: same shape, uint8, or None.
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
@@ -237,6 +256,7 @@ class StridedShard:
         views = [_strided_view(self._map, layout, member, self.num_blocks) for member in layout.members]
         self.tokens_NT: Tokens = views[0]
         self.loss_mask_NT: Mask | None = views[1].view(np.uint8) if layout.has_mask else None
+        self.starts_NT: Starts | None = views[2].view(np.uint8) if layout.has_mask else None
 
     def _begins_as_expected(self) -> bool:
         return all(
@@ -264,10 +284,10 @@ class StridedShard:
             raise CorruptArtefactError(path, f"not a strided shard ({error})", "give one that fastmix wrote") from error
         return cls(path, layout)
 
-    def sequences(self, length: int) -> tuple[Tokens, Mask | None]:
-        """Tokens and loss mask cut into sequences, as views of shape (num_blocks, block_tokens / length, length + 1)."""
-        mask = None if self.loss_mask_NT is None else _cut(self.loss_mask_NT, length)
-        return _cut(self.tokens_NT, length), mask
+    def sequences(self, length: int) -> SequenceViews:
+        """All sequences of a length that divides the block."""
+        mask, starts = (None if part is None else _cut(part, length) for part in (self.loss_mask_NT, self.starts_NT))
+        return SequenceViews(_cut(self.tokens_NT, length), mask, starts)
 
     def key(self, block: int) -> str:
         """WebDataset key of a block."""

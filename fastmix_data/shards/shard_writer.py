@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmix_data.arrays import Int64s, Mask, Tokens
+from fastmix_data.arrays import Int64s, Mask, Starts, Tokens
 from fastmix_data.shards.catalog import ShardRow
-from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
+from fastmix_data.shards.examples import count_padding
+from fastmix_data.shards.shard_format import PADDING_START, ShardLayout, encode_shard, write_shard
 from fastmix_data.workdir import Workdir
 
 
@@ -47,21 +48,25 @@ class ShardStream:
         # pay for a whole shard.
         self._tokens: Tokens = np.empty(self._shard_tokens + 1, layout.dtype)
         self._mask: Mask | None = np.empty(self._shard_tokens + 1, np.uint8) if layout.has_mask else None
+        self._starts: Starts | None = np.empty(self._shard_tokens + 1, np.uint8) if layout.has_mask else None
         self._filled = 0
         self._position = 0
         self._num_documents_S: list[int] = []
         self._rows: list[ShardRow] = []
 
-    def append(self, tokens: Tokens, *, starts_D: Int64s, loss_mask: Mask | None = None) -> tuple[Int64s, Int64s, Int64s]:
+    def append(
+        self, tokens: Tokens, *, starts_D: Int64s, loss_mask: Mask | None = None, starts: Starts | None = None
+    ) -> tuple[Int64s, Int64s, Int64s]:
         """Add tokens.
 
         Args:
             starts_D: where documents start within `tokens`, shape (num_documents,).
             loss_mask: one value per token; given exactly if the layout has a mask.
+            starts: one value per token, as in `starts.npy`; given with the mask.
         Returns:
             Shard number, block and offset in the block of each document's start, each of shape (num_documents,).
         """
-        assert (loss_mask is not None) == (self._mask is not None)
+        assert (loss_mask is not None) == (starts is not None) == (self._mask is not None)
         shard_D, within_D = np.divmod(self._position + starts_D, self._shard_tokens)
         block_D, offset_D = np.divmod(within_D, self._layout.block_tokens)
         for shard, count in zip(*np.unique(shard_D, return_counts=True), strict=True):
@@ -72,9 +77,9 @@ class ShardStream:
         while taken < len(tokens):
             count = min(len(tokens) - taken, len(self._tokens) - self._filled)
             here = slice(self._filled, self._filled + count)
-            self._tokens[here] = tokens[taken : taken + count]
-            if self._mask is not None and loss_mask is not None:
-                self._mask[here] = loss_mask[taken : taken + count]
+            for kept, given in ((self._tokens, tokens), (self._mask, loss_mask), (self._starts, starts)):
+                if kept is not None and given is not None:
+                    kept[here] = given[taken : taken + count]
             self._filled += count
             taken += count
             if self._filled == len(self._tokens):
@@ -84,9 +89,9 @@ class ShardStream:
     def _write_full_shard(self) -> None:
         self._write(self._max_blocks, num_tokens=self._shard_tokens, num_labels=self._shard_tokens)
         # The one token beyond the full shard was stored as the label of its last position; it is the next shard's first own token.
-        self._tokens[0] = self._tokens[-1]
-        if self._mask is not None:
-            self._mask[0] = self._mask[-1]
+        for kept in (self._tokens, self._mask, self._starts):
+            if kept is not None:
+                kept[0] = kept[-1]
         self._filled = 1
 
     def close(self) -> list[ShardRow]:
@@ -97,8 +102,9 @@ class ShardStream:
             num_blocks = -(-num_tokens // self._layout.block_tokens)
             end = num_blocks * self._layout.block_tokens + 1
             self._tokens[num_tokens:end] = self._eos_id
-            if self._mask is not None:
-                self._mask[num_tokens:end] = 0
+            if self._mask is not None and self._starts is not None:
+                self._mask[num_tokens:end] = self._starts[num_tokens:end] = 0
+                self._starts[num_tokens] = PADDING_START
             # The last token of the stream has no next one, so its position has no label.
             self._write(num_blocks, num_tokens=num_tokens, num_labels=num_tokens - 1)
             self._filled = 0
@@ -106,13 +112,14 @@ class ShardStream:
 
     def _write(self, num_blocks: int, *, num_tokens: int, num_labels: int) -> None:
         shard, end = len(self._rows), num_blocks * self._layout.block_tokens + 1
-        mask = None if self._mask is None else self._mask[:end]
+        mask, starts = (None if part is None else part[:end] for part in (self._mask, self._starts))
         encoded = encode_shard(
             self._tokens[:end],
             layout=self._layout,
             key_prefix=self._names.key_prefix(shard),
             num_blocks=num_blocks,
             loss_mask=mask,
+            starts=starts,
         )
         path = self._names.path(shard)
         written = write_shard(self._names.root / path, encoded, layout=self._layout)
@@ -133,5 +140,6 @@ class ShardStream:
                 has_mask=self._layout.has_mask,
                 bytes=written.num_bytes,
                 sha256=written.sha256,
+                num_padding=0 if starts is None else count_padding(starts[:num_tokens]),
             )
         )

@@ -79,7 +79,7 @@ def compare(
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
         return CompareResult(done, result.comparison, False, message)
     scored = any(method.kind == "doge" for method in wanted)  # fastmix's own search checks for itself
-    check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope="all" if scored else None)
+    check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope="all" if scored else None, **plan.proxy.kept_apart)
     with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers)
         jobs = _confirmations(found, plan, seeds=seeds)

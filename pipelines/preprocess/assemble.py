@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import InputError
+from fastmix_data.messages import and_more
 from fastmix_data.results.mixture import few_documents
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.held_out_halves import check_halves, documents_seen
@@ -26,6 +27,13 @@ _COUNTED = {
     "num_unknown_tokens": "tokens stand for text that the tokenizer does not know",
     "num_lost_characters": "characters of the samples looked at were lost by the tokenizer",
 }
+_OF_EXAMPLES = {
+    "num_truncated": "examples of more than {window} tokens were cut to their first {window}",
+    "num_skipped": "examples of more than {window} tokens were left out",
+    "num_split": "examples of more than {window} tokens were split into several",
+    "num_without_loss": "examples or pieces of one had no token with loss within {window} tokens and were left out",
+}
+_LONGER = "raise training.sequence_length, or shards.example_tokens where it is given"
 
 
 def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: Mapping[str, Receipt]) -> Catalog:
@@ -48,6 +56,7 @@ def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: M
         sources=tuple(inputs.name for inputs in plan.inputs.values() if inputs.is_source),
         target_files=tuple(inputs.name for inputs in plan.inputs.values() if not inputs.is_source),
         statistics=statistics,
+        example_tokens=plan.example_tokens,
     )
     return Catalog(plan.workdir.root, info, rows)
 
@@ -61,7 +70,8 @@ def require_readable(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> N
     for name, inputs in plan.inputs.items():
         counts, first = _of_source(name, plan, receipts)
         is_done = all(partition.label in receipts for partition in plan.partitions[name])
-        if is_done and first and not any(counts[key] for key in ("num_documents", "num_empty", "num_leaked_documents")):
+        read = ("num_documents", "num_empty", "num_leaked_documents", "num_skipped", "num_without_loss")
+        if is_done and first and not any(counts[key] for key in read):
             problem = f"all of its {counts['num_bad_records']} records are bad, the first is {first}"
             raise InputError(inputs.where, problem, "name the key that holds its text, or take it out")
 
@@ -101,7 +111,12 @@ def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> N
             remedy = f"put documents into {inputs.where}.{'valid_files' if inputs.is_source else 'files'}"
         else:
             remedy = f"raise shards.valid_fraction from {plan.shards.valid_fraction}, or give {inputs.where}.valid_files"
-        raise InputError(f"target {name}", "none of its documents is held out", remedy)
+        problem = "none of its documents is held out"
+        counts = [receipts[p.label].counts for p in plan.partitions[name]]
+        if any(count["num_skipped"] + count["num_without_loss"] for count in counts):
+            problem = f"none of its held-out examples has a token to learn within {plan.example_tokens} tokens"
+            remedy = f"{_LONGER}, or {remedy}"
+        raise InputError(f"target {name}", problem, remedy)
 
 
 def require_usable(plan: PreprocessPlan, catalog: Catalog) -> list[str]:
@@ -120,7 +135,15 @@ def require_usable(plan: PreprocessPlan, catalog: Catalog) -> list[str]:
         where, problem = f"source {name}", f"its training split has {num_tokens} tokens"
         if num_tokens <= (length or 0):
             _require_no_copies(plan, catalog, name)
-        if length is not None and num_tokens <= length:
+        # A window of examples is a sequence, or part of one, and its last label carries no loss.
+        is_packed = plan.inputs[name].section.has_mask
+        if (
+            is_packed
+            and num_tokens == 0
+            and any(catalog.info.statistics[name][key] for key in ("num_skipped", "num_without_loss"))
+        ):
+            raise InputError(where, f"{problem}: no example has a token to learn within {plan.example_tokens} tokens", _LONGER)
+        if length is not None and num_tokens <= length and not (is_packed and num_tokens):
             problem += f", less than one sequence of {length} and its last label"
             raise InputError(where, problem, "give it more text, remove it, or lower training.sequence_length")
         if num_tokens == 0:
@@ -155,12 +178,12 @@ def _require_no_copies(plan: PreprocessPlan, catalog: Catalog, name: str) -> Non
 
 
 def describe_catalog(catalog: Catalog) -> str:
-    """One line of a catalog's size."""
+    """One line of a catalog's size, and of how full the windows are that examples are packed into."""
     train = sum(row.num_tokens for row in catalog.rows if row.split == "train")
     valid = sum(row.num_tokens for row in catalog.rows if row.split == "valid")
     return (
         f"{len(catalog.sources)} sources, {format_count(train)} training and {format_count(valid)} held-out tokens in "
-        f"{len(catalog.rows)} shards ({padding_share(catalog):.1%} padding)"
+        f"{len(catalog.rows)} shards ({padding_share(catalog):.1%} padding){_describe_fill(catalog)}"
     )
 
 
@@ -181,12 +204,20 @@ def padding_warning(catalog: Catalog) -> list[str]:
     ]
 
 
+def _describe_fill(catalog: Catalog) -> str:
+    names = (*catalog.sources, *catalog.targets_from_files)
+    fills = [f"{name} {fill:.1%}" for name in names if (fill := catalog.fill(name)) is not None]
+    return f"; examples fill their windows of {catalog.info.example_tokens} tokens: {and_more(fills, shown=8)}" if fills else ""
+
+
 def count_warnings(catalog: Catalog) -> list[str]:
     """One line for each kind of thing that was replaced or left out."""
     warnings = []
-    for key, text in _COUNTED.items():
+    for key, text in (_COUNTED | _OF_EXAMPLES).items():
         counts = {name: statistics[key] for name, statistics in catalog.info.statistics.items() if statistics.get(key)}
         if counts:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            warnings.append(f"{sum(counts.values())} {text} ({listed})")
+            remedy = f"; to keep longer ones whole, {_LONGER}" if key in _OF_EXAMPLES else ""
+            said = text.format(window=catalog.info.example_tokens)
+            warnings.append(f"{sum(counts.values())} {said} ({listed}){remedy}")
     return warnings

@@ -15,6 +15,7 @@ from fastmix_data.arrays import Int64s, UInt64s
 from fastmix_data.arrow_arrays import booleans, constant, labels, numbers, offsets_of
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import InputError
+from fastmix_data.permutation import derive_keys
 from fastmix_data.recipe.sources import ShardsSection, TextSection
 from fastmix_data.shards.shard_format import ShardLayout
 from fastmix_data.shards.shard_writer import ShardNames, ShardStream
@@ -25,6 +26,7 @@ from fastmix_data.workdir import Workdir
 from pipelines.inputs.partitions import Partition
 from pipelines.preprocess.encode_batch import EncodingPlan, encode_batch
 from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
+from pipelines.preprocess.packing import TOKENS_PACKED_AT_ONCE, fit_examples, pack_examples
 from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
 from pipelines.reading.bad_records import BadRecords
 from pipelines.reading.bad_text import DocumentCounts
@@ -33,6 +35,7 @@ from pipelines.reading.readers import read_partition
 
 # Whoever asks for the documents of a block reads whole row groups.
 _ROWS_OF_A_GROUP = 65_536
+_WINDOW_STREAM = 51
 _LABEL = pa.dictionary(pa.int32(), pa.large_string())
 _DOCUMENTS_SCHEMA = pa.schema(
     [
@@ -52,7 +55,10 @@ _DOCUMENTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PartitionJob:
-    """Everything a worker needs to know; small, and the same whoever does it."""
+    """Everything a worker needs to know; small, and the same whoever does it.
+
+    `example_tokens` is the length of the windows that examples are packed into; None if the recipe has no examples.
+    """
 
     partition: Partition
     section: TextSection
@@ -60,6 +66,7 @@ class PartitionJob:
     encoding: EncodingPlan
     root: Path
     fingerprint: str
+    example_tokens: int | None
 
     @property
     def tokenizer(self) -> TokenizerInfo:
@@ -73,8 +80,8 @@ class PartitionJob:
 
 
 @dataclass
-class _HeldOutBatch:
-    """Documents of a batch that wait for the end of the partition, when they are put in the order of their hash."""
+class _WaitingBatch:
+    """Documents of a batch that wait to be put into another order: held-out ones, and examples until there are enough to pack."""
 
     encoded: EncodedDocuments
     hashes: UInt64s
@@ -89,7 +96,8 @@ class _Output:
     documents: pq.ParquetWriter
     streams: dict[str, ShardStream] = field(default_factory=dict)
     rows_to_write: list[pa.RecordBatch] = field(default_factory=list)
-    held_out: list[_HeldOutBatch] = field(default_factory=list)
+    waiting: dict[str, list[_WaitingBatch]] = field(default_factory=lambda: {"train": [], "valid": []})
+    num_packed: int = 0
     counts: DocumentCounts = field(default_factory=DocumentCounts)
     lost: LossCount = field(default_factory=LossCount)
     num_tokens: int = 0
@@ -97,17 +105,75 @@ class _Output:
     def names(self, split: str) -> ShardNames:
         return ShardNames(self.job.root, self.job.partition.source, split, self.job.partition.number)
 
+    def add(self, split: str, encoded: EncodedDocuments, hashes: UInt64s, places: pa.RecordBatch) -> None:
+        """Take documents of a batch."""
+        job = self.job
+        if job.section.has_mask:
+            assert job.example_tokens is not None
+            encoded, document_E = fit_examples(
+                encoded, window_tokens=job.example_tokens, on_long=job.section.on_long_example, counts=self.counts
+            )
+            self.counts.num_documents += len(np.unique(document_E))
+            if len(document_E):
+                self.waiting[split].append(_WaitingBatch(encoded, hashes[document_E], places.take(numbers(document_E))))
+            if split == "train" and sum(len(batch.encoded.tokens) for batch in self.waiting[split]) >= TOKENS_PACKED_AT_ONCE:
+                self.write_packed(split)
+            return
+        self.counts.num_documents += len(encoded.ends_D)
+        if split == "valid":
+            self.waiting[split].append(_WaitingBatch(encoded, hashes, places))
+        else:
+            self.write(split, encoded, hashes, places)
+
     def write(self, split: str, encoded: EncodedDocuments, hashes: UInt64s, places: pa.RecordBatch) -> None:
         """Add documents to a split and to the table."""
+        place = self._stream(split).append(encoded.tokens, starts_D=encoded.starts_D)
+        self._write_table(split, place, np.diff(encoded.ends_D, prepend=0), encoded.num_prompt_tokens_D, hashes, places)
+
+    def write_packed(self, split: str) -> None:
+        """Pack the examples of a split that wait, and add them to it and to the table."""
+        if not self.waiting[split]:
+            return
+        job, waiting = self.job, _merged(self.waiting[split])
+        self.waiting[split] = []
+        assert job.example_tokens is not None
+        packed = pack_examples(
+            waiting.encoded,
+            window_tokens=job.example_tokens,
+            eos_id=job.tokenizer.eos_id,
+            key=derive_keys(_WINDOW_STREAM, job.partition.number, self.num_packed),
+            # Of held-out examples either half is to have some, also where all fit into one window.
+            min_windows=2 if split == "valid" else 1,
+        )
+        self.num_packed += 1
+        place = self._stream(split).append(
+            packed.tokens, starts_D=packed.start_E, loss_mask=packed.loss_mask, starts=packed.starts
+        )
+        order_E = packed.order_E
+        num_tokens_E = np.diff(waiting.encoded.ends_D, prepend=0)[order_E]
+        num_prompt_tokens_E = waiting.encoded.num_prompt_tokens_D[order_E]
+        places = waiting.places.take(numbers(order_E))
+        self._write_table(split, place, num_tokens_E, num_prompt_tokens_E, waiting.hashes[order_E], places)
+
+    def _stream(self, split: str) -> ShardStream:
         job = self.job
         if split not in self.streams:
             self.streams[split] = ShardStream(
                 self.names(split), layout=job.layout, max_shard_bytes=job.shards.max_shard_bytes, eos_id=job.tokenizer.eos_id
             )
-        shard_D, block_D, offset_D = self.streams[split].append(
-            encoded.tokens, starts_D=encoded.starts_D, loss_mask=encoded.loss_mask
-        )
-        self.num_tokens += len(encoded.tokens)
+        return self.streams[split]
+
+    def _write_table(
+        self,
+        split: str,
+        place: tuple[Int64s, Int64s, Int64s],
+        num_tokens_D: Int64s,
+        num_prompt_tokens_D: Int64s,
+        hashes: UInt64s,
+        places: pa.RecordBatch,
+    ) -> None:
+        job, (shard_D, block_D, offset_D) = self.job, place
+        self.num_tokens += int(num_tokens_D.sum())
         first, last = int(shard_D[0]), int(shard_D[-1])
         paths = [self.names(split).path(shard) for shard in range(first, last + 1)]
         columns = [
@@ -116,8 +182,8 @@ class _Output:
             places.column("file"),
             places.column("locator"),
             labels(paths, shard_D - first),
-            *map(numbers, (block_D.astype(np.int32), offset_D.astype(np.int32), np.diff(encoded.ends_D, prepend=0))),
-            *map(numbers, (encoded.num_prompt_tokens_D, hashes)),
+            *map(numbers, (block_D.astype(np.int32), offset_D.astype(np.int32))),
+            *map(numbers, (num_tokens_D, num_prompt_tokens_D, hashes)),
         ]
         self.rows_to_write.append(pa.RecordBatch.from_arrays(columns, schema=_DOCUMENTS_SCHEMA))
         if sum(batch.num_rows for batch in self.rows_to_write) >= _ROWS_OF_A_GROUP:
@@ -131,43 +197,51 @@ class _Output:
             self.rows_to_write = []
 
     def write_held_out(self) -> UInt64s:
-        """Write the held-out documents in the order of their hash.
+        """Write the held-out documents in the order of their hash; windows of examples, in one that is as random.
 
         The search gets one half of each shard and comparisons the other, so either half has to be a fair sample of the partition,
         not its beginning or its end.
 
         Returns:
-            The hashes, in that order.
+            The hashes, sorted.
         """
-        if not self.held_out:
+        if not self.waiting["valid"]:
             return np.empty(0, np.uint64)
-        hashes_D = np.concatenate([batch.hashes for batch in self.held_out])
-        order_D = np.argsort(hashes_D, kind="stable")  # copies of a document stay in the order of the input
-        places = (
-            pa.Table.from_batches([batch.places for batch in self.held_out])
-            .unify_dictionaries()
-            .take(numbers(order_D))
-            .combine_chunks()
-            .to_batches()[0]
-        )
-        encoded = _reordered([batch.encoded for batch in self.held_out], order_D)
-        self.held_out = []
-        self.write("valid", encoded, hashes_D[order_D], places)
-        return hashes_D[order_D]
+        hashes: UInt64s = np.sort(np.concatenate([batch.hashes for batch in self.waiting["valid"]]))
+        if self.job.section.has_mask:
+            self.write_packed("valid")
+            return hashes
+        waiting = _merged(self.waiting["valid"])
+        self.waiting["valid"] = []
+        order_D = np.argsort(waiting.hashes, kind="stable")  # copies of a document stay in the order of the input
+        self.write("valid", _reordered(waiting.encoded, order_D), hashes, waiting.places.take(numbers(order_D)))
+        return hashes
 
 
-def _reordered(batches: list[EncodedDocuments], order_D: Int64s) -> EncodedDocuments:
-    """All documents of some batches as one batch, in another order."""
-    num_tokens_D = np.concatenate([np.diff(batch.ends_D, prepend=0) for batch in batches])
-    ends_D = np.cumsum(num_tokens_D)
-    spans = list(map(slice, (ends_D - num_tokens_D)[order_D].tolist(), ends_D[order_D].tolist()))
-    tokens = np.concatenate([batch.tokens for batch in batches])
-    masks = [batch.loss_mask for batch in batches if batch.loss_mask is not None]
-    mask = np.concatenate(masks) if masks else None
+def _merged(batches: list[_WaitingBatch]) -> _WaitingBatch:
+    """Batches as one."""
+    each = [batch.encoded for batch in batches]
+    sizes = np.array([len(encoded.tokens) for encoded in each])
+    masks = [encoded.loss_mask for encoded in each if encoded.loss_mask is not None]
+    encoded = EncodedDocuments(
+        np.concatenate([encoded.tokens for encoded in each]),
+        np.concatenate([encoded.ends_D + before for encoded, before in zip(each, np.cumsum(sizes) - sizes, strict=True)]),
+        np.concatenate([encoded.num_prompt_tokens_D for encoded in each]),
+        np.concatenate(masks) if masks else None,
+    )
+    places = pa.Table.from_batches([batch.places for batch in batches]).unify_dictionaries().combine_chunks().to_batches()[0]
+    return _WaitingBatch(encoded, np.concatenate([batch.hashes for batch in batches]), places)
+
+
+def _reordered(encoded: EncodedDocuments, order_D: Int64s) -> EncodedDocuments:
+    """Documents in another order."""
+    spans = list(map(slice, encoded.starts_D[order_D].tolist(), encoded.ends_D[order_D].tolist()))
+    num_tokens_D = np.diff(encoded.ends_D, prepend=0)[order_D]
+    mask = encoded.loss_mask
     return EncodedDocuments(
-        np.concatenate([tokens[span] for span in spans]),
-        np.cumsum(num_tokens_D[order_D]),
-        np.concatenate([batch.num_prompt_tokens_D for batch in batches])[order_D],
+        np.concatenate([encoded.tokens[span] for span in spans]),
+        np.cumsum(num_tokens_D),
+        encoded.num_prompt_tokens_D[order_D],
         None if mask is None else np.concatenate([mask[span] for span in spans]),
     )
 
@@ -198,6 +272,7 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
             _add_batch(batch, output, held_out, bad_records)
             tell(output.num_tokens - num_told)
             num_told = output.num_tokens
+        output.write_packed("train")
         valid_hashes = output.write_held_out()
         tell(output.num_tokens - num_told)
         output.flush_documents()
@@ -239,13 +314,9 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s, bad_re
         rows = np.flatnonzero(chosen_D)[encoded.rows]
         if not len(rows):
             continue
-        output.counts.num_documents += len(rows)
         output.counts.num_text_bytes += int(num_bytes_D[rows].sum())
         places = part.select(["file", "locator"]).take(numbers(encoded.rows))
-        if split == "train":
-            output.write("train", encoded.documents, hashes_D[rows], places)
-        else:
-            output.held_out.append(_HeldOutBatch(encoded.documents, hashes_D[rows], places))
+        output.add(split, encoded.documents, hashes_D[rows], places)
 
 
 def _require_unchanged(partition: Partition) -> None:

@@ -41,6 +41,7 @@ class PreprocessPlan:
         chat_templates: of inputs whose recipe names a file of Jinja, its text, by name.
         targets: names of inputs that are no use without held-out documents.
         sequence_length: tokens of a training sequence; None if the recipe has no training section (yet).
+        example_tokens: tokens of the windows that examples are packed into; None if no source or target is of examples.
         sections: the parts of the recipe that decide what is written, as JSON.
     """
 
@@ -53,6 +54,7 @@ class PreprocessPlan:
     chat_templates: Mapping[str, str]
     targets: tuple[str, ...]
     sequence_length: int | None
+    example_tokens: int | None
     sections: Mapping[str, Any]
 
     @property
@@ -95,6 +97,7 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
         chat_templates=chat_templates,
         targets=() if recipe.target is None else (*recipe.target.sources, *target_files),
         sequence_length=None if recipe.training is None else recipe.training.sequence_length,
+        example_tokens=recipe.example_tokens if recipe.has_examples else None,
         sections=_sections(recipe, target_files, chat_templates),
     )
 
@@ -132,7 +135,11 @@ def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles], chat_temp
         "sources": sources,
         # Hashes leave the order of keys out, but the order of sources is that of every array over them.
         "order of sources": list(recipe.sources),
-        "shards": recipe.shards.model_dump(mode="json"),
+        # As it comes to: whether a length is stated or follows from the training section, the shards are the same.
+        "shards": {
+            **recipe.shards.model_dump(mode="json"),
+            "example_tokens": recipe.example_tokens if recipe.has_examples else None,
+        },
         "target": {"files": targets},
         # None where there is none: before there were any, workdirs did not speak of them.
         "chat templates": {name: hash_of([text]) for name, text in chat_templates.items()} or None,

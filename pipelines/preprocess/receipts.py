@@ -24,7 +24,7 @@ from pipelines.inputs.partitions import Partition
 from pipelines.inputs.streams import hash_of_range
 from pipelines.preprocess.plan import PreprocessPlan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _REMEDY = "run `fastmix preprocess --replace` to make them anew, or name another workdir"
 
 

@@ -102,7 +102,13 @@ class _Run:
         return hash_of(
             [
                 _FORMAT_VERSION,
-                [self.tokenizer.sha256, self.tokenizer.eos_id, self.tokenizer.bos_ids, self.plan.shards.model_dump()],
+                [
+                    self.tokenizer.sha256,
+                    self.tokenizer.eos_id,
+                    self.tokenizer.bos_ids,
+                    self.plan.shards.model_dump(exclude={"example_tokens"}),
+                ],
+                [self.plan.example_tokens, section.on_long_example] if section.has_mask else None,
                 asdict(self.renderings[partition.source]),
                 [column_names(section), section.text_keys, section.separator, section.on_bad_text],
                 [partition.label, [file.name for file in partition.files], partition.start, partition.stop],
@@ -119,6 +125,7 @@ class _Run:
             self.encoding(partition.source, self.backends[partition.source]),
             self.plan.workdir.root,
             self.fingerprint(partition),
+            self.plan.example_tokens,
         )
 
     def encoding(self, name: str, backend: Backend) -> EncodingPlan:

@@ -23,6 +23,8 @@ class DocumentCounts:
         num_spelled_as_text, num_spelled_tokens: control tokens that they spell, which became ordinary text, or the tokens.
         num_unknown_tokens: tokens that stand for what the tokenizer does not know.
         num_checked_characters, num_lost_characters: of samples that were encoded and decoded, and of these, what did not come back.
+        num_truncated, num_skipped, num_split: examples longer than they can be kept whole, by what became of them.
+        num_without_loss: examples, or pieces of one, that had no token with loss (any more), and were left out.
     """
 
     num_documents: int = 0
@@ -36,6 +38,10 @@ class DocumentCounts:
     num_unknown_tokens: int = 0
     num_checked_characters: int = 0
     num_lost_characters: int = 0
+    num_truncated: int = 0
+    num_skipped: int = 0
+    num_split: int = 0
+    num_without_loss: int = 0
 
 
 def decode(content: bytes, section: TextSection) -> tuple[str, bool]:

@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
+from fastmix_data.shards.examples import is_padding
 from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 
 MakeCatalog = Callable[..., Catalog]
+WINDOW = 4
+
+
+def _starts(position_T: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Examples of a partition in windows of four tokens: one of four, or two of two, or one of two and padding."""
+    starts = (position_T % WINDOW == 0).astype(np.uint8)
+    starts[position_T % 12 == 6] = 1
+    starts[(position_T % 20 == 18) | (position_T == num_tokens)] = 2
+    return starts
 
 
 def _write_partition(
@@ -26,9 +36,15 @@ def _write_partition(
         count = min(shard_blocks, num_blocks - first)
         start = first * layout.block_tokens
         chunk = tokens[start : start + count * layout.block_tokens + 1]
-        mask = (chunk % 2).astype(np.uint8) if layout.has_mask else None
+        starts = _starts(start + np.arange(len(chunk)), num_tokens) if layout.has_mask else None
+        mask = None if starts is None else ((chunk % 2 == 1) & (starts == 0) & ~is_padding(starts)).astype(np.uint8)
         buffer = encode_shard(
-            chunk, layout=layout, key_prefix=f"{source}-{split}-{partition}-{number}-", num_blocks=count, loss_mask=mask
+            chunk,
+            layout=layout,
+            key_prefix=f"{source}-{split}-{partition}-{number}-",
+            num_blocks=count,
+            loss_mask=mask,
+            starts=starts,
         )
         path = f"shards/{source}/{split}-{partition:03d}-{number:03d}.tar"
         written = write_shard(root / path, buffer, layout=layout)
@@ -49,6 +65,7 @@ def _write_partition(
                 layout.has_mask,
                 written.num_bytes,
                 written.sha256,
+                0 if starts is None else int(is_padding(starts[:here]).sum()),
             )
         )
     return rows
@@ -85,7 +102,11 @@ def make_catalog(tmp_path: Path) -> MakeCatalog:
                 shard_blocks=shard_blocks,
                 base=index,
             )
-        catalog = Catalog(root, CatalogInfo(block_tokens, 65536, 0, "0" * 64, sources=tuple(sources)), rows)
+        catalog = Catalog(
+            root,
+            CatalogInfo(block_tokens, 65536, 0, "0" * 64, sources=tuple(sources), example_tokens=WINDOW if masked else None),
+            rows,
+        )
         catalog.save(root / "catalog.parquet")
         return catalog
 

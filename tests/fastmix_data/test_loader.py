@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -94,17 +98,112 @@ def test_padding_and_tokens_without_loss_are_ignored_labels(catalog: Catalog, di
     assert (labels_NT != IGNORED_LABEL).sum() == in_parts
 
 
+def test_positions_begin_anew_with_examples_and_count_upwards_elsewhere(catalog: Catalog, directory: Path) -> None:
+    expected = {}
+    for row in catalog.rows:
+        shard = catalog.open(row)
+        for block in range(row.num_blocks):
+            count, positions = 0, []
+            for place in range(16):
+                count = 0 if shard.starts_NT is not None and shard.starts_NT[block, place] else count
+                positions.append(count)
+                count += 1
+            expected[tuple(shard.tokens_NT[block, :-1].tolist())] = positions
+    for items in (
+        ManifestDataset(directory),
+        DataLoader(ManifestDataset(directory, batch_size=5), batch_size=None, num_workers=2),
+    ):
+        found = [
+            (tuple(tokens), positions)
+            for item in items
+            for tokens, positions in zip(
+                *(torch.atleast_2d(item[name]).tolist() for name in ("tokens", "positions")), strict=True
+            )
+        ]
+        assert all(positions == expected[tokens] for tokens, positions in found)
+        assert sum(positions != list(range(16)) for _, positions in found) > 10
+    unmasked = ManifestDataset(_manifest_of(catalog, {"books": 0.5, "code": 0.5, "notes": 0.0}), batch_size=3)
+    assert all(torch.equal(item["positions"], torch.arange(16).expand_as(item["tokens"])) for item in unmasked)
+
+
+def _manifest_of(catalog: Catalog, weights: dict[str, float]) -> Path:
+    emit_manifest(catalog, Mixture(weights=weights), emit=EmitSection(token_budget=900), directory=catalog.root / "other")
+    return catalog.root / "other"
+
+
+def test_a_length_that_would_cut_examples_is_refused_where_there_are_any(catalog: Catalog, directory: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"sequence_length 2 is no multiple of 4, the window .*; choose 4 or a multiple of it that"
+    ):
+        ManifestDataset(directory, sequence_length=2)
+    ManifestDataset(_manifest_of(catalog, {"books": 0.5, "code": 0.5, "notes": 0.0}), sequence_length=2)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
+@pytest.mark.filterwarnings("ignore:.*do not divide")
 def test_ranks_partition_the_global_order(directory: Path, world_size: int, batch_size: int | None) -> None:
     order = _rows(ManifestDataset(directory))
-    ranks = [
-        _rows(ManifestDataset(directory, rank=rank, world_size=world_size, batch_size=batch_size)) for rank in range(world_size)
-    ]
-    for rank, rows in enumerate(ranks):
-        assert rows == order[rank::world_size]
+    even = len(order) - len(order) % world_size
+    for keep_rest, expected in ((False, order[:even]), (True, order)):
+        for rank in range(world_size):
+            dataset = ManifestDataset(directory, rank=rank, world_size=world_size, batch_size=batch_size, keep_rest=keep_rest)
+            assert _rows(dataset) == expected[rank::world_size]
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 5, 7])
+@pytest.mark.parametrize("batch_size", [None, 1, 4, 6])
+@pytest.mark.parametrize("start", [0, 3])
+def test_all_ranks_yield_equally_many_sequences_in_equally_many_items_and_what_is_left_out_is_said(
+    directory: Path, world_size: int, batch_size: int | None, start: int
+) -> None:
+    def sizes(rank: int) -> list[int]:
+        dataset = ManifestDataset(directory, rank=rank, world_size=world_size, batch_size=batch_size)
+        dataset.load_state_dict({**dataset.state_dict(), "position": start})
+        num_left_out = (dataset.num_sequences - start) % world_size
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            items = list(dataset)
+        told = [f"the last {num_left_out} of {dataset.num_sequences} sequences do not divide over {world_size} ranks"]
+        assert len(said) == (num_left_out > 0 and rank == 0)
+        assert all(told[0] in str(warning.message) and "keep_rest=True" in str(warning.message) for warning in said)
+        assert len(items) == dataset.num_items() and dataset.num_left_out() == num_left_out
+        return [len(torch.atleast_2d(item["tokens"])) for item in items]
+
+    every = {tuple(sizes(rank)) for rank in range(world_size)}
+    assert len(every) == 1
+
+
+def _consume(rank: int, directory: str, rendezvous: str, results: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
+    for num_workers in (0, 2):
+        dataset = ManifestDataset(directory, batch_size=5, rank=rank, world_size=3)
+        total = torch.zeros(1, dtype=torch.int64)
+        for batch in DataLoader(dataset, batch_size=None, num_workers=num_workers):
+            step = torch.tensor([len(batch["tokens"])])
+            dist.all_reduce(step)  # each step waits for the other ranks, as the gradients of a trainer do
+            total += step
+        results.put(int(total))
+    dist.destroy_process_group()
+
+
+def test_ranks_that_wait_for_each_other_come_to_the_end(directory: Path, tmp_path: Path) -> None:
+    num_sequences = ManifestDataset(directory).num_sequences
+    assert num_sequences % 15 == 1  # one rank would have an item more
+    results = mp.get_context("fork").SimpleQueue()
+    arguments = (str(directory), str(tmp_path / "rendezvous"), results)
+    ranks = mp.start_processes(_consume, arguments, nprocs=3, join=False, start_method="fork")
+    assert ranks is not None
+    deadline = time.monotonic() + 60
+    while not ranks.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in ranks.processes:
+                process.kill()
+            pytest.fail("a rank waits for another that has ended")
+    assert [results.get() for _ in range(6)] == [num_sequences - 1] * 6
+
+
+@pytest.mark.filterwarnings("ignore:.*do not divide")
 @given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([None, 1, 3]), st.integers(0, 12)), min_size=1, max_size=5))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 def test_resume_continues_the_exact_order_on_any_number_of_ranks(
@@ -134,6 +233,7 @@ def test_resume_continues_the_exact_order_on_any_number_of_ranks(
     assert seen + _rows(last) == order
 
 
+@pytest.mark.filterwarnings("ignore:.*do not divide")
 def test_drop_last_gives_every_rank_the_same_number_of_full_batches(directory: Path) -> None:
     datasets = [ManifestDataset(directory, rank=rank, world_size=3, batch_size=5, drop_last=True) for rank in range(3)]
     sizes = {tuple(len(item["tokens"]) for item in dataset) for dataset in datasets}
@@ -141,6 +241,7 @@ def test_drop_last_gives_every_rank_the_same_number_of_full_batches(directory: P
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*do not divide")
 def test_workers_give_the_order_of_no_workers(directory: Path, context: str) -> None:
     dataset = ManifestDataset(directory, batch_size=4, rank=1, world_size=2)
     alone = _rows(DataLoader(dataset, batch_size=None))

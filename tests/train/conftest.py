@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 import yaml
-from planted_shards import BLOCK, training_and_search, write_split
+from planted_shards import BLOCK, WINDOW, training_and_search, write_split
 
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
@@ -73,7 +73,8 @@ def planted_recipe(planted_template: Path, tmp_path: Path) -> Callable[..., Path
         rows = [
             ShardRow(**row) for row in orjson.loads((planted_template / "rows.json").read_bytes()) if row["source"] in sources
         ]
-        info = CatalogInfo(BLOCK, VOCABULARY, 0, "planted", sources=sources)
+        examples = WINDOW if "masked" in sources else None
+        info = CatalogInfo(BLOCK, VOCABULARY, 0, "planted", sources=sources, example_tokens=examples)
         Catalog(root, info, rows).save(root / "catalog.parquet")
         defaults = {
             "token_budget": 16 * 32 * 120,

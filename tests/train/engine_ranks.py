@@ -17,7 +17,7 @@ from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
-from train.proxy.losses import sequence_losses
+from train.proxy.losses import ModelInputs, sequence_losses
 from train.scores.hypergradient import HypergradientProbe
 
 GLOBAL_BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 12, 10, 40, 1e-2
@@ -113,7 +113,7 @@ def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
         part = slice(start, start + size)
 
         def forward_and_backward(part: slice = part) -> None:
-            engine.backward((sequence_losses(engine.forward(inputs[part]), labels[part]) * factors[part]).sum())
+            engine.backward((sequence_losses(engine.forward(ModelInputs(inputs[part])), labels[part]) * factors[part]).sum())
 
         if case.scored:
             with probe.scoring((size, LENGTH)) as alignments:

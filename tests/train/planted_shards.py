@@ -11,7 +11,7 @@ from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.shards.catalog import ShardRow
 from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 
-BLOCK = 64
+BLOCK, WINDOW = 64, 32
 
 
 def training_and_search(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -30,15 +30,19 @@ def write_split(
     loss_until: int | None = None,
     block: int = BLOCK,
 ) -> ShardRow:
-    """One shard of a source, padded to whole blocks; `masked` leaves the loss on a quarter of the tokens, up to `loss_until` if given."""
+    """One shard of a source, padded to whole blocks; `masked` has examples of WINDOW tokens, with loss on their
+    second quarter, up to `loss_until` if given."""
     layout = ShardLayout(block, np.dtype("<u2"), masked)
     num_blocks = -(-len(tokens) // block)
     padded = np.zeros(num_blocks * block + 1, np.uint16)
     padded[: len(tokens)] = tokens
-    mask = (np.arange(len(padded)) // 8 % 4 == 0).astype(np.uint8) if masked else None
+    within = np.arange(len(padded)) % WINDOW
+    mask, starts = ((within // 8 == 1).astype(np.uint8), (within == 0).astype(np.uint8)) if masked else (None, None)
     if mask is not None and loss_until is not None:
         mask[loss_until:] = 0
-    buffer = encode_shard(padded, layout=layout, key_prefix=f"{source}-{split}-", num_blocks=num_blocks, loss_mask=mask)
+    buffer = encode_shard(
+        padded, layout=layout, key_prefix=f"{source}-{split}-", num_blocks=num_blocks, loss_mask=mask, starts=starts
+    )
     path = f"shards/{source}/{split}.tar"
     written = write_shard(root / path, buffer, layout=layout)
     num_labels = len(tokens) - 1

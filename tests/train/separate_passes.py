@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.proxy.losses import has_learned_positions, model_inputs, sequence_losses
+from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
 from train.scores.hypergradient import HypergradientProbe
 
 
 def losses_of(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     return sequence_losses(
-        model(**model_inputs(batch[0], with_positions=has_learned_positions(model)), use_cache=False).logits, batch[1]
+        model(**model_inputs(ModelInputs(batch[0]), with_positions=has_learned_positions(model)), use_cache=False).logits,
+        batch[1],
     )
 
 

@@ -43,9 +43,7 @@ class SourceSums:
 class Rule(Protocol):
     """How a step's passes move the mixture."""
 
-    def watch(
-        self, inputs_BT: Tensor, labels_BT: Tensor, source_B: Int64s, factor_B: Tensor
-    ) -> AbstractContextManager[Callable[[Tensor], None]]:
+    def watch(self, batch: MicroBatch, factor_B: Tensor) -> AbstractContextManager[Callable[[Tensor], None]]:
         """Around a training pass, forward and backward, of the loss sum_i factor_i * (token losses of sequence i).
 
         The context is a function to be given the pass's logits, shape (B, T, V).
@@ -85,8 +83,8 @@ def run_reweighting(
     def train_on(batch: MicroBatch) -> None:
         nonlocal loss
         factor_B = on_device(factor_K[batch.source_B], engine.device)
-        with rule.watch(batch.inputs_BT, batch.labels_BT, batch.source_B, factor_B) as see:
-            logits = engine.forward(batch.inputs_BT)
+        with rule.watch(batch, factor_B) as see:
+            logits = engine.forward(batch.inputs)
             see(logits)
             losses_B = sequence_losses(logits, batch.labels_BT)
             loss = (losses_B * factor_B.to(losses_B)).sum()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmix_data.arrays import Float64s, Int64s
+from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
 from train.baselines.cost import SearchCost, flops, matmul_parameters
@@ -18,7 +18,7 @@ from train.baselines.doremi import doremi_update
 from train.baselines.reweighting import SourceSums, run_reweighting
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import IGNORED
-from train.proxy.training import ProxyPlan
+from train.proxy.training import MicroBatch, ProxyPlan
 from train.scores.hypergradient import HypergradientProbe
 from train.target.target import Target
 
@@ -40,16 +40,14 @@ class DogeRule:
         module.train()
 
     @contextmanager
-    def watch(
-        self, inputs_BT: Tensor, labels_BT: Tensor, source_B: Int64s, factor_B: Tensor
-    ) -> Iterator[Callable[[Tensor], None]]:
+    def watch(self, batch: MicroBatch, factor_B: Tensor) -> Iterator[Callable[[Tensor], None]]:
         """Score the sequences of a pass."""
-        with self._probe.scoring((inputs_BT.shape[0], inputs_BT.shape[1])) as alignments:
+        with self._probe.scoring(batch.shape) as alignments:
             yield lambda _: None
             # The backward pass was of factor * loss; sources are compared by their own losses.
             unit_B = factor_B * self._engine.loss_scale
-            self._alignment.add(source_B, alignments().double() / unit_B, labels_BT)
-            self._norm.add(source_B, self._probe.norms().double() / unit_B, labels_BT)
+            self._alignment.add(batch.source_B, alignments().double() / unit_B, batch.labels_BT)
+            self._norm.add(batch.source_B, self._probe.norms().double() / unit_B, batch.labels_BT)
 
     def update(self, weights_K: Float64s, *, learning_rate: float) -> Float64s:
         """DoGE's update; sources that no batch held yet have no norm."""
@@ -71,18 +69,16 @@ class DoremiRule:
         """Nothing is needed before the passes."""
 
     @contextmanager
-    def watch(
-        self, inputs_BT: Tensor, labels_BT: Tensor, source_B: Int64s, factor_B: Tensor
-    ) -> Iterator[Callable[[Tensor], None]]:
+    def watch(self, batch: MicroBatch, factor_B: Tensor) -> Iterator[Callable[[Tensor], None]]:
         """Compare the pass's logits with the reference's."""
         del factor_B
 
         def compare(logits_BTV: Tensor) -> None:
             with torch.no_grad():
-                expected_BT = _token_losses(self._reference.bare_forward(inputs_BT), labels_BT)
+                expected_BT = _token_losses(self._reference.bare_forward(batch.inputs), batch.labels_BT)
                 # Clipped token by token before the mean, as in the paper: tokens that got easier must not hide the others.
-                excess_BT = (_token_losses(logits_BTV, labels_BT) - expected_BT).clamp_min(0)
-            self._excess.add(source_B, excess_BT.sum(dim=1), labels_BT)
+                excess_BT = (_token_losses(logits_BTV, batch.labels_BT) - expected_BT).clamp_min(0)
+            self._excess.add(batch.source_B, excess_BT.sum(dim=1), batch.labels_BT)
 
         yield compare
 

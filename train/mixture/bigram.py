@@ -144,7 +144,8 @@ def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int
     count = max(1, min(num_sequences, most_tokens // length))
     # Not by the search's seed: all its seeds start from the same counts.
     chosen_N = np.sort(permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source)))
-    tokens_NS, carries_loss_NT = reader.read(np.full(count, source, np.int64), chosen_N)
+    # An example's first token carries no loss, so that no pair is of two examples. After an end of text the next document is predicted.
+    tokens_NS, carries_loss_NT, _ = reader.read(np.full(count, source, np.int64), chosen_N)
     wide_NS = tokens_NS.astype(np.int64)
     keys: Int64s = (wide_NS[:, :-1] * vocab_size + wide_NS[:, 1:])[carries_loss_NT]
     return _Pairs(keys, np.repeat(chosen_N, carries_loss_NT.sum(axis=1)), count * length)

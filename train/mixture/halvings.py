@@ -35,15 +35,15 @@ def balanced_halvings(num_documents: int) -> Bools:
 def runs_of_documents(reader: SequenceReader, source: int, *, sequence_length: int, eos_id: int) -> Int64s:
     """Number of the run that each sequence of a source belongs to, from 0, shape (N,): neighbours that begin in the same document are one.
 
-    Of a source beyond 2^22 tokens, whose documents are many, every sequence counts as a run of its own.
+    Of a source beyond 2^22 tokens, whose documents are many, every sequence counts as a run of its own; of examples, each is one.
     """
     num_sequences = int(reader.num_sequences_K[source])
-    if num_sequences * sequence_length > _MOST_READ:
+    if reader.has_examples_K[source] or num_sequences * sequence_length > _MOST_READ:
         return np.arange(num_sequences)
     has_end_N = np.zeros(num_sequences, np.bool_)
     for start in range(0, num_sequences, _READ_AT_ONCE):
         numbers_N = np.arange(start, min(start + _READ_AT_ONCE, num_sequences))
-        tokens_NS, _ = reader.read(np.full(len(numbers_N), source, np.int64), numbers_N)
+        tokens_NS = reader.read(np.full(len(numbers_N), source, np.int64), numbers_N).tokens_BS
         has_end_N[numbers_N] = (tokens_NS[:, :-1] == eos_id).any(axis=1)
     run_N: Int64s = np.cumsum(has_end_N) - has_end_N
     return run_N

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.messages import first_line
-from train.proxy.losses import has_learned_positions, model_inputs
+from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs
 from train.proxy.model import without_chatter
 
 _LENGTH, _CHANGED = 8, 5
@@ -59,7 +59,7 @@ def _logits_and_difference(model: Any, tokens_BT: Tensor, changed_BT: Tensor) ->
     """Logits of the first batch, and how far those of the second are from them at most, by token."""
     with_positions = has_learned_positions(model)
     before_BTV, after_BTV = (
-        model(**model_inputs(batch_BT, with_positions=with_positions)).logits for batch_BT in (tokens_BT, changed_BT)
+        model(**model_inputs(ModelInputs(batch_BT), with_positions=with_positions)).logits for batch_BT in (tokens_BT, changed_BT)
     )
     if before_BTV.shape[:2] != tokens_BT.shape:
         raise ValueError(f"logits of shape {tuple(before_BTV.shape)} for tokens of shape {tuple(tokens_BT.shape)}")

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
-from train.proxy.losses import has_learned_positions, model_inputs
+from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs
 
 
 def prepare_environment() -> None:
@@ -153,14 +153,14 @@ class ProxyEngine:
         del self.module, self._engine, self._optimizer, self._basic_optimizer, parameter
         gc.collect()
 
-    def forward(self, inputs_BT: Tensor) -> Tensor:
+    def forward(self, inputs: ModelInputs) -> Tensor:
         """Logits (B, T, V) of a pass that trains."""
-        logits: Tensor = self._engine(**model_inputs(inputs_BT, with_positions=self._with_positions)).logits
+        logits: Tensor = self._engine(**model_inputs(inputs, with_positions=self._with_positions)).logits
         return logits
 
-    def bare_forward(self, inputs_BT: Tensor) -> Tensor:
+    def bare_forward(self, inputs: ModelInputs) -> Tensor:
         """Logits (B, T, V) of a pass that the optimiser does not hear of."""
-        logits: Tensor = self.module(**model_inputs(inputs_BT, with_positions=self._with_positions)).logits
+        logits: Tensor = self.module(**model_inputs(inputs, with_positions=self._with_positions)).logits
         return logits
 
     def backward(self, loss: Tensor) -> None:

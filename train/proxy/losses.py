@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmix_data.arrays import Bools, Float64s, Tokens
+from fastmix_data.arrays import Float64s
+from fastmix_data.shards.sequences import Sequences
 
 IGNORED = -100
 
@@ -20,12 +21,20 @@ def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-def to_tensors(tokens_BS: Tokens, carries_loss_BT: Bools, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs (B, T) and labels (B, T), int64; labels that carry no loss are -100."""
+class ModelInputs(NamedTuple):
+    """What a model reads: tokens (B, T), and positions (B, T) if examples or documents begin anew within sequences."""
+
+    tokens_BT: Tensor
+    positions_BT: Tensor | None = None
+
+
+def to_tensors(sequences: Sequences, *, device: torch.device) -> tuple[ModelInputs, Tensor]:
+    """Inputs and labels (B, T), int64; labels that carry no loss are -100."""
     # Shards hold uint16 or uint32, which embeddings cannot be looked up by.
-    tokens = on_device(tokens_BS.astype(np.int64), device)
-    carries_loss = on_device(carries_loss_BT, device)
-    return tokens[:, :-1], tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
+    tokens = on_device(sequences.tokens_BS.astype(np.int64), device)
+    carries_loss = on_device(sequences.carries_loss_BT, device)
+    positions = None if sequences.positions_BT is None else on_device(sequences.positions_BT, device)
+    return ModelInputs(tokens[:, :-1], positions), tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
 
 
 def has_learned_positions(model: nn.Module) -> bool:
@@ -33,16 +42,19 @@ def has_learned_positions(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Embedding) for module in model.modules()) > 1
 
 
-def model_inputs(inputs_BT: Tensor, *, with_positions: bool) -> dict[str, Tensor]:
+def model_inputs(inputs: ModelInputs, *, with_positions: bool) -> dict[str, Tensor]:
     """Keyword arguments of a forward pass.
+
+    Where positions begin anew within a sequence, `transformers` lets no token attend beyond the beginning; no mask may be given for
+    that. Whether a model follows is seen by `check_examples_apart`.
 
     Learned positions are looked up once per sequence: models that share one look-up by broadcasting would hand back a gradient that is
     summed over sequences. Other models are not told positions, which would cost them their fast attention path.
     """
-    if not with_positions:
-        return {"input_ids": inputs_BT}
-    positions = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)
-    return {"input_ids": inputs_BT, "position_ids": positions.expand_as(inputs_BT)}
+    tokens_BT, positions_BT = inputs
+    if positions_BT is None and with_positions:
+        positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+    return {"input_ids": tokens_BT} if positions_BT is None else {"input_ids": tokens_BT, "position_ids": positions_BT}
 
 
 def sequence_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

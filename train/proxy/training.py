@@ -23,7 +23,7 @@ from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import sequence_losses, to_tensors
+from train.proxy.losses import ModelInputs, sequence_losses, to_tensors
 from train.proxy.model import build_proxy, proxy_config
 
 
@@ -90,7 +90,14 @@ class ProxyPlan:
             split="train",
             sequence_length=self.training.sequence_length,
             share_seen=self.share_seen,
+            document_attention=self.training.document_attention,
         )
+
+    @property
+    def kept_apart(self) -> dict[str, bool]:
+        """What attention has to stay within, as `check_proxy` takes it."""
+        has_examples = any(row.has_mask for row in self.catalog.rows)
+        return {"has_examples": has_examples, "document_attention": self.training.document_attention}
 
 
 def micro_batch(training: TrainingSection, num_ranks: int) -> int:
@@ -137,12 +144,18 @@ def not_finite(training: TrainingSection, *, step: int | None = None) -> Fastmix
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The sequences of one pass on this rank: inputs and labels (B, T), and for each sequence the index of its source."""
+    """The sequences of one pass on this rank: inputs, labels (B, T), and for each sequence the index of its source."""
 
-    inputs_BT: Tensor
+    inputs: ModelInputs
     labels_BT: Tensor
     source_B: Int64s
     carries_loss_BT: Bools
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and tokens of each: (B, T)."""
+        batch, length = self.labels_BT.shape
+        return batch, length
 
     @property
     def num_loss_tokens_B(self) -> Int64s:
@@ -194,9 +207,9 @@ class MixtureTraining:
         mine = self.sampler.next(sampled_K).slice(engine.rank, engine.world_size)
         for number in range(engine.num_micro_batches):
             part = mine.slice(number, engine.num_micro_batches)
-            tokens_BS, carries_loss_BT = self.reader.read(part.source_B, part.sequence_B)
-            inputs_BT, labels_BT = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
-            train_on(MicroBatch(inputs_BT, labels_BT, part.source_B, carries_loss_BT))
+            sequences = self.reader.read(part.source_B, part.sequence_B)
+            inputs, labels_BT = to_tensors(sequences, device=engine.device)
+            train_on(MicroBatch(inputs, labels_BT, part.source_B, sequences.carries_loss_BT))
             engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
         self.step += 1
 
@@ -246,7 +259,7 @@ def train_on_mixture(
 
     def train_on(batch: MicroBatch) -> None:
         nonlocal loss
-        loss = sequence_losses(engine.forward(batch.inputs_BT), batch.labels_BT).sum() * factor
+        loss = sequence_losses(engine.forward(batch.inputs), batch.labels_BT).sum() * factor
         engine.backward(loss)
 
     started, seconds_paused = time.monotonic(), 0.0

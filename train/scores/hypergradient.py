@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from fastmix_data.errors import RecipeError
-from train.proxy.losses import has_learned_positions, model_inputs, sequence_losses
+from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
 
 # Half a tensor's root mean square. Less lets rows of an embedding that training has hardly touched drown the rest; more ends in the plain
 # product, which weighs a step along a parameter by its gradient though Adam does not.
@@ -278,7 +278,7 @@ def check_scores(model: Any, *, scope: Scope) -> None:
     tokens_BS = torch.randint(
         model.config.get_text_config().vocab_size, (shape[0], shape[1] + 1), generator=torch.Generator().manual_seed(0)
     )
-    inputs = model_inputs(tokens_BS[:, :-1], with_positions=has_learned_positions(model))
+    inputs = model_inputs(ModelInputs(tokens_BS[:, :-1]), with_positions=has_learned_positions(model))
     random_state = torch.get_rng_state()
 
     def losses_B() -> Tensor:

@@ -20,6 +20,7 @@ from fastmix_data.shards.held_out_halves import check_halves
 from fastmix_data.workdir import SearchFolder
 from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.causality import check_causal
+from train.proxy.example_check import check_examples_apart
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
 from train.scores.hypergradient import Scope, check_scores
 
@@ -160,16 +161,25 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
     plan.proxy.config  # noqa: B018 (made and checked when first asked for)
 
 
-def check_proxy(model: nn.Module, *, scope: Scope | None) -> None:
+def check_proxy(model: nn.Module, *, scope: Scope | None, has_examples: bool, document_attention: bool) -> None:
     """Refuse a proxy that cannot be trained or scored, before anything is.
 
     Args:
-        model: as `build_proxy` makes it.
+        model: as `build_proxy` makes it; one that is thrown away afterwards, for its parameters may change.
         scope: of the scores; None where nothing is scored.
+        has_examples: whether examples of which only part carries loss share sequences.
+        document_attention: as in the recipe's training.
 
     Raises:
-        RecipeError: it does not run, is no causal language model, or uses its parameters in a way that scores cannot follow.
+        RecipeError: it does not run, is no causal language model, uses its parameters in a way that scores cannot follow, or lets
+            examples or documents see each other that must not.
     """
     check_causal(model)
     if scope is not None:
         check_scores(model, scope=scope)
+    if has_examples:
+        check_examples_apart(model, remedy="choose one that does not, for example model_type llama")
+    elif document_attention:
+        check_examples_apart(
+            model, remedy="leave training.document_attention out, or choose one that does not, for example llama"
+        )

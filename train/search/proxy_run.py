@@ -180,7 +180,7 @@ class ProxyRun:
         factor_B = on_device(factor_K[batch.source_B], engine.device)
 
         def forward_and_backward() -> Tensor:
-            losses_B = sequence_losses(engine.forward(batch.inputs_BT), batch.labels_BT)
+            losses_B = sequence_losses(engine.forward(batch.inputs), batch.labels_BT)
             loss = (losses_B * factor_B.to(losses_B)).sum()
             self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
             engine.backward(loss)
@@ -189,7 +189,7 @@ class ProxyRun:
         if not scored:
             forward_and_backward()
             return
-        with self._probe.scoring((batch.inputs_BT.shape[0], batch.inputs_BT.shape[1])) as alignments:
+        with self._probe.scoring(batch.shape) as alignments:
             losses_B = forward_and_backward()
             # What arrived at the layers is the gradient of factor * loss: divided by it, a score is per unit of a sequence's token loss.
             unit_B = factor_B * engine.loss_scale

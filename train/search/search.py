@@ -73,7 +73,7 @@ def search(
     if done is not None:
         message = f"{plan.folder.mixture} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
-    check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope=plan.search.hypergradient)
+    check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope=plan.search.hypergradient, **plan.proxy.kept_apart)
     if num_seeds in (None, 1):
         ranks.run(plan)
     else:

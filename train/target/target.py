@@ -43,6 +43,7 @@ class Target:
         target_batch: int,
         micro_batch: int,
         seed: int,
+        document_attention: bool = False,
         balance: TargetBalance | None = None,
         reference: ReferenceLosses | None = None,
     ) -> None:
@@ -52,6 +53,7 @@ class Target:
             weights: of each target by name, summing to 1.
             target_batch: sequences of one batch over all ranks.
             micro_batch: sequences of one pass on one rank.
+            document_attention: as in `training.document_attention`.
             balance: moves the weights; they are fixed without it.
             reference: losses that a moving balance is measured against.
 
@@ -65,7 +67,14 @@ class Target:
         self._estimates = TargetLossEstimates(len(names))
         self._batch_sums_G2 = torch.zeros(len(names), 2, dtype=torch.float64)
         self._readers: dict[Half, SequenceReader] = {
-            half: SequenceReader(catalog, sources=names, split="valid", sequence_length=sequence_length, half=half)
+            half: SequenceReader(
+                catalog,
+                sources=names,
+                split="valid",
+                sequence_length=sequence_length,
+                half=half,
+                document_attention=document_attention,
+            )
             for half in ("search", "unseen")
         }
         reader = self._readers["search"]
@@ -100,6 +109,7 @@ class Target:
             target_batch=search.target_batch,
             micro_batch=micro_batch(plan.training, num_ranks),
             seed=plan.training.seed,
+            document_attention=plan.training.document_attention,
             balance=TargetBalance.of_section(target) if reference is not None else None,
             reference=reference,
         )
@@ -215,6 +225,7 @@ def target_losses(
         target_batch=1,
         micro_batch=micro_batch(plan.training, 1),
         seed=0,  # not the search's: the sample must not depend on who searched
+        document_attention=plan.training.document_attention,
     )
     losses_G = target.evaluate_each(engine, half=half, num_sequences=num_sequences)
     return dict(zip(names, losses_G.tolist(), strict=True))
@@ -222,7 +233,7 @@ def target_losses(
 
 def _losses(engine: ProxyEngine, reader: SequenceReader, source_B: Int64s, sequence_B: Int64s) -> tuple[Tensor, Tensor]:
     """Summed token losses and number of loss tokens of each sequence, both of shape (B,)."""
-    tokens_BS, carries_loss_BT = reader.read(source_B, sequence_B)
-    inputs, labels = to_tensors(tokens_BS, carries_loss_BT, device=engine.device)
-    num_loss_tokens_B = on_device(carries_loss_BT.sum(axis=1), engine.device)
+    sequences = reader.read(source_B, sequence_B)
+    inputs, labels = to_tensors(sequences, device=engine.device)
+    num_loss_tokens_B = on_device(sequences.carries_loss_BT.sum(axis=1), engine.device)
     return sequence_losses(engine.bare_forward(inputs), labels), num_loss_tokens_B

@@ -53,7 +53,7 @@ def test_what_is_no_catalog_of_this_version_is_refused(make_catalog: MakeCatalog
     table = pq.read_table(path)
     info: dict[str, Any] = {**orjson.loads(table.schema.metadata[b"fastmix"]), "schema_version": 99}
     write_parquet(path, table.replace_schema_metadata({b"fastmix": orjson.dumps(info)}))
-    with pytest.raises(CorruptArtefactError, match="schema version 99, this is 1; run `fastmix preprocess --replace`"):
+    with pytest.raises(CorruptArtefactError, match="schema version 99, this is 2; run `fastmix preprocess --replace`"):
         load_catalog(path)
     for damage in (lambda: write_parquet(path, pa.table({"a": [1]})), lambda: path.write_bytes(b"PAR1" * 5)):
         damage()

@@ -277,6 +277,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "gradient_clipping": 0.5,
     "precision": "fp32",
     "locality_window": 8,
+    "document_attention": True,
 }
 
 

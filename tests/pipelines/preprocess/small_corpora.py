@@ -43,7 +43,7 @@ def write_every_format(folder: Path) -> Path:
     pq.write_table(pa.table({"body": texts("tables", 250)}), folder / "tables.parquet", row_group_size=60)
     for number, text in enumerate(texts("notes", 80)):
         (folder / "notes" / f"{number:03d}.txt").write_bytes(text.encode())
-    pairs = [{"q": q, "a": a} for q, a in zip(texts("q", 60, 20), texts("a", 60, 20), strict=True)]
+    pairs = [{"q": q, "a": a} for q, a in zip(texts("q", 60, 4), texts("a", 60, 4), strict=True)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     recipe = {
         "tokenizer": {"train": {"vocab_size": 400, "sample_bytes": 40_000}},
@@ -58,7 +58,7 @@ def write_every_format(folder: Path) -> Path:
             "sources": {"books": 1, "code": 2},
             "files": {"answers": {"files": "pairs.jsonl", "prompt": "q", "completion": "a", "separator": " -> "}},
         },
-        "training": {"token_budget": "20k", "sequence_length": 16, "global_batch": 4},
+        "training": {"token_budget": "20k", "sequence_length": 64, "global_batch": 4},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     return folder / "recipe.yaml"

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 from made_tokenizers import ascii_only, byte_level, llama_2, word_piece
-from small_corpora import bytes_of, documents_of, json_lines, run, streams_of, texts
+from small_corpora import bytes_of, documents_of, json_lines, run, texts
 from tokenizers import Tokenizer
 
 from fastmix_data.errors import FastmixError, InputError, MismatchError, RecipeError
 from fastmix_data.recipe.load import load_recipe
+from fastmix_data.shards.examples import is_padding
 from pipelines.preprocess.plan import plan_preprocess
 
 CHATML = (
@@ -23,11 +24,18 @@ NO_TARGET = {"target": None, "training": None}
 
 
 def tokens_of(result, source, split="train"):
-    """All tokens and the mask of a split."""
-    parts = [part for name, part in streams_of(result.catalog).items() if f"/{source}/{split}-" in f"/{name}-"]
-    num_tokens = sum(row.num_tokens for row in result.catalog.shards(source, split))
-    tokens, mask, _ = parts[0]
-    return tokens[:num_tokens], None if mask is None else mask[:num_tokens]
+    """All tokens and the mask of a split, without padding."""
+    tokens, masks = [], []
+    for row in result.catalog.shards(source, split):
+        shard = result.catalog.open(row)
+        here, mask, starts = (
+            None if part is None else part[:, :-1].ravel()[: row.num_tokens]
+            for part in (shard.tokens_NT, shard.loss_mask_NT, shard.starts_NT)
+        )
+        kept = slice(None) if starts is None else ~is_padding(starts)
+        tokens.append(here[kept])
+        masks.append(None if mask is None else mask[kept])
+    return np.concatenate(tokens), None if masks[0] is None else np.concatenate(masks)
 
 
 def chats(count, *, user="hi there", last="bye"):
@@ -142,7 +150,12 @@ def chat(small, tmp_path):
             if content is not None:
                 path.write_text(content, encoding="utf-8")
         sources = {"a": {"files": "a.jsonl"}, "b": {"files": "b.jsonl", "messages": "messages"} | keys}
-        return small(sources=sources, tokenizer=tokenizer or {"file": "tokenizer/tokenizer.json"})
+        return small(
+            sources=sources,
+            tokenizer=tokenizer or {"file": "tokenizer/tokenizer.json"},
+            shards={"block_tokens": 512, "valid_fraction": 0.2},
+            training={"token_budget": "400k", "sequence_length": 256, "global_batch": 4},
+        )
 
     return write
 

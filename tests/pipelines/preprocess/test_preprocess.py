@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ from pipelines.rendering.rendering import Rendering
 
 
 def check_documents(folder, catalog, reference):
-    """Every document lies where its row says, encoded as the reference does, and nothing lies between documents."""
+    """Every document lies where its row says, encoded as the reference does, and nothing but padding lies between documents."""
     streams, block_tokens, eos = streams_of(catalog), catalog.info.block_tokens, catalog.info.eos_id
-    num_covered = dict.fromkeys(streams, 0)
+    is_covered = {name: np.zeros(len(tokens), np.bool_) for name, (tokens, _, _) in streams.items()}
     for row in documents_of(catalog.root):
         name = row["shard"].rsplit("-", 1)[0]
         tokens, mask, starts = streams[name]
@@ -44,15 +45,18 @@ def check_documents(folder, catalog, reference):
         num_prompt = sum(end <= border for _, end in encoded.offsets)
         assert row["num_prompt_tokens"] == num_prompt
         if mask is not None:
-            assert mask[here].tolist() == [0] * num_prompt + [1] * (row["num_tokens"] - num_prompt)
-        num_covered[name] += row["num_tokens"]
-    num_tokens = dict.fromkeys(streams, 0)
+            assert mask[here].tolist() == [0] * max(num_prompt, 1) + [1] * (row["num_tokens"] - max(num_prompt, 1))
+        assert not is_covered[name][here].any()
+        is_covered[name][here] = True
+    num_tokens, num_padding = Counter(), Counter()
     for row in catalog.rows:
         num_tokens[row.path.rsplit("-", 1)[0]] += row.num_tokens
-    assert num_covered == num_tokens
+        num_padding[row.path.rsplit("-", 1)[0]] += row.num_padding
     for name, (tokens, mask, _) in streams.items():
-        assert (tokens[num_tokens[name] :] == eos).all() and len(tokens) - num_tokens[name] < block_tokens
-        assert mask is None or not mask[num_tokens[name] :].any()
+        assert (tokens[~is_covered[name]] == eos).all() and len(tokens) - num_tokens[name] < block_tokens
+        assert mask is None or not mask[~is_covered[name]].any()
+        assert not is_covered[name][num_tokens[name] :].any()
+        assert num_padding[name] == num_tokens[name] - is_covered[name].sum() and (mask is not None or num_padding[name] == 0)
 
 
 def test_every_document_can_be_joined_again_and_is_what_the_reference_encodes(done):
@@ -122,7 +126,7 @@ def test_held_out_documents_are_in_the_order_of_their_hash_and_training_ones_in_
     _, recipe, _ = done
     for path in (recipe.paths.root / "documents").glob("*.parquet"):
         rows = pq.read_table(path).to_pylist()
-        valid = [row["text_hash"] for row in rows if row["split"] == "valid"]
+        valid = [row["text_hash"] for row in rows if row["split"] == "valid" and row["source"] != "answers"]
         assert valid == sorted(valid)
         train = [int(row["locator"].split()[-1]) for row in rows if row["split"] == "train" and " " in row["locator"]]
         assert train == sorted(train)

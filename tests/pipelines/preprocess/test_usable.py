@@ -22,24 +22,24 @@ def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> None:
     path.write_text("".join(json.dumps({"q": q, "a": a}) + "\n" for q, a in pairs), encoding="utf-8")
 
 
-def test_a_target_whose_loss_tokens_are_all_in_one_half_is_refused_by_name(small: MakeRecipe, tmp_path: Path) -> None:
+def test_a_target_without_a_loss_token_within_a_sequence_is_refused_by_name(small: MakeRecipe, tmp_path: Path) -> None:
     write_pairs(tmp_path / "exam.jsonl", [(LONG, "yes")])
     # Another target that has enough does not make up for it.
     recipe = small(target={"sources": {"a": 1}, "files": {"exam": {"files": "exam.jsonl", **PAIR}}})
     with pytest.raises(InputError) as caught:
         run(recipe)
     assert str(caught.value).startswith(
-        "target exam: the search half of its held-out text has no token that carries loss; give it"
+        "target exam: none of its held-out examples has a token to learn within 16 tokens; raise training.sequence_length"
     )
     assert not recipe.paths.catalog.exists()
 
 
 def test_a_target_with_few_loss_tokens_is_a_warning_with_their_number(small: MakeRecipe, tmp_path: Path) -> None:
-    write_pairs(tmp_path / "exam.jsonl", [("q1", "a" * 400)])
+    write_pairs(tmp_path / "exam.jsonl", [(f"q{number}", "a" * 9) for number in range(8)])
     (warning,) = [
         line for line in run(small(target={"files": {"exam": {"files": "exam.jsonl", **PAIR}}})).warnings if "loss" in line
     ]
-    assert "fewer than 1,000 loss tokens (exam 195)" in warning and "hold out more" in warning
+    assert "fewer than 1,000 loss tokens (exam 40)" in warning and "hold out more" in warning
 
 
 @pytest.mark.parametrize("changes", [{"training": None}, {}])

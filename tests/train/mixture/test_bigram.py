@@ -28,7 +28,7 @@ def naive_counts(plan: ProxyPlan, source: str) -> tuple[Counter[tuple[int, int]]
     reader = SequenceReader(plan.catalog, sources=[source], split=split, sequence_length=length, half=half)
     pairs: Counter[tuple[int, int]] = Counter()
     for number in range(int(reader.num_sequences_K[0])):
-        tokens, carries_loss = reader.read(np.array([0]), np.array([number]))
+        tokens, carries_loss, _ = reader.read(np.array([0]), np.array([number]))
         for t in range(length):
             if carries_loss[0, t]:
                 pairs[int(tokens[0, t]), int(tokens[0, t + 1])] += 1

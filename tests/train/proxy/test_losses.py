@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmix_data.sampler import MixtureSampler
-from train.proxy.losses import IGNORED, loss_weights, sampling_weights, sequence_losses, to_tensors
+from fastmix_data.shards.sequences import Sequences
+from train.proxy.losses import IGNORED, ModelInputs, loss_weights, model_inputs, sampling_weights, sequence_losses, to_tensors
 
 simplex = st.lists(st.floats(0.01, 1), min_size=2, max_size=8).map(lambda raw: np.array(raw) / sum(raw))
 
@@ -50,8 +51,19 @@ def test_nonuniform_initial_weights_do_not_count_twice() -> None:
 
 def test_labels_are_the_next_tokens_and_masked_ones_are_ignored() -> None:
     tokens = np.array([[1, 2, 3, 4]], "<u2")
-    inputs, labels = to_tensors(tokens, np.array([[True, False, True]]), device=torch.device("cpu"))
-    assert inputs.tolist() == [[1, 2, 3]] and labels.tolist() == [[2, IGNORED, 4]]
+    sequences = Sequences(tokens, np.array([[True, False, True]]), np.array([[0, 1, 0]]))
+    inputs, labels = to_tensors(sequences, device=torch.device("cpu"))
+    assert inputs.tokens_BT.tolist() == [[1, 2, 3]] and labels.tolist() == [[2, IGNORED, 4]]
+    assert inputs.positions_BT is not None and inputs.positions_BT.tolist() == [[0, 1, 0]]
+    assert to_tensors(sequences._replace(positions_BT=None), device=torch.device("cpu"))[0].positions_BT is None
+
+
+def test_a_model_is_told_positions_where_they_restart_or_are_learned_and_else_keeps_its_fast_path() -> None:
+    tokens, restarting = torch.tensor([[4, 5, 6]]), torch.tensor([[0, 1, 0]])
+    assert set(model_inputs(ModelInputs(tokens), with_positions=False)) == {"input_ids"}
+    assert model_inputs(ModelInputs(tokens), with_positions=True)["position_ids"].tolist() == [[0, 1, 2]]
+    for with_positions in (False, True):
+        assert model_inputs(ModelInputs(tokens, restarting), with_positions=with_positions)["position_ids"] is restarting
 
 
 def test_sequence_losses_sum_token_losses() -> None:

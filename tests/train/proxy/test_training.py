@@ -111,7 +111,7 @@ def batches_of(plan: ProxyPlan, *, num_steps: int) -> list[MicroBatch]:
 
         def train_on(batch: MicroBatch) -> None:
             seen.append(batch)
-            engine.backward(sequence_losses(engine.forward(batch.inputs_BT), batch.labels_BT).sum())
+            engine.backward(sequence_losses(engine.forward(batch.inputs), batch.labels_BT).sum())
 
         for step in range(num_steps):
             assert run.step == step and run.learning_rate == learning_rate_at(step, plan.training)
@@ -128,13 +128,13 @@ def test_global_batches_do_not_depend_on_micro_batches(plan: ProxyPlan) -> None:
     for step, batch in enumerate(whole):
         parts = cut[4 * step : 4 * step + 4]
         assert np.array_equal(np.concatenate([part.source_B for part in parts]), batch.source_B)
-        assert torch.equal(torch.cat([part.inputs_BT for part in parts]), batch.inputs_BT)
+        assert torch.equal(torch.cat([part.inputs.tokens_BT for part in parts]), batch.inputs.tokens_BT)
         assert torch.equal(torch.cat([part.labels_BT for part in parts]), batch.labels_BT)
     for batch in whole + cut:
         carries_loss = batch.labels_BT != IGNORED
         assert np.array_equal(batch.num_loss_tokens_B, carries_loss.sum(dim=1).numpy())
         following = carries_loss[:, :-1]
-        assert torch.equal(batch.labels_BT[:, :-1][following], batch.inputs_BT[:, 1:][following])
+        assert torch.equal(batch.labels_BT[:, :-1][following], batch.inputs.tokens_BT[:, 1:][following])
     is_masked = np.concatenate([batch.source_B for batch in whole]) == SOURCES.index("masked")
     shares = np.concatenate([batch.num_loss_tokens_B for batch in whole]) / 32
     assert is_masked.any() and np.allclose(shares[is_masked], 0.25) and np.allclose(shares[~is_masked], 1)

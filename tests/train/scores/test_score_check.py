@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.load import load_recipe
-from train.proxy.losses import has_learned_positions, model_inputs, sequence_losses
+from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
 from train.scores.hypergradient import HypergradientProbe, Scope, check_scores
 from train.search.plan import plan_search
 from train.search.search import search
@@ -38,7 +38,7 @@ def test_a_model_that_passes_is_scored_as_separate_backward_passes_say(name: str
     tokens = torch.randint(0, VOCABULARY, (2 * BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
 
     def losses(part: slice) -> Tensor:
-        inputs = model_inputs(tokens[part, :-1], with_positions=has_learned_positions(model))
+        inputs = model_inputs(ModelInputs(tokens[part, :-1]), with_positions=has_learned_positions(model))
         return sequence_losses(model(**inputs).logits, tokens[part, 1:])
 
     def gradient(loss: Tensor) -> Tensor:
