@@ -17,9 +17,10 @@ from pipelines.cli import main
 EXAMPLE = Path(__file__).parents[2] / "examples" / "post_training.py"
 CORPUS = os.environ.get("FASTMIX_CORPUS", "")
 SMALL = (
-    "training.token_budget=160K",
+    "training.sequence_length=128",
+    "training.token_budget=32K",
     "training.global_batch=8",
-    "search.eval_sequences=8",
+    "search.eval_sequences=4",
     "search.update_interval=2",
     "search.weights_warmup_steps=2",
     "search.target_batch=8",
@@ -29,7 +30,7 @@ SMALL = (
 
 @pytest.mark.skipif(not CORPUS, reason="FASTMIX_CORPUS is not set")
 def test_a_mixture_of_whole_examples_from_a_base_model(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), CORPUS, str(tmp_path), "--tokens", "100000", "--examples", "300"]
+    command = [sys.executable, str(EXAMPLE), CORPUS, str(tmp_path), "--tokens", "16384", "--examples", "300"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     settings = [part for override in SMALL for part in ("--set", override)]
     result = CliRunner().invoke(main, ["run", str(tmp_path / "post_training.yaml"), "--json", *settings])
