@@ -128,6 +128,7 @@ def test_help_imports_nothing_heavy(command: list[object], tmp_path: Path) -> No
         ("sources.prose.text=body", "the keys there are text"),
         ("target.sources.poetry=1", "there is no source 'poetry'; the sources are prose, code, noise"),
         ("training.sequence_length=100", "does not divide shards.block_tokens 256"),
+        ("shards.example_tokens=48", "shards.example_tokens 48 does not divide shards.block_tokens 256"),
         ("training.micro_batch=3", "training.micro_batch: 3 does not divide"),
         ("proxy.config.hiden_size=3", "did you mean 'hidden_size'"),
         ("proxy.config={model_type: t5}", "t5 is no causal language model"),
@@ -146,6 +147,22 @@ def test_mistakes_are_one_line_and_leave_nothing(corpus: Path, change: str, expe
     refused = fastmix("run", "recipe.yaml", "--set", change, cwd=corpus, code=2)
     assert expected in refused.stderr and refused.stderr.count("\n") == 1 and refused.stdout == ""
     assert not (corpus / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ("training.document_attention=true", "leave training.document_attention out"),
+        ("sources.prose={files: prose.jsonl, prompt: text, completion: text}", "for example model_type llama"),
+    ],
+)
+def test_a_proxy_that_lets_packed_examples_see_each_other_is_refused_before_any_work(
+    corpus: Path, change: str, remedy: str
+) -> None:
+    bloom = "proxy.config={model_type: bloom, hidden_size: 32, n_layer: 1, n_head: 2}"
+    refused = fastmix("run", "recipe.yaml", "--set", bloom, "--set", change, cwd=corpus, code=2)
+    assert "BloomForCausalLM lets examples that share a sequence see each other" in refused.stderr
+    assert remedy in refused.stderr and refused.stderr.count("\n") == 1 and not (corpus / "run").exists()
 
 
 def test_a_recipe_of_version_0_1_is_refused_with_the_place_of_each_key_that_moved(corpus: Path) -> None:

@@ -83,8 +83,8 @@ def write_recipe(planted_recipe: Callable[..., Path], name: str, **settings: Any
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({"sources": ("noise", "same", "masked")}, "for example model_type llama$"),
-        ({"document_attention": True}, "document_attention: false serves too$"),
+        ({"sources": ("noise", "same", "masked")}, "choose one that does not, for example model_type llama$"),
+        ({"document_attention": True}, "leave training.document_attention out, or choose one that does not, for example llama$"),
     ],
 )
 def test_a_search_that_packs_refuses_such_a_proxy_before_training(

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.load import load_recipe
 from train.proxy.engine import process_group
+from train.proxy.losses import ModelInputs
 from train.proxy.training import train_on_mixture
 from train.search.plan import plan_search
 from train.search.search import search
@@ -69,7 +70,7 @@ def test_a_trained_proxy_with_adapters_is_made_again_from_what_it_saved(
     planted_recipe: MakeRecipe, checkpoint: Path, tmp_path: Path
 ) -> None:
     plan = plan_search(load_recipe(write_recipe(planted_recipe, {"checkpoint": str(checkpoint), "lora": {}}))).proxy
-    tokens = torch.arange(8)[None]
+    tokens = ModelInputs(torch.arange(8)[None])
     with process_group(rank=0, world_size=1):
         run = train_on_mixture(plan, np.full(3, 1 / 3), seed=0)
         run.save(tmp_path / "proxy.pt")

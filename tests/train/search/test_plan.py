@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from planted_shards import write_split
+from planted_shards import WINDOW, write_split
 
 from fastmix_data.errors import InputError, MismatchError, RecipeError
 from fastmix_data.recipe.load import load_recipe
@@ -154,7 +155,8 @@ def test_a_source_or_half_of_a_target_without_loss_tokens_is_refused(
         end = loss_until if (row.source, row.split) == ("same", split) else None
         rows.append(write_split(recipe.paths.root, row.source, row.split, np.arange(2000) % 64, masked=True, loss_until=end))
     with pytest.raises(InputError, match=message):
-        check_search(plan_search(recipe, Catalog(recipe.paths.root, whole.info, rows)), num_ranks=1)
+        info = replace(whole.info, example_tokens=WINDOW)
+        check_search(plan_search(recipe, Catalog(recipe.paths.root, info, rows)), num_ranks=1)
 
 
 def test_where_the_targets_weights_move_there_is_no_pull_unless_it_is_asked_for(planted_plan: MakePlan) -> None:
