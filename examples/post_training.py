@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokens", type=int, default=2_500_000, help="Tokens of the base model's training.")
+    parser.add_argument("--tokens", type=int, default=1_200_000, help="Tokens of the base model's training.")
     parser.add_argument("--examples", type=int, default=10_000, help="Most examples of each set.")
     options = parser.parse_args()
     corpus, folder = options.corpus.resolve(), options.folder.resolve()

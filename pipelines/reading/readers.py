@@ -7,7 +7,7 @@ A batch has the columns `text`, or `prompt` and `completion`, or `messages` (JSO
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import pyarrow as pa
@@ -50,19 +50,27 @@ def read_partition(
     reading = Reading(section, counts, bad_records or BadRecords(section.on_bad_record))
     if partition.dataset is not None:
         yield from read_dataset(partition.dataset, reading, where=partition.where, shard=partition.start, batch_bytes=batch_bytes)
-    elif len(partition.files) == 1:
-        yield from _read_file(partition.files[0], partition, reading, batch_bytes)
     else:
-        # A batch for each of many small files would cost more than their text.
-        batches = (_read_file(file, partition, reading, batch_bytes) for file in partition.files)
-        yield from _merge(itertools.chain.from_iterable(batches), batch_bytes)
+        yield from _read_files(partition, reading, batch_bytes)
+
+
+def _read_files(partition: Partition, reading: Reading, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Documents of a large file, or of many small ones, in their order."""
+    # A batch for each of many small files would cost more than their text.
+    runs = itertools.groupby(partition.files, lambda file: file.format == "txt")
+    batches = (
+        _read_texts(files, partition, reading, batch_bytes)
+        if are_texts
+        else itertools.chain.from_iterable(_read_file(file, partition, reading, batch_bytes) for file in files)
+        for are_texts, files in runs
+    )
+    chained = itertools.chain.from_iterable(batches)
+    yield from chained if len(partition.files) == 1 else _merge(chained, batch_bytes)
 
 
 def _read_file(file: InputFile, partition: Partition, reading: Reading, batch_bytes: int) -> Iterator[pa.RecordBatch]:
-    """Documents of one file of a partition, or of the part of it that the partition is."""
-    if file.format == "txt":
-        yield from _read_text(file, partition, reading)
-    elif file.format == "parquet":
+    """Documents of one file of records of a partition, or of the part of it that the partition is."""
+    if file.format == "parquet":
         yield from read_parquet(file, partition, reading, batch_bytes=batch_bytes)
     else:
         start, stop = (partition.start, partition.stop) if partition.is_part_of_file else (0, None)
@@ -94,20 +102,26 @@ def _merged(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
 
 
-def _read_text(file: InputFile, partition: Partition, reading: Reading) -> Iterator[pa.RecordBatch]:
-    with open_binary(file.path) as stream:
-        content = stream.read()
-    if file.is_remote:
-        # On this machine the plan has looked.
-        require_no_pointer_in(content, where=partition.where, name=file.name)
-    documents = Documents(reading)
-    documents.add(
-        partial(_text_of, content, reading.section),
-        file=file.name,
-        locator="file",
-        raw=partial(bytes, content),
-        place=partial(_line_of_fault, content, file.name),
-    )
+def _read_texts(files: Iterable[InputFile], partition: Partition, reading: Reading, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+    documents, size = Documents(reading), 0
+    for file in files:
+        with open_binary(file.path) as stream:
+            content = stream.read()
+        if file.is_remote:
+            # On this machine the plan has looked.
+            require_no_pointer_in(content, where=partition.where, name=file.name)
+        documents.add(
+            partial(_text_of, content, reading.section),
+            file=file.name,
+            locator="file",
+            raw=partial(bytes, content),
+            place=partial(_line_of_fault, content, file.name),
+        )
+        size += len(content)
+        if size >= batch_bytes:
+            if documents.locators:
+                yield documents.batch()
+            documents, size = Documents(reading), 0
     if documents.locators:
         yield documents.batch()
 
