@@ -218,8 +218,11 @@ def certainty_of(
     evidence = Evidence.of(trajectory, exploration=exploration)
     first = sum(row.step <= averaged_since for row in trajectory.rows)
     groups = groups_of_pairs(interchangeable_pairs(evidence), weights_K)
+    averaged = evidence.since(first)
+    # Of a handful of updates nothing can be said, and a row of zeros would say something.
+    is_enough = len(averaged.centred_UK) >= _FEWEST_UPDATES
     return Certainty(
         interval=interval,
-        signal_to_noise=dict(zip(sources, signal_to_noise(evidence.since(first)).tolist(), strict=True)),
+        signal_to_noise=dict(zip(sources, signal_to_noise(averaged).tolist(), strict=True)) if is_enough else {},
         interchangeable=[[sources[index] for index in group] for group in groups],
     )
