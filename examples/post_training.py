@@ -26,11 +26,11 @@ TEXTS = ("books_en", "classics_en", "dictionary_en", "proposals")
 SETS = ("arc_challenge", "gsm8k", "hellaswag", "piqa", "sciq", "strategyqa")
 
 
-def base_recipe(corpus: Path, *, token_budget: int) -> dict[str, Any]:
+def base_recipe(corpus: Path, *, token_budget: int, vocab_size: int) -> dict[str, Any]:
     """A small llama and its tokenizer, on plain text without a single question of the sets."""
     return {
         "workdir": "base-run",
-        "tokenizer": {"train": {"vocab_size": 8192}},
+        "tokenizer": {"train": {"vocab_size": vocab_size}},
         "sources": {name: {"files": str(corpus / name / "train-*")} for name in TEXTS},
         "shards": {"valid_fraction": 0},
         "proxy": {
@@ -89,11 +89,14 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=1_200_000, help="Tokens of the base model's training.")
+    parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--examples", type=int, default=10_000, help="Most examples of each set.")
     options = parser.parse_args()
     corpus, folder = options.corpus.resolve(), options.folder.resolve()
     write_sets(corpus, folder / "sft", num_examples=options.examples)
-    recipe = Recipe.model_validate(base_recipe(corpus, token_budget=options.tokens)).located(folder)
+    recipe = Recipe.model_validate(base_recipe(corpus, token_budget=options.tokens, vocab_size=options.vocab_size)).located(
+        folder
+    )
     train_base_model(recipe, folder / "base")
     shutil.copy(Path(__file__).with_suffix(".yaml"), folder)
     print(f"fastmix run {folder / 'post_training.yaml'}")

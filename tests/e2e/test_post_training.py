@@ -30,7 +30,18 @@ SMALL = (
 
 @pytest.mark.skipif(not CORPUS, reason="FASTMIX_CORPUS is not set")
 def test_a_mixture_of_whole_examples_from_a_base_model(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), CORPUS, str(tmp_path), "--tokens", "16384", "--examples", "300"]
+    command = [
+        sys.executable,
+        str(EXAMPLE),
+        CORPUS,
+        str(tmp_path),
+        "--tokens",
+        "16384",
+        "--examples",
+        "300",
+        "--vocab-size",
+        "512",
+    ]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     settings = [part for override in SMALL for part in ("--set", override)]
     result = CliRunner().invoke(main, ["run", str(tmp_path / "post_training.yaml"), "--json", *settings])
