@@ -65,7 +65,7 @@ def _about_search(mixture: Mixture) -> list[str]:
     if {"unseen_start", "unseen_end"} <= loss.keys():
         sentences.append(
             f"On the half of the target that the search never saw, the proxy's loss went from {loss['unseen_start']:.3f} to "
-            f"{loss['unseen_end']:.3f} nats per token."
+            f"{loss['unseen_end']:.3f} nats per loss token."
         )
     return sentences
 
@@ -96,6 +96,7 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     found = [("sources", f"{len(inputs.sources)}")]
     if inputs.sizes:
         found.append(("training tokens", tokens(sum(inputs.sizes.values()))))
+    found += [(unit.replace("_", " "), tokens(sum(counts.values()))) for unit, counts in inputs.unit_counts.items()]
     if inputs.mixture is not None and inputs.mixture.search.num_updates:
         search = inputs.mixture.search
         found += [

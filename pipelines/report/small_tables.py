@@ -38,7 +38,7 @@ def _losses(inputs: ReportInputs) -> TextTable:
         start, end = found.get(f"{half}_start"), found.get(f"{half}_end")
         if start is not None and end is not None:
             rows.append((label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}"))
-    return TextTable(("target loss, nats per token", "start", "end", "change"), rows)
+    return TextTable(("target loss, nats per loss token", "start", "end", "change"), rows)
 
 
 def _comparison(inputs: ReportInputs) -> TextTable:

@@ -307,6 +307,7 @@ def test_sources_with_prompts_are_counted_in_loss_tokens_and_examples_too(tmp_pa
     page = write_report(workdir)
     numbers, text = read_numbers(page), text_of(page)
     assert "of loss tokens" in text and "of examples" in text
+    assert re.search(r"training tokens \S+( [KM])? loss tokens \S+( [KM])? examples \d", text)
     for row in (row for row in rows if row.split == "train"):
         found = numbers[row.source]
         assert (int(found["unique_loss_tokens"]), int(found["unique_examples"])) == (row.num_loss_tokens, row.num_documents)
