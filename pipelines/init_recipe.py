@@ -32,6 +32,11 @@ _VALID_WORDS = frozenset({"valid", "validation", "val", "dev", "test", "heldout"
 _TRAIN_WORDS = frozenset({"train", "training"})
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 _LONGEST_NAME = 48
+# As many tokens a step either way. An example that is longer than a sequence is cut, so with examples they are longer.
+_SEQUENCES = "  sequence_length: 128\n  global_batch: 32"
+_EXAMPLE_SEQUENCES = (
+    "  sequence_length: 512      # longer examples are cut, which is counted (on_long_example)\n  global_batch: 8"
+)
 _SKIPPED_LISTED = 20
 # Of a source: its first file alone may be unlike the others.
 _FILES_LOOKED_INTO, _RECORDS_LOOKED_AT = 4, 64
@@ -298,6 +303,9 @@ def _render(corpora: list[_Corpus], skipped: list[_NotUnderstood], *, prefix: Pa
         skipped=_skipped_comment(skipped),
         target=_scalar(target.name),
         budget=format_count(max(1000, total / 4)),
+        sequences=_EXAMPLE_SEQUENCES
+        if any("text" not in corpus.fields.keys and corpus.fields.keys for corpus in corpora)
+        else _SEQUENCES,
     )
 
 

@@ -76,6 +76,15 @@ def test_what_is_not_certain_is_said_beside_the_source(tmp_path: Path) -> None:
     assert "text: story" in text and "on disk; text is a guess; not read: headline" in text
 
 
+def test_sequences_are_long_enough_for_examples_where_there_are_some(tmp_path: Path) -> None:
+    put(tmp_path / "c" / "one" / "data.jsonl", {"text": "plain"})
+    lengths = [proposed(tmp_path / "c", tmp_path).required("training")]
+    put(tmp_path / "c" / "two" / "data.jsonl", {"question": "q", "answer": "a"})
+    lengths.append(proposed(tmp_path / "c", tmp_path).required("training"))
+    assert [training.sequence_length for training in lengths] == [128, 512]
+    assert len({training.tokens_per_step for training in lengths}) == 1
+
+
 def test_names_are_valid_and_unique(tmp_path: Path) -> None:
     for folder in ("größe 1", "gr__e 1", "GR__E_1", "on", "-", "x" * 70, "x" * 69, "12"):
         put(tmp_path / "c" / folder / "a.jsonl", {"text": "t"})
