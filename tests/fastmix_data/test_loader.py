@@ -190,9 +190,11 @@ def _consume(rank: int, directory: str, rendezvous: str, results: Any) -> None:
 def test_ranks_that_wait_for_each_other_come_to_the_end(directory: Path, tmp_path: Path) -> None:
     num_sequences = ManifestDataset(directory).num_sequences
     assert num_sequences % 15 == 1  # one rank would have an item more
-    results = mp.get_context("fork").SimpleQueue()
+    results = mp.get_context("spawn").SimpleQueue()
     arguments = (str(directory), str(tmp_path / "rendezvous"), results)
-    ranks = mp.start_processes(_consume, arguments, nprocs=3, join=False, start_method="fork")
+    ranks = mp.start_processes(
+        _consume, arguments, nprocs=3, join=False, start_method="spawn"
+    )  # another test may have left a group here
     assert ranks is not None
     deadline = time.monotonic() + 60
     while not ranks.join(timeout=1):
