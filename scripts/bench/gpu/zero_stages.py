@@ -29,7 +29,7 @@ PROXY = {
 }
 TRAINING = {"token_budget": STEPS * BATCH * LENGTH, "sequence_length": LENGTH, "global_batch": BATCH, "learning_rate": 2e-3}
 SEARCH = {"update_interval": 4, "weights_warmup_steps": 4, "eval_sequences": 32, "target_batch": BATCH // 2}
-# A GPU adds up in another order every time, and 160 steps carry the last digit to hundredths of a share: 0.034 on an H200, 3e-9 on CPU.
+# On an H200 the stages ended 0.034 apart in float32, on CPU 3e-9: likely the order of sums, which a GPU changes from run to run.
 TOLERANCE = {"fp32": 0.04, "bf16": 0.03}  # bf16 is held against float32 too, at twice as much
 
 
