@@ -49,6 +49,18 @@ def booleans(values: npt.NDArray[np.bool_]) -> pa.BooleanArray:
     return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
 
 
+def one_batch(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """Rows of some batches, at least one, as a single batch; each numbers its labels anew.
+
+    >>> parts = [pa.RecordBatch.from_arrays([labels([name], np.zeros(1, np.int32))], names=["file"]) for name in "ab"]
+    >>> one_batch(parts).column("file").to_pylist()
+    ['a', 'b']
+    """
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
+
+
 def labels(values: Sequence[str], indices_N: npt.NDArray[np.integer[Any]]) -> pa.DictionaryArray:
     """A column of few different texts, given by their numbers.
 

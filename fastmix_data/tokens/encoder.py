@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,13 @@ _EncodeFlat = Callable[[list[str]], tuple[TokenIds, Offsets]]
 
 def _library(content: str, *, backend: Backend, where: Path) -> _EncodeFlat:
     """One library's way to encode a batch."""
-    if backend == "tokenizers":
+
+    @cache
+    def by_reference() -> _EncodeFlat:
         return _flat_by_reference(tokenizer_from(content, where=where), where=where)
+
+    if backend == "tokenizers":
+        return by_reference()
     # Imported late: its thread pool takes its size from the environment that the worker has set by now.
     import fastokens
 
@@ -44,7 +49,7 @@ def _library(content: str, *, backend: Backend, where: Path) -> _EncodeFlat:
             ids, offsets = fast.encode_batch_flat(texts, add_special_tokens=False)
         except (ValueError, RuntimeError):
             # It takes no text that holds a byte without a token, which the reference leaves out; how much that is, is watched elsewhere.
-            return _flat_by_reference(tokenizer_from(content, where=where), where=where)(texts)
+            return by_reference()(texts)
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.int64)
 
     return encode

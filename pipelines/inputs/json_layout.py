@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import orjson
 
-from pipelines.inputs.streams import read_pieces
+from pipelines.inputs.streams import UTF8_BOM, read_pieces
 
 JsonLayout = Literal["lines", "array", "values"]
-_UTF8_BOM = b"\xef\xbb\xbf"
 # Enough for the first line of most files; a longer one is read right as `values` too, only not in parts.
 _HEAD_BYTES = 1 << 20
 _LARGEST_METADATA_BYTES = 1 << 20
@@ -22,7 +21,7 @@ def json_layout(head: bytes) -> JsonLayout:
     >>> json_layout(b'{"a": 1}\\n{"a": 2}'), json_layout(b' [{"a": 1},'), json_layout(b'{\\n  "a": 1\\n}')
     ('lines', 'array', 'values')
     """
-    content = head.removeprefix(_UTF8_BOM).lstrip()
+    content = head.removeprefix(UTF8_BOM).lstrip()
     if content.startswith(b"["):
         return "array"
     first_line, line_end, _ = content.partition(b"\n")
@@ -55,7 +54,7 @@ def only_object(path: str, num_bytes: int) -> dict[str, Any] | None:
     if num_bytes > _LARGEST_METADATA_BYTES:
         return None
     try:
-        content = orjson.loads(b"".join(read_pieces(path, name=path, kind="json")).removeprefix(_UTF8_BOM))
+        content = orjson.loads(b"".join(read_pieces(path, name=path, kind="json")).removeprefix(UTF8_BOM))
     except orjson.JSONDecodeError:
         return None
     return content if isinstance(content, dict) else None

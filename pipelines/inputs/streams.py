@@ -14,6 +14,7 @@ import zstandard
 from fastmix_data.errors import InputError
 from pipelines.inputs.formats import Format
 
+UTF8_BOM = b"\xef\xbb\xbf"
 _COMPRESSED_PIECE = 1 << 18
 _PLAIN_PIECE = 1 << 20
 _LINE_PIECE = 1 << 16

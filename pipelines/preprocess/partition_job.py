@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.arrays import Int64s, UInt64s
-from fastmix_data.arrow_arrays import booleans, constant, labels, numbers, offsets_of
+from fastmix_data.arrow_arrays import booleans, constant, labels, numbers, offsets_of, one_batch
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import InputError
 from fastmix_data.permutation import derive_keys
@@ -229,7 +229,7 @@ def _merged(batches: list[_WaitingBatch]) -> _WaitingBatch:
         np.concatenate([encoded.num_prompt_tokens_D for encoded in each]),
         np.concatenate(masks) if masks else None,
     )
-    places = pa.Table.from_batches([batch.places for batch in batches]).unify_dictionaries().combine_chunks().to_batches()[0]
+    places = one_batch([batch.places for batch in batches])
     return _WaitingBatch(encoded, np.concatenate([batch.hashes for batch in batches]), places)
 
 

@@ -17,14 +17,13 @@ from fastmix_data.errors import InputError
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.json_layout import peek
-from pipelines.inputs.streams import count_lines, first_line_start, read_pieces
+from pipelines.inputs.streams import UTF8_BOM, count_lines, first_line_start, read_pieces
 from pipelines.reading.bad_records import BadRecord
 from pipelines.reading.bad_text import NOT_UTF8, WRITE_UTF8, decode
 from pipelines.reading.documents import Documents, Reading, text_batch
 from pipelines.reading.json_values import records_as_lines
 from pipelines.reading.record_fields import LARGEST_EXACT, InexactNumber, Number
 
-_UTF8_BOM = b"\xef\xbb\xbf"
 # Marks of byte order, and a first brace that is two bytes wide.
 _UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{")
 # Python converts no more digits than this to a whole number, to be safe from numbers that take minutes.
@@ -173,12 +172,12 @@ def _texts_of_line(line: bytes, reading: Reading) -> tuple[list[str], bool]:
     try:
         return reading.texts_of(record), was_bad
     except InexactNumber:
-        return reading.texts_of(_load_exactly(decode(line.removeprefix(_UTF8_BOM), reading.section)[0])), was_bad
+        return reading.texts_of(_load_exactly(decode(line.removeprefix(UTF8_BOM), reading.section)[0])), was_bad
 
 
 def is_blank(line: bytes) -> bool:
     """Whether there is nothing on a line; a mark of byte order is nothing."""
-    return not line.removeprefix(_UTF8_BOM).strip()
+    return not line.removeprefix(UTF8_BOM).strip()
 
 
 def load_line(line: bytes, section: TextSection) -> tuple[Any, bool]:
@@ -187,7 +186,7 @@ def load_line(line: bytes, section: TextSection) -> tuple[Any, bool]:
     Raises:
         BadRecord: it is not JSON.
     """
-    line = line.removeprefix(_UTF8_BOM)
+    line = line.removeprefix(UTF8_BOM)
     try:
         return orjson.loads(line), False
     except orjson.JSONDecodeError as error:

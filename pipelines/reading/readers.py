@@ -12,12 +12,13 @@ from functools import partial
 
 import pyarrow as pa
 
+from fastmix_data.arrow_arrays import one_batch
 from fastmix_data.errors import InputError
 from fastmix_data.git.pointers import require_no_pointer_in
 from fastmix_data.recipe.sources import TextSection
 from pipelines.inputs.files import InputFile
 from pipelines.inputs.partitions import Partition
-from pipelines.inputs.streams import open_binary
+from pipelines.inputs.streams import UTF8_BOM, open_binary
 from pipelines.reading.bad_records import BadRecord, BadRecords
 from pipelines.reading.bad_text import NOT_UTF8, WRITE_UTF8, DocumentCounts, decode
 from pipelines.reading.documents import Documents, Reading
@@ -26,7 +27,6 @@ from pipelines.reading.tables import read_dataset, read_parquet
 
 # Small enough that its copies stay in the processor cache and in memory the allocator already has.
 BATCH_BYTES = 1 << 20
-_UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -89,17 +89,10 @@ def _merge(batches: Iterator[pa.RecordBatch], batch_bytes: int) -> Iterator[pa.R
         pending.append(batch)
         size += batch.nbytes
         if size >= batch_bytes:
-            yield _merged(pending)
+            yield one_batch(pending)
             pending, size = [], 0
     if pending:
-        yield _merged(pending)
-
-
-def _merged(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    # Each batch numbers its file names anew.
-    return pa.Table.from_batches(batches).unify_dictionaries().combine_chunks().to_batches()[0]
+        yield one_batch(pending)
 
 
 def _read_texts(files: Iterable[InputFile], partition: Partition, reading: Reading, batch_bytes: int) -> Iterator[pa.RecordBatch]:
@@ -129,7 +122,7 @@ def _read_texts(files: Iterable[InputFile], partition: Partition, reading: Readi
 def _text_of(content: bytes, section: TextSection) -> tuple[list[str], bool]:
     if content.startswith(_UTF16_BOMS):
         raise BadRecord(NOT_UTF8, WRITE_UTF8)
-    text, was_bad = decode(content.removeprefix(_UTF8_BOM), section)
+    text, was_bad = decode(content.removeprefix(UTF8_BOM), section)
     return [text], was_bad
 
 
