@@ -49,6 +49,7 @@ class RunFolder:
         proxy: its parameters.
         record: mixture, seed and cost; written after the parameters, so a run with it is complete.
         losses: by half, sample size and target, as far as they were asked for.
+        likelihoods: of each sequence, likewise.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,6 +58,7 @@ class RunFolder:
         self.proxy = root / "proxy.pt"
         self.record = root / "run.json"
         self.losses = root / "losses.json"
+        self.likelihoods = root / "likelihoods.json"
 
 
 class CompareFolder:

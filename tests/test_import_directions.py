@@ -61,8 +61,8 @@ LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
 ARTEFACTS = {
     "catalog.parquet", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "origin.json", "preprocess.recipe.json",
     ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "start.json", "reference.json",
-    "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "manifest.json", "parts.parquet",
-    "report.html",
+    "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "likelihoods.json",
+    "manifest.json", "parts.parquet", "report.html",
 }  # fmt: skip
 WORKDIR = ROOT / "fastmix_data" / "workdir.py"
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

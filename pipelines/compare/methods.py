@@ -9,9 +9,10 @@ from fastmix_data.errors import RecipeError
 from fastmix_data.messages import nearest
 from fastmix_data.results.comparison import REFERENCE
 
+AROUND_COUNT = "regmix-count"  # the one swarm that is of a single target
 _STATED = (REFERENCE, "proportional", "prior")
-_SEARCHED = ("fastmix", "doge", "doremi")
-_SWARMS = ("regmix", "olmix")
+_SEARCHED = ("fastmix", "doge", "doremi", "mixmin")
+_SWARMS = ("regmix", "olmix", AROUND_COUNT)
 _LEAST_PROXIES = 2
 
 

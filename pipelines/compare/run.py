@@ -19,11 +19,13 @@ from fastmix_data.machine import Workers
 from fastmix_data.results.comparison import ComparedMethod, Comparison, load_comparison, save_comparison
 from fastmix_data.workdir import CompareFolder, Workdir
 from pipelines.compare.methods import Method, parse_methods
+from pipelines.compare.mixmin import check_mixmin, fit_mixmin, mixmin_jobs
 from pipelines.compare.pool import Job, run_jobs
 from pipelines.compare.proxies import ProxyJob, unfinished
 from pipelines.compare.searches import (
     FoundMixture,
     ReweightingJob,
+    centre_of,
     fit_swarm,
     proxy_job,
     search_fastmix,
@@ -33,7 +35,9 @@ from pipelines.compare.searches import (
 from pipelines.compare.table import draw_comparison
 from train.search.plan import SearchPlan, check_proxy, check_search
 
-_FIRST_SEED = 100  # of confirming proxies: far from the seeds of searches and swarms
+# Confirming proxies of search seed s start at (s + 1) times this: far from the seeds of searches, and other ones for every search, so that
+# several searches are not all confirmed by the same few proxies.
+_SEEDS_OF_A_SEARCH = 100
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,11 @@ def compare(
     """
     wanted, workers = parse_methods(methods), workers or Workers()
     check_search(plan, num_ranks=1)
+    if any(method.kind == "mixmin" for method in wanted):
+        check_mixmin(plan)
     kept = Workdir(plan.catalog.root).compare
     result = kept if directory is None else CompareFolder(directory)
-    seeds = tuple(plan.proxy.training.seed + _FIRST_SEED + number for number in range(num_seeds))
+    seeds = confirming_seeds(plan.proxy.training.seed, num_seeds=num_seeds)
     done = _finished(result.comparison, plan, wanted, seeds=seeds, replace=replace)
     if done is not None:
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
@@ -95,6 +101,16 @@ def compare(
         save_comparison(result.comparison, comparison)
         draw_comparison(comparison, result.picture)
     return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}")
+
+
+def confirming_seeds(search_seed: int, *, num_seeds: int) -> tuple[int, ...]:
+    """Seeds of the proxies that confirm the mixtures of a search with this seed, the same for every method and target.
+
+    >>> confirming_seeds(0, num_seeds=2), confirming_seeds(1, num_seeds=2)
+    ((100, 101), (200, 201))
+    """
+    first = (search_seed + 1) * _SEEDS_OF_A_SEARCH
+    return tuple(range(first, first + num_seeds))
 
 
 def _finished(
@@ -125,17 +141,27 @@ def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers)
     found = {method.name: stated_mixture(method, plan) for method in wanted if method.is_stated}
     if "fastmix" in kinds:
         found["fastmix"] = search_fastmix(plan, quiet=workers.quiet)
-    swarm = swarm_jobs(plan, num_proxies=max(method.num_proxies for method in wanted))
+    centres = {method.name: centre_of(method, plan) for method in wanted if method.uses_swarm}
+    swarms = {
+        method.name: swarm_jobs(plan, centres[method.name], num_proxies=method.num_proxies)
+        for method in wanted
+        if method.uses_swarm
+    }
+    one_source = mixmin_jobs(plan) if "mixmin" in kinds else []
     reweighting = [ReweightingJob(plan, kind) for kind in ("doge", "doremi") if kind in kinds]
     missing: list[Job[Any]] = [job for job in reweighting if job.finished() is None]
-    run_jobs([*missing, *unfinished(swarm)], workers, description="searches")
+    missing += unfinished([job for swarm in swarms.values() for job in swarm])
+    missing += [job for job in one_source if job.finished() is None]
+    run_jobs(missing, workers, description="searches")
     for job in reweighting:
         result = job.finished()
         assert result is not None
         found[job.kind] = result
     for method in wanted:
         if method.uses_swarm:
-            found[method.name] = fit_swarm(method, plan, swarm[: method.num_proxies])
+            found[method.name] = fit_swarm(method, plan, centres[method.name], swarms[method.name])
+    if one_source:
+        found["mixmin"] = fit_mixmin(plan, one_source)
     return {method.name: found[method.name] for method in wanted}
 
 

@@ -15,12 +15,13 @@ from fastmix_data.errors import FastmixError
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.sequences import Half
 from fastmix_data.workdir import Workdir
-from pipelines.compare.methods import Method
+from pipelines.compare.methods import AROUND_COUNT, Method
 from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_identity
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
 from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre
+from train.mixture.simplex import at_least_a_thousandth
 from train.search.plan import SearchPlan
 from train.search.result import finished_mixture
 from train.search.search import search
@@ -100,10 +101,21 @@ def proxy_job(plan: SearchPlan, weights_K: Float64s, *, names: Sequence[str], ha
     return ProxyJob(plan.proxy.on_one_rank(), weights, seed, tuple(names), half, num_sequences)
 
 
-def swarm_jobs(plan: SearchPlan, *, num_proxies: int) -> list[ProxyJob]:
+def centre_of(method: Method, plan: SearchPlan) -> FoundMixture:
+    """What a method's swarm and candidates are drawn around: the same for all targets, or what the method `prior` answers.
+
+    The second within the bounds, for of candidates around a mixture that is outside hardly any would be within.
+    """
+    if method.kind != AROUND_COUNT:
+        return FoundMixture(tuple(swarm_centre(plan.search, plan.catalog).tolist()), SearchCost())
+    counted = stated_mixture(Method("prior", "prior"), plan)
+    centre_K = at_least_a_thousandth(plan.constraints.project(np.array(counted.weights)))
+    return FoundMixture(tuple(centre_K.tolist()), counted.cost)
+
+
+def swarm_jobs(plan: SearchPlan, centre: FoundMixture, *, num_proxies: int) -> list[ProxyJob]:
     """The swarm's proxies, with the search's seed, measured on the half of each target that searches may see."""
-    prior_K = swarm_centre(plan.search, plan.catalog)
-    drawn_NK = swarm_weights(prior_K, num_mixtures=num_proxies, seed=plan.proxy.training.seed)
+    drawn_NK = swarm_weights(np.array(centre.weights), num_mixtures=num_proxies, seed=plan.proxy.training.seed)
     return [proxy_job(plan, weights_K, names=tuple(plan.target.weights()), half="search") for weights_K in drawn_NK]
 
 
@@ -116,23 +128,26 @@ def stated_mixture(method: Method, plan: SearchPlan) -> FoundMixture:
     return FoundMixture(tuple(prior_K.tolist()), SearchCost(seconds=time.monotonic() - started))
 
 
-def fit_swarm(method: Method, plan: SearchPlan, swarm: Sequence[ProxyJob]) -> FoundMixture:
-    """RegMix's or Olmix's mixture from the finished runs of a swarm."""
+def fit_swarm(method: Method, plan: SearchPlan, centre: FoundMixture, swarm: Sequence[ProxyJob]) -> FoundMixture:
+    """RegMix's or Olmix's mixture from the finished runs of a swarm around a centre."""
     results, importance = [job.result() for job in swarm], plan.target.weights()
     losses_GN = np.array([[result.losses[name] for result in results] for name in importance])
     started = time.monotonic()
-    weights_K = _fit(method, plan, np.array([job.weights for job in swarm]), losses_GN, np.array(list(importance.values())))
+    prior_K, weights_NK = np.array(centre.weights), np.array([job.weights for job in swarm])
+    weights_K = _fit(method, plan, weights_NK, losses_GN, np.array(list(importance.values())), prior_K=prior_K)
     seconds = time.monotonic() - started
     trained = sum(result.num_tokens for result in results)
     measured = len(swarm) * len(importance) * plan.search.eval_sequences * plan.proxy.training.sequence_length
     num_flops = flops(matmul_parameters(plan.proxy), trained=trained, forward_only=measured)
     cost = SearchCost(trained, num_flops, sum(result.seconds for result in results) + seconds)
-    return FoundMixture(tuple(weights_K.tolist()), cost)
+    return FoundMixture(tuple(weights_K.tolist()), centre.cost + cost)
 
 
-def _fit(method: Method, plan: SearchPlan, weights_NK: Float64s, losses_GN: Float64s, importance_G: Float64s) -> Float64s:
-    prior_K, seed = swarm_centre(plan.search, plan.catalog), plan.proxy.training.seed
-    if method.kind == "regmix":
+def _fit(
+    method: Method, plan: SearchPlan, weights_NK: Float64s, losses_GN: Float64s, importance_G: Float64s, *, prior_K: Float64s
+) -> Float64s:
+    seed = plan.proxy.training.seed
+    if method.kind in ("regmix", AROUND_COUNT):
         from train.baselines.regmix import regmix_weights  # lightgbm takes a second to import
 
         return regmix_weights(weights_NK, importance_G @ losses_GN, prior_K=prior_K, seed=seed)

@@ -17,6 +17,7 @@ from fastmix_data.recipe.load import load_recipe
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
+from train.baselines.mixmin import mixmin_loss, mixmin_weights
 from train.baselines.olmix import fit_law, olmix_weights
 from train.baselines.regmix import regmix_weights, smallest_leaf
 from train.baselines.reweighting_rules import search_doge, search_doremi
@@ -133,6 +134,48 @@ def test_olmix_without_evidence_answers_the_prior() -> None:
     prior_K = np.array([0.1, 0.2, 0.3, 0.4])
     found_K = olmix_weights(np.zeros((1, 4)), importance_G=np.ones(1), prior_K=prior_K, constraints=constraints())
     assert found_K == pytest.approx(prior_K)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_mixmin_s_mixture_is_the_constrained_minimum(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    log_likelihoods_NK = rng.normal(size=(60, 4)) * rng.choice([0.5, 3.0]) - 200
+    importance_N = rng.uniform(0.5, 2, 60) / 60
+    bounds = constraints(floor={"a": 0.05}, ceiling={"b": 0.3}, groups={"pair": {"sources": ["c", "d"], "max": 0.5}})
+
+    def objective(weights_K: np.ndarray) -> float:
+        return mixmin_loss(weights_K, log_likelihoods_NK, importance_N=importance_N)
+
+    found_K = mixmin_weights(log_likelihoods_NK, importance_N=importance_N, constraints=bounds)
+    assert bounds.project(found_K) == pytest.approx(found_K, abs=1e-9)
+    oracle = minimize(
+        objective,
+        bounds.project(UNIFORM_K),
+        bounds=list(zip(bounds.floor_K, bounds.ceiling_K, strict=True)),
+        constraints=[
+            {"type": "eq", "fun": lambda weights_K: weights_K.sum() - 1},
+            {"type": "ineq", "fun": lambda weights_K: 0.5 - weights_K[2:].sum()},
+        ],
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert objective(found_K) <= oracle.fun + 1e-6
+
+
+def test_mixmin_finds_the_shares_that_sequences_were_drawn_by() -> None:
+    rng = np.random.default_rng(0)
+    shares_K, spoken_KV = np.array([0.5, 0.3, 0.2, 0.0]), rng.dirichlet(np.ones(30), size=4)
+    source_N = rng.choice(4, size=4000, p=shares_K)
+    counts_NV = rng.multinomial(12, spoken_KV[source_N])
+    found_K = mixmin_weights(counts_NV @ np.log(spoken_KV).T, importance_N=np.full(4000, 1 / 4000), constraints=constraints())
+    assert found_K == pytest.approx(shares_K, abs=0.03)
+
+
+def test_mixmin_leaves_out_a_model_that_may_have_no_share_however_much_likelier_it_is() -> None:
+    log_likelihoods_NK = np.array([[0.0, -5000.0, -5001.0, -9000.0]] * 3)
+    found_K = mixmin_weights(log_likelihoods_NK, importance_N=np.ones(3), constraints=constraints(ceiling={"a": 0.0}))
+    assert found_K == pytest.approx([0, 1, 0, 0], abs=1e-3)
 
 
 def test_doge_moves_weights_by_its_clipped_relative_alignment() -> None:
