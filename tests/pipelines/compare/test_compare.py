@@ -26,12 +26,12 @@ from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import ProxyJob
 from pipelines.compare.run import compare
-from pipelines.compare.searches import ReweightingJob, proxy_job
+from pipelines.compare.searches import ReweightingJob, centre_of, proxy_job, swarm_jobs
 from pipelines.compare.table import mean_ranks
 from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan, plan_search
 
-METHODS = "fastmix,uniform,regmix:3,olmix:3,doge,doremi"
+METHODS = "fastmix,uniform,regmix:3,regmix-count:3,olmix:3,doge,doremi"
 ALPHABETS = {"low": "abcdef ", "mid": "ghijkl ", "high": "uvwxyz "}
 STEPS, BATCH, LENGTH = 16, 8, 32
 
@@ -131,6 +131,7 @@ def test_every_method_has_weights_paired_losses_and_its_own_cost(compared_once: 
         "fastmix": budget + STEPS // 2 * 4 * LENGTH,
         "uniform": 0,
         "regmix:3": 3 * budget,
+        "regmix-count:3": 3 * budget,
         "olmix:3": 3 * budget,
         "doge": budget + STEPS * 4 * LENGTH,
         "doremi": 2 * budget,
@@ -224,6 +225,8 @@ def test_mixtures_are_brought_within_the_constraints(compared: Path) -> None:
         ("uniform,regmix:1", "2 or more"),
         ("uniform,regmix:x", "needs a number of proxies"),
         ("uniform,doge:3", "write doge"),
+        ("uniform,mixmin:3", "write mixmin"),
+        ("uniform,regmix-count", "regmix-count:32"),
         ("fastmix", "uniform is missing"),
         ("uniform,uniform", "given twice"),
         ("uniform,", "there is no method ''"),
@@ -236,6 +239,40 @@ def test_a_wrong_list_of_methods_is_one_line(compared_once: Path, methods: str, 
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_mixmin_shares_its_one_source_proxies_with_other_targets(compared: Path) -> None:
+    budget = f"training.token_budget={3 * 20 * BATCH * LENGTH}"
+    run_compare(compared, "--set", budget, "--replace", methods="uniform,mixmin", seeds=1)
+    found, runs = comparison_of(compared).methods["mixmin"], trained(compared)
+    assert found.search_tokens == 3 * 20 * BATCH * LENGTH
+    assert found.weights["low"] > 0.9  # letters that no other source's proxy knows
+    target = "target={sources: {high: 1, mid: 1}}"
+    run_compare(compared, "--set", budget, "--set", target, "--replace", methods="uniform,mixmin", seeds=1)
+    assert comparison_of(compared).methods["mixmin"].weights["low"] < 0.1
+    again = trained(compared)
+    assert all(again[path] == runs[path] for path in runs)
+    assert len(again) == len(runs) + 1  # the proxy that confirms the new mixture
+
+
+def test_a_budget_too_short_for_a_proxy_of_each_source_is_one_line(compared: Path) -> None:
+    result = fastmix("compare", compared, "--methods", "uniform,mixmin", "--workers", 1)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "are 5 each, fewer than 20" in result.stderr and f"raise it to {3 * 20 * BATCH * LENGTH}" in result.stderr
+
+
+def test_only_the_swarm_around_the_count_is_of_one_target(compared_once: Path) -> None:
+    plans = [plan_of(compared_once), plan_of(compared_once, "target={sources: {mid: 1}}")]
+
+    def swarm(plan: SearchPlan, name: str) -> list[tuple[float, ...]]:
+        (_, method) = parse_methods(f"uniform,{name}")
+        return [job.weights for job in swarm_jobs(plan, centre_of(method, plan), num_proxies=64)]
+
+    assert swarm(plans[0], "regmix:64") == swarm(plans[0], "olmix:64") == swarm(plans[1], "regmix:64")
+    around = [np.mean(swarm(plan, "regmix-count:64"), axis=0) for plan in plans]
+    assert around[0][0] > 0.9 and around[1][1] > 0.9  # counts know the target's letters
+    capped = np.mean(swarm(plan_of(compared_once, "search.constraints.ceiling=0.5"), "regmix-count:64"), axis=0)
+    assert capped[0] == pytest.approx(0.5, abs=0.15)
 
 
 def test_an_unprocessed_workdir_names_preprocess(tmp_path: Path) -> None:
