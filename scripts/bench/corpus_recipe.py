@@ -1,4 +1,4 @@
-"""The benchmark corpus as a recipe: twelve sources, five targets, one workdir for all of them.
+"""The benchmark corpus as a recipe: twelve sources, ten targets, one workdir for all of them.
 
 The corpus is a folder with `sources.json` and `sft/sources.json`, each naming sources with their train and valid files.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmix_data.machine import Workers
+from fastmix_data.machine import Workers, num_cores
 from fastmix_data.recipe.load import parse_recipe
+from fastmix_data.recipe.proxy import ProxySection
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.shards.catalog import Catalog
@@ -21,7 +24,11 @@ from pipelines.preprocess.plan import plan_preprocess
 from pipelines.preprocess.run import preprocess
 
 QA_SETS = ("arc_challenge", "piqa", "sciq", "hellaswag", "gsm8k", "strategyqa")
-TARGETS = ("all", "literary", "books", "code", "qa")
+TUNED_TARGETS = ("all", "literary", "books", "code", "qa")  # the defaults of the search were chosen on these
+REPORTED_TARGETS = ("scripting", "german", "manpages", "dictionary", "gsm8k")  # and on none of these
+TARGETS = (*TUNED_TARGETS, *REPORTED_TARGETS)
+FOUR_TARGETS = ("all", "literary", "code", "qa")  # of the first, for benchmarks with many runs of each
+TOKEN_BUDGET, VOCAB_SIZE = 600_000, 1024
 PROXY: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -31,18 +38,28 @@ PROXY: dict[str, Any] = {
 }
 
 
-def target_sources(target: str, sources: list[str]) -> dict[str, float]:
-    """Held-out splits that make up a target; `qa` has none, it is made of files that no source resembles."""
+def target_sources(target: str, sources: list[str]) -> list[str]:
+    """Sources whose held-out splits make up a target; none where it is made of files that no source resembles."""
     return {
-        "all": {name: 1.0 for name in sources if name != "junk"},
-        "literary": {"verse_en": 1.0, "classics_en": 1.0},
-        "books": {"books_en": 1.0},
-        "code": {"c_code": 1.0},
-        "qa": {},
+        "all": [name for name in sources if name != "junk"],
+        "literary": ["verse_en", "classics_en"],
+        "books": ["books_en"],
+        "code": ["c_code"],
+        "qa": [],
+        "scripting": ["python_code", "changelogs"],
+        "german": ["german_prose"],
+        "manpages": ["manpages_en"],
+        "dictionary": ["dictionary_en"],
+        "gsm8k": [],
     }[target]
 
 
-def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 600_000, vocab_size: int = 1024) -> Recipe:
+def target_files(target: str) -> tuple[str, ...]:
+    """Question-answer sets that make up a target."""
+    return {"qa": QA_SETS, "gsm8k": ("gsm8k",)}.get(target, ())
+
+
+def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = TOKEN_BUDGET, vocab_size: int = VOCAB_SIZE) -> Recipe:
     """Twelve sources, and every target of the benchmark in the one catalog; swap the target with `with_target`.
 
     Production is as long as the search and no cap binds, so that methods without constraints compete on equal terms.
@@ -53,7 +70,7 @@ def corpus_recipe(corpus: Path, workdir: Path, *, token_budget: int = 600_000, v
         "workdir": str(workdir),
         "tokenizer": {"train": {"vocab_size": vocab_size, "sample_bytes": 4_000_000}},
         "sources": {name: _source(corpus, source) for name, source in sources.items()},
-        "target": {"sources": target_sources("all", list(sources)), "files": _questions(corpus, questions)},
+        "target": {"sources": dict.fromkeys(target_sources("all", list(sources)), 1.0), "files": _questions(corpus, questions)},
         "proxy": {"config": PROXY},
         "deepspeed": {"zero_stage": 0},
         "training": {"token_budget": token_budget, "sequence_length": 64, "global_batch": 16, "learning_rate": 6e-3},
@@ -84,9 +101,34 @@ def _questions(corpus: Path, questions: dict[str, Any]) -> dict[str, Any]:
 
 def with_target(recipe: Recipe, target: str) -> Recipe:
     """The recipe with one of TARGETS; the catalog stays the same."""
-    files = recipe.required("target").files if target == "qa" else {}
-    section = TargetSection(sources=target_sources(target, list(recipe.sources)), files=files)
+    every = recipe.required("target").files
+    section = TargetSection(
+        sources=dict.fromkeys(target_sources(target, list(recipe.sources)), 1.0),
+        files={name: every[name] for name in target_files(target)},
+    )
     return recipe.model_copy(update={"target": section}).located(recipe.base)
+
+
+def with_proxy(recipe: Recipe, config: dict[str, Any]) -> Recipe:
+    """The recipe with another model, whose learning rate goes with the width's inverse (muP, arXiv 2203.03466)."""
+    training, width = recipe.required("training"), recipe.proxy.config["hidden_size"]
+    rate = training.learning_rate * width / config["hidden_size"]
+    changed = {"proxy": ProxySection(config=config), "training": training.model_copy(update={"learning_rate": rate})}
+    return recipe.model_copy(update=changed).located(recipe.base)
+
+
+def scaled_proxy(times: float, *, vocab_size: int = VOCAB_SIZE) -> dict[str, Any]:
+    """PROXY made wider to about so many times its parameters; the number of layers and heads stays.
+
+    >>> scaled_proxy(4)["hidden_size"], scaled_proxy(1) == PROXY
+    (160, True)
+    """
+    width, inner, heads = PROXY["hidden_size"], PROXY["intermediate_size"], PROXY["num_attention_heads"]
+    # Matrices between layers grow with the square of the width, embedding and head with the width: a w^2 + b w = times (a + b).
+    a, b = PROXY["num_hidden_layers"] * width * (4 * width + 3 * inner), 2 * vocab_size * width
+    ratio = (math.sqrt(b * b + 4 * a * times * (a + b)) - b) / (2 * a)
+    even = 2 * heads  # rotary positions turn pairs within a head
+    return {**PROXY, "hidden_size": even * round(width * ratio / even), "intermediate_size": round(inner * ratio)}
 
 
 def prepare(recipe: Recipe) -> Catalog:
@@ -94,9 +136,15 @@ def prepare(recipe: Recipe) -> Catalog:
     return preprocess(plan_preprocess(recipe), workers=Workers(quiet=True)).catalog
 
 
-def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
-    """--corpus, by default the variable FASTMIX_CORPUS."""
+def add_corpus_arguments(
+    parser: argparse.ArgumentParser, *, workdir: Path, token_budget: int, choices: Sequence[str], targets: Sequence[str]
+) -> None:
+    """What every benchmark on the corpus may be told, and its defaults; --corpus is the variable FASTMIX_CORPUS by default."""
     parser.add_argument("--corpus", type=Path, default=os.environ.get("FASTMIX_CORPUS"), help="default: $FASTMIX_CORPUS")
+    parser.add_argument("--workdir", type=Path, default=workdir)
+    parser.add_argument("--targets", nargs="+", choices=choices, default=list(targets))
+    parser.add_argument("--token-budget", type=int, default=token_budget, help="tokens of a proxy")
+    parser.add_argument("--workers", type=int, default=num_cores(), help="processes")
 
 
 def corpus_of(options: argparse.Namespace) -> Path:

@@ -1,46 +1,71 @@
 """The search beside other methods on the benchmark corpus: `fastmix compare` for several targets that share one swarm.
 
-    python scripts/bench/search_quality.py [--corpus DIR] [--workdir DIR] [--targets all literary books code qa] [--seeds 3]
+    python scripts/bench/search_quality.py [--corpus DIR] [--workdir DIR] [--targets all literary german] [--search-seeds 5] [--seeds 4]
 
-Every proxy is kept in the workdir, so a stopped call goes on and another target or method costs only itself. Prints, for each method, the
-mean paired difference to uniform on each target (nats, on the half that no search saw) with the share of the attainable gain, then the
-mean rank over all targets and seeds, and its search tokens beside those of the largest RegMix. Markdown, for docs/results.md.
+Every proxy is kept in the workdir, so a stopped call goes on and another target or method costs only itself. Targets that the search's
+defaults were chosen on and targets that nobody looked at meanwhile have tables of their own. The unit is the search or swarm: its loss
+is the mean over proxies that confirm it, on the half of the target that no search saw, with other seeds for every search and the same
+ones for every method. Each cell is a mean paired difference in nats with its 90% interval over units: to uniform, with the share of the
+attainable gain; to the search's own count; to RegMix. Markdown, for docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from corpus_recipe import TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
+from corpus_recipe import (
+    REPORTED_TARGETS,
+    TARGETS,
+    TOKEN_BUDGET,
+    TUNED_TARGETS,
+    add_corpus_arguments,
+    corpus_of,
+    corpus_recipe,
+    prepare,
+    scaled_proxy,
+    with_proxy,
+    with_target,
+)
+from unit_tables import markdown, mean_cell, side_of_zero
 
 from fastmix_data.machine import Workers
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.comparison import REFERENCE, ComparedMethod
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.units import format_count
+from pipelines.compare.methods import Method
 from pipelines.compare.run import compare
+from pipelines.compare.searches import stated_mixture
 from pipelines.compare.table import mean_ranks
-from pipelines.report.method_figures import mean_interval
 from train.search.plan import plan_search
 
-METHODS = "fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32"
+METHODS = "fastmix,uniform,proportional,prior,mixmin,doge,doremi,regmix:32,regmix-count:32,olmix:32"
+COUNT, SWARM = "prior", "regmix:32"
+KINDS = {
+    "Targets that the defaults were chosen on": TUNED_TARGETS,
+    "Targets that nobody looked at while choosing": REPORTED_TARGETS,
+}
 Compared = Mapping[str, ComparedMethod]  # by name of the method
-Comparisons = dict[str, list[Compared]]  # by target, one for each seed of the search
+Units = dict[
+    str, np.ndarray
+]  # by name of the method: a loss for each search, the mean over the proxies that confirm it, shape (U,)
 
 
-def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> Comparisons:
-    """Results of every target and seed of the search."""
-    workers = Workers(num_workers=options.workers)
-    results: Comparisons = {target: [] for target in options.targets}
+def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[str, list[Compared]]:
+    """Results of every target: one for each seed of the search."""
+    results: dict[str, list[Compared]] = {target: [] for target in options.targets}
     for seed in range(options.search_seeds):
         training = recipe.required("training").with_seed(seed)
         for target in options.targets:
-            plan = plan_search(with_target(recipe.model_copy(update={"training": training}), target), catalog)
-            print(f"target {target}, search seed {seed}", flush=True)
-            folder = recipe.paths.compare.root / "targets" / f"{target}-{seed}"
+            wanted = with_target(recipe.model_copy(update={"training": training}), target)
+            plan = plan_search(with_cap(wanted, catalog) if options.caps else wanted, catalog)
+            capped = f", {plan.search.constraints.ceiling}" if options.caps else ""
+            print(f"target {target}, search seed {seed}{capped}", flush=True)
+            folder = recipe.paths.compare.root / "targets" / f"{target}-{seed}-{plan.recipe_hash[:8]}"
+            workers = Workers(num_workers=options.workers)
             done = compare(
                 plan, methods=options.methods, num_seeds=options.seeds, workers=workers, replace=True, directory=folder
             )
@@ -48,53 +73,112 @@ def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> Co
     return results
 
 
-def losses_of(results: Sequence[Compared], name: str) -> np.ndarray:
-    """Losses of a method's confirming proxies on one target, over seeds of search and confirmation, shape (R,)."""
-    return np.concatenate([methods[name].target_loss for methods in results])
+def with_cap(recipe: Recipe, catalog: Catalog) -> Recipe:
+    """The recipe with a ceiling for the source that the target's count gives most to, at half of that share."""
+    counted = stated_mixture(Method(COUNT, COUNT), plan_search(recipe, catalog)).weights
+    best = int(np.argmax(counted))
+    constraints = recipe.search.constraints.model_copy(update={"ceiling": {catalog.sources[best]: round(counted[best] / 2, 3)}})
+    search = recipe.search.model_copy(update={"constraints": constraints})
+    return recipe.model_copy(update={"search": search}).located(recipe.base)
 
 
-def cell(results: Sequence[Compared], name: str) -> str:
-    """Mean difference to uniform, its 90% interval over proxies, and the share of the attainable gain."""
+def units_of(results: Sequence[Compared]) -> Units:
+    """The losses on one target."""
+    return {name: np.array([np.mean(methods[name].target_loss) for methods in results]) for name in results[0]}
+
+
+def ranks_of(units: Sequence[Units]) -> dict[str, float]:
+    """Mean rank of each method over the searches of several targets."""
+    return mean_ranks({name: np.concatenate([one[name] for one in units]).tolist() for name in units[0]})
+
+
+def gain_cell(units: Units, name: str) -> str:
+    """Mean difference to uniform, its interval, and the share of the attainable gain."""
+    reference_U = units[REFERENCE]
     if name == REFERENCE:
-        return f"{losses_of(results, name).mean():.3f}"
-    differences_R = losses_of(results, name) - losses_of(results, REFERENCE)
-    best = min(losses_of(results, other).mean() for other in results[0])
-    attainable = losses_of(results, REFERENCE).mean() - best
-    interval = mean_interval(differences_R.tolist())
-    half = f" ± {(interval[1] - interval[0]) / 2:.3f}" if interval is not None else ""
-    share = f" ({-100 * differences_R.mean() / attainable:.0f}%)" if attainable > 0 else ""
-    return f"{differences_R.mean():+.3f}{half}{share}"
+        return f"{reference_U.mean():.3f}"
+    attainable = reference_U.mean() - min(losses_U.mean() for losses_U in units.values())
+    gained = reference_U.mean() - units[name].mean()
+    return mean_cell(units[name] - reference_U) + (f" ({100 * gained / attainable:.0f}%)" if attainable > 0 else "")
 
 
-def table(results: Comparisons) -> str:
-    """Markdown: a row per method, best mean rank first."""
-    first = next(iter(results.values()))[0]
-    ranks = mean_ranks({name: np.concatenate([losses_of(found, name) for found in results.values()]).tolist() for name in first})
-    tokens = {name: np.mean([methods[name].search_tokens for found in results.values() for methods in found]) for name in first}
-    swarms = [tokens[name] for name in first if name.startswith("regmix")]
-    rows = [["method", *results, "mean rank", "search tokens", "RegMix's tokens over these"]]
-    for name in sorted(ranks, key=lambda name: (ranks[name], name)):
-        ratio = f"{max(swarms) / tokens[name]:.1f}" if swarms and tokens[name] else ""
-        count = format_count(float(tokens[name])) if tokens[name] else "0"
-        rows.append([name, *(cell(found, name) for found in results.values()), f"{ranks[name]:.2f}", count, ratio])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+def gain_table(units: Mapping[str, Units]) -> str:
+    """A row per method, best mean rank first, beside uniform."""
+    ranks = ranks_of(list(units.values()))
+    rows = [[name, *(gain_cell(one, name) for one in units.values()), f"{rank:.2f}"] for name, rank in by_value(ranks)]
+    return markdown([["method", *units, "mean rank"], *rows])
+
+
+def against_table(units: Mapping[str, Units], reference: str) -> str:
+    """A row per method beside another one; the mean is over targets, and its interval over seeds of the search.
+
+    The last column counts targets on which the interval leaves 0 out: below it, above it.
+    """
+    rows = []
+    for name, _ in by_value(ranks_of(list(units.values()))):
+        if name != reference:
+            differences_GU = np.array([one[name] - one[reference] for one in units.values()])
+            sides = [side_of_zero(differences_U) for differences_U in differences_GU]
+            cells = [mean_cell(differences_U) for differences_U in (*differences_GU, differences_GU.mean(axis=0))]
+            rows.append([name, *cells, f"{sides.count(-1)}, {sides.count(1)}"])
+    return markdown([[f"less {reference}", *units, "mean", "targets ahead, behind"], *rows])
+
+
+def rank_table(units: Mapping[str, Units], results: Mapping[str, Sequence[Compared]]) -> str:
+    """Mean rank over the searches of each kind of target and of all, and what a search costs."""
+    kinds = {title: [units[target] for target in targets if target in units] for title, targets in KINDS.items()}
+    columns = {title: ranks_of(found) for title, found in kinds.items() if found} | {"all": ranks_of(list(units.values()))}
+
+    def mean_cost(of: Callable[[ComparedMethod], float], name: str) -> float:
+        return float(np.mean([of(methods[name]) for found in results.values() for methods in found]))
+
+    tokens = {name: mean_cost(lambda method: method.search_tokens, name) for name in columns["all"]}
+    rows = [
+        ["method", *(f"mean rank: {title.lower()}" for title in columns), "search tokens", f"{SWARM}'s over these", "seconds"]
+    ]
+    for name, _ in by_value(columns["all"]):
+        ratio = f"{tokens[SWARM] / tokens[name]:.1f}" if SWARM in tokens and tokens[name] else ""
+        count = format_count(tokens[name]) if tokens[name] else "0"
+        seconds = f"{mean_cost(lambda method: method.search_seconds, name):.0f}"
+        rows.append([name, *(f"{ranks[name]:.2f}" for ranks in columns.values()), count, ratio, seconds])
+    return markdown(rows)
+
+
+def by_value(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Names and values, smallest first."""
+    return sorted(values.items(), key=lambda item: (item[1], item[0]))
+
+
+def report(results: Mapping[str, Sequence[Compared]]) -> str:
+    """All tables."""
+    units = {target: units_of(found) for target, found in results.items()}
+    parts = []
+    for title, targets in KINDS.items():
+        these = {target: units[target] for target in targets if target in units}
+        if these:
+            compared = [name for name in (COUNT, SWARM) if name in next(iter(these.values()))]
+            parts += [f"## {title}", gain_table(these), *(against_table(these, name) for name in compared)]
+    return "\n\n".join([*parts, "## Mean ranks and costs", rank_table(units, results)])
 
 
 def main() -> None:
+    """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_corpus_argument(parser)
-    parser.add_argument("--workdir", type=Path, default=Path("/tmp/fastmix-quality"))
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    workdir = Path("/tmp/fastmix-quality")
+    add_corpus_arguments(parser, workdir=workdir, token_budget=TOKEN_BUDGET, choices=TARGETS, targets=TARGETS)
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3, help="confirming proxies of each mixture")
     parser.add_argument("--search-seeds", type=int, default=1, help="searches and swarms, with seeds 0, 1 and so on")
-    parser.add_argument("--token-budget", type=int, default=None, help="tokens of a proxy; default: that of corpus_recipe")
-    parser.add_argument("--workers", type=int, default=None, help="processes; default: one per core")
+    parser.add_argument(
+        "--proxy-scale", type=float, default=1.0, help="proxies of about so many times the parameters, all of them"
+    )
+    parser.add_argument(
+        "--caps", action="store_true", help="bound the source that helps each target most, at half its share in the count"
+    )
     options = parser.parse_args()
-    budget = {} if options.token_budget is None else {"token_budget": options.token_budget}
-    recipe = corpus_recipe(corpus_of(options), options.workdir.resolve(), **budget)
-    print(table(run_all(recipe, prepare(recipe), options)))
+    recipe = corpus_recipe(corpus_of(options), options.workdir.resolve(), token_budget=options.token_budget)
+    recipe = with_proxy(recipe, scaled_proxy(options.proxy_scale))
+    print(report(run_all(recipe, prepare(recipe), options)))
 
 
 if __name__ == "__main__":

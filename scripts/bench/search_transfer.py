@@ -9,26 +9,32 @@ with the same budget and seed, and are scored on the half of the target that no 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus_recipe import PROXY, TARGETS, add_corpus_argument, corpus_of, corpus_recipe, prepare, with_target
-from search_ablation import confirm, learned, varied
+from corpus_recipe import (
+    FOUR_TARGETS,
+    TARGETS,
+    TOKEN_BUDGET,
+    add_corpus_arguments,
+    corpus_of,
+    corpus_recipe,
+    prepare,
+    with_proxy,
+    with_target,
+)
+from searched import confirm_all, search_all
+from unit_tables import markdown, mean_cell
 
-from fastmix_data.machine import num_cores
-from fastmix_data.recipe.proxy import ProxySection
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.shards.catalog import Catalog
-from train.proxy.model import build_proxy
+from pipelines.compare.methods import Method
+from pipelines.compare.searches import stated_mixture
 from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan, plan_search
 
-MIXTURES = ("uniform", "proportional", "fastmix")
+STATED = ("uniform", "proportional")
 LARGE: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 200,
@@ -38,73 +44,48 @@ LARGE: dict[str, Any] = {
 }
 
 
-def weights_of_search(plan: SearchPlan) -> list[float]:
-    """What the small proxy finds."""
-    weights: list[float] = learned(plan).weights_K(plan.catalog.sources).tolist()
-    return weights
-
-
-def losses_of_large(plan: SearchPlan, weights: list[float]) -> dict[str, float]:
-    """Loss of a fresh large model on every target's parts."""
-    names = list(plan.catalog.info.target_files) + [name for name in plan.catalog.sources if name != "junk"]
-    seed = plan.proxy.training.seed + 100
-    return confirm(large_proxy(plan.proxy), weights, seed=seed, names=names, num_sequences=plan.search.eval_sequences)
-
-
-def large_proxy(small: ProxyPlan) -> ProxyPlan:
-    """The large model with the same budget."""
-    # The learning rate goes with the width's inverse (muP, arXiv 2203.03466).
-    rate = small.training.learning_rate * PROXY["hidden_size"] / LARGE["hidden_size"]
-    return replace(small, proxy=ProxySection(config=LARGE), training=small.training.model_copy(update={"learning_rate": rate}))
-
-
 def num_parameters(plan: ProxyPlan) -> int:
-    model = build_proxy(plan.proxy, config=plan.config, base=plan.base, seed=0)
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Parameters of the model."""
+    return sum(parameter.numel() for parameter in plan.build_model(seed=0).parameters())
 
 
-def measure(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
-    """Losses by target and mixture, one per seed."""
-    sizes_K = catalog.num_tokens_K() / catalog.num_tokens_K().sum()
-    plain = {"uniform": [1 / len(sizes_K)] * len(sizes_K), "proportional": sizes_K.tolist()}
-    losses: dict[tuple[str, str], list[float]] = {(t, m): [] for t in options.targets for m in MIXTURES}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for seed in range(options.seeds):
-            plans = {t: plan_search(varied(with_target(recipe, t), {}, seed=seed), catalog) for t in options.targets}
-            jobs = {**plain, **dict(zip(plans, pool.map(weights_of_search, plans.values()), strict=True))}
-            first = next(iter(plans.values()))
-            results = dict(zip(jobs, pool.map(losses_of_large, [first] * len(jobs), jobs.values()), strict=True))
-            for target, mixture in losses:
-                parts = results[target if mixture == "fastmix" else mixture]
-                losses[target, mixture].append(sum(w * parts[name] for name, w in plans[target].target.weights().items()))
+def differences(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[tuple[str, str], np.ndarray]:
+    """Loss of the large model by target and mixture, one for each seed of the search, shape (S,)."""
+    pairs = [(target, seed) for target in options.targets for seed in range(options.seeds)]
+
+    def plans(of: Recipe) -> list[SearchPlan]:
+        training = of.required("training")
+        seeded = [of.model_copy(update={"training": training.with_seed(seed)}).located(of.base) for _, seed in pairs]
+        return [plan_search(with_target(one, target), catalog) for one, (target, _) in zip(seeded, pairs, strict=True)]
+
+    small, large = plans(recipe), plans(with_proxy(recipe, LARGE))
+    mixtures = {name: [stated_mixture(Method(name, name), plan) for plan in small] for name in STATED}
+    mixtures["fastmix"] = search_all(small, workers=options.workers)
+    losses: dict[tuple[str, str], np.ndarray] = {}
+    for name, found in mixtures.items():
+        losses_U = confirm_all(large, found, num_seeds=1, workers=options.workers)
+        losses |= {(target, name): losses_U[[pair[0] == target for pair in pairs]] for target in options.targets}
     return losses
 
 
 def main() -> None:
     """Search, confirm and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_corpus_argument(parser)
-    parser.add_argument("--workdir", type=Path, default=Path("bench-run"))
+    add_corpus_arguments(parser, workdir=Path("bench-run"), token_budget=TOKEN_BUDGET, choices=TARGETS, targets=FOUR_TARGETS)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all", "literary", "code", "qa"])
-    parser.add_argument("--token-budget", type=int, default=600_000)
-    parser.add_argument("--workers", type=int, default=num_cores())
     options = parser.parse_args()
     recipe = corpus_recipe(corpus_of(options), options.workdir.absolute(), token_budget=options.token_budget)
     catalog = prepare(recipe)
-    losses, small = measure(recipe, catalog, options), plan_search(recipe, catalog).proxy
-    ratio = num_parameters(large_proxy(small)) / num_parameters(small)
-    print(f"{ratio:.1f} times the proxy's parameters, {options.seeds} seed(s)")
-    print("loss of uniform in nats; of the others the paired difference to it, mean and range over seeds\n")
-    print(f"| target | {' | '.join(MIXTURES)} |\n" + "|---" * (len(MIXTURES) + 1) + "|")
+    losses = differences(recipe, catalog, options)
+    small, large = (plan_search(one, catalog).proxy for one in (recipe, with_proxy(recipe, LARGE)))
+    print(f"{num_parameters(large) / num_parameters(small):.1f} times the proxy's parameters, {options.seeds} search(es)")
+    print("loss of uniform in nats; of the others the paired difference to it, mean and 90% interval over searches\n")
+    rows = [["target", "uniform", "proportional", "fastmix"]]
     for target in options.targets:
-        uniform = np.array(losses[target, MIXTURES[0]])
-        cells = [f"{uniform.mean():.3f}"]
-        for mixture in MIXTURES[1:]:
-            differences = np.array(losses[target, mixture]) - uniform
-            cells.append(f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})")
-        print(f"| {target} | {' | '.join(cells)} |")
+        uniform_S = losses[target, "uniform"]
+        others = [mean_cell(losses[target, name] - uniform_S) for name in rows[0][2:]]
+        rows.append([target, f"{uniform_S.mean():.3f}", *others])
+    print(markdown(rows))
 
 
 if __name__ == "__main__":
