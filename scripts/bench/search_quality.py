@@ -12,7 +12,7 @@ attainable gain; to the search's own count; to RegMix. Markdown, for docs/result
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ from pipelines.compare.table import mean_ranks
 from train.search.plan import plan_search
 
 METHODS = "fastmix,uniform,proportional,prior,mixmin,doge,doremi,regmix:32,regmix-count:32,olmix:32"
-COUNT, SWARM = "prior", "regmix:32"
+COUNT = "prior"
 KINDS = {
     "Targets that the defaults were chosen on": TUNED_TARGETS,
     "Targets that nobody looked at while choosing": REPORTED_TARGETS,
@@ -132,16 +132,21 @@ def rank_table(units: Mapping[str, Units], results: Mapping[str, Sequence[Compar
     def mean_cost(of: Callable[[ComparedMethod], float], name: str) -> float:
         return float(np.mean([of(methods[name]) for found in results.values() for methods in found]))
 
+    swarm = largest_regmix(columns["all"])
     tokens = {name: mean_cost(lambda method: method.search_tokens, name) for name in columns["all"]}
-    rows = [
-        ["method", *(f"mean rank: {title.lower()}" for title in columns), "search tokens", f"{SWARM}'s over these", "seconds"]
-    ]
+    rows = [["method", *(f"mean rank: {title.lower()}" for title in columns), "search tokens", "RegMix's over these", "seconds"]]
     for name, _ in by_value(columns["all"]):
-        ratio = f"{tokens[SWARM] / tokens[name]:.1f}" if SWARM in tokens and tokens[name] else ""
+        ratio = f"{tokens[swarm] / tokens[name]:.1f}" if swarm is not None and tokens[name] else ""
         count = format_count(tokens[name]) if tokens[name] else "0"
         seconds = f"{mean_cost(lambda method: method.search_seconds, name):.0f}"
         rows.append([name, *(f"{ranks[name]:.2f}" for ranks in columns.values()), count, ratio, seconds])
     return markdown(rows)
+
+
+def largest_regmix(names: Iterable[str]) -> str | None:
+    """The RegMix with most proxies, drawn as in the paper."""
+    sizes = {name: int(name.partition(":")[2]) for name in names if name.startswith("regmix:")}
+    return max(sizes, key=lambda name: sizes[name], default=None)
 
 
 def by_value(values: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -156,7 +161,8 @@ def report(results: Mapping[str, Sequence[Compared]]) -> str:
     for title, targets in KINDS.items():
         these = {target: units[target] for target in targets if target in units}
         if these:
-            compared = [name for name in (COUNT, SWARM) if name in next(iter(these.values()))]
+            names = next(iter(these.values()))
+            compared = [name for name in (COUNT, largest_regmix(names)) if name in names]
             parts += [f"## {title}", gain_table(these), *(against_table(these, name) for name in compared)]
     return "\n\n".join([*parts, "## Mean ranks and costs", rank_table(units, results)])
 
