@@ -110,9 +110,9 @@ def with_target(recipe: Recipe, target: str) -> Recipe:
 
 
 def with_proxy(recipe: Recipe, config: dict[str, Any]) -> Recipe:
-    """The recipe with another model, whose learning rate goes with the width's inverse (muP, arXiv 2203.03466)."""
-    training, width = recipe.required("training"), recipe.proxy.config["hidden_size"]
-    rate = training.learning_rate * width / config["hidden_size"]
+    """The recipe with another model than PROXY, whose learning rate goes with the width's inverse (muP, arXiv 2203.03466)."""
+    training = recipe.required("training")
+    rate = training.learning_rate * PROXY["hidden_size"] / config["hidden_size"]
     changed = {"proxy": ProxySection(config=config), "training": training.model_copy(update={"learning_rate": rate})}
     return recipe.model_copy(update=changed).located(recipe.base)
 
