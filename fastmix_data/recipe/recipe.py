@@ -33,8 +33,16 @@ _EXAMPLES = {
 
 # What a checkpoint's defaults are instead of a fresh proxy's. It knows bigrams already, so that their count says little of what it lacks;
 # and at a fresh proxy's rate it would forget what it knows. Adapters, which start from nothing, take ten times the rate.
-_FROM_CHECKPOINT: dict[str, Any] = {"initial_weights": "uniform", "prior_strength": 0.0}
+_FROM_CHECKPOINT: dict[str, Any] = {"initial_weights": "uniform"}
 _CHECKPOINT_RATE, _LORA_RATE = 1e-4, 1e-3
+# What search.method: paper stands for, beside the rule by which it moves the mixture.
+_PAPER: dict[str, Any] = {
+    "hypergradient": "head",
+    "update_interval": 20,
+    "target_memory": 0.0,
+    "initial_weights": "uniform",
+    "trial_fraction": 0.0,
+}
 
 
 class Recipe(Section):
@@ -57,16 +65,18 @@ class Recipe(Section):
     @classmethod
     def _suited_to_a_checkpoint(cls, value: Any) -> Any:
         """Fill in what depends on where the proxy starts, before sections know of nothing but their own keys."""
-        proxy = value.get("proxy") if isinstance(value, dict) else None
-        if not isinstance(proxy, dict) or proxy.get("checkpoint") is None:
+        if not isinstance(value, dict):
             return value
-        training, search = value.get("training"), value.get("search") or {}
+        proxy, training, search = value.get("proxy"), value.get("training"), value.get("search") or {}
+        has_checkpoint = isinstance(proxy, dict) and proxy.get("checkpoint") is not None
         filled = dict(value)
-        if isinstance(training, dict):
+        if has_checkpoint and isinstance(training, dict):
             rate = _CHECKPOINT_RATE if proxy.get("lora") is None else _LORA_RATE
             filled["training"] = {"learning_rate": rate, **training}
         if isinstance(search, dict):
-            filled["search"] = {**_FROM_CHECKPOINT, **{key: content for key, content in search.items() if content is not None}}
+            defaults = (_PAPER if search.get("method") == "paper" else {}) | (_FROM_CHECKPOINT if has_checkpoint else {})
+            if defaults:
+                filled["search"] = defaults | {key: content for key, content in search.items() if content is not None}
         return filled
 
     @model_validator(mode="after")
@@ -135,7 +145,6 @@ class Recipe(Section):
             ("target.sources", self.target.sources if self.target is not None else None),
             ("emit.max_epochs", self.emit.max_epochs if self.emit is not None else None),
             ("search.initial_weights", search.initial_weights),
-            ("search.prior", search.prior),
             ("search.constraints.floor", constraints.floor),
             ("search.constraints.ceiling", constraints.ceiling),
             ("search.constraints.pinned", constraints.pinned),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -11,10 +12,43 @@ from fastmix_data.recipe.section import Section
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.weight_units import WeightUnit
 
-# How far a logit may travel in a whole search, in nats, with and without a pull; and bounds of a single move.
-_PULLED_TRAVEL, _FREE_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 7.5, 20.0, 0.05, 0.3
-_PULL = 3.0
-NUM_TRIALS, _FEWEST_TRIAL_STEPS = 6, 30
+FEWEST_TRIAL_STEPS = 30  # a proxy that made fewer has learned little more than which tokens there are
+# How far a logit may travel in a whole run, in nats, and bounds of a single move.
+_TRAVEL, _SLOWEST_LOGITS, _FASTEST_LOGITS = 20.0, 0.05, 0.3
+
+
+@dataclass(frozen=True)
+class MixtureRule:
+    """How a run samples its sources and moves its mixture.
+
+    Attributes:
+        exploration: sources are sampled by (1 - exploration) * weights + exploration * uniform, and the loss weights make up for it.
+        optimizer: exponentiated gradient, with scores in units of their spread, or Adam on the logits.
+        precondition: whether the target gradient is divided by the root of the optimiser's second moment: the metric it steps in.
+        smoothing: share of a source's earlier evidence kept when it is seen again.
+        warmup_steps: before the first update; scores are taken from the start.
+        logit_rate: size of a move of the logits; None goes by the number of updates.
+    """
+
+    exploration: float
+    optimizer: Literal["exponentiated_gradient", "adam"]
+    precondition: bool
+    smoothing: float
+    warmup_steps: int
+    logit_rate: float | None
+
+    def rate(self, num_updates: int) -> float:
+        """Size of one move of the logits, so that in a short run one can travel about as far as in a long one."""
+        if self.logit_rate is not None:
+            return self.logit_rate
+        return min(max(_TRAVEL / max(1, num_updates), _SLOWEST_LOGITS), _FASTEST_LOGITS)
+
+
+RULES = {
+    "fastmix": MixtureRule(0.0, "exponentiated_gradient", precondition=True, smoothing=0.5, warmup_steps=20, logit_rate=None),
+    # FastMix (arXiv 2606.14971): uniform sampling, mixture ratios as loss weights, AdamW on the logits.
+    "paper": MixtureRule(1.0, "adam", precondition=False, smoothing=0.0, warmup_steps=0, logit_rate=0.01),
+}
 
 
 def _require_a_share(shares: Any) -> Any:
@@ -25,7 +59,7 @@ def _require_a_share(shares: Any) -> Any:
 
 # A mixture by name. Ratios count, not their sum; a source that is not named gets a thousandth of the uniform share.
 NamedMixture = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
-StartingMixture = Annotated[Literal["bigram", "uniform", "proportional"] | NamedMixture, AfterValidator(_require_a_share)]
+StartingMixture = Annotated[Literal["count", "uniform", "proportional"] | NamedMixture, AfterValidator(_require_a_share)]
 
 
 class StopSection(Section):
@@ -39,25 +73,16 @@ class StopSection(Section):
 class SearchSection(Section):
     """How the mixture is learned while a proxy trains; `training` says how the proxy does."""
 
-    exploration: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="Sampling is (1 - exploration) * weights + exploration * uniform; the loss weights make up for it.",
+    method: Literal["fastmix", "paper"] = Field(
+        "fastmix",
+        description="fastmix: start from counts, move the mixture along scores while a proxy trains, then let short trials decide. paper: the "
+        "rule of FastMix as published (uniform start and sampling, ratios as loss weights, AdamW on the logits at 0.01 every 20 steps, scores "
+        "of the output head, no trials); a key that you give still counts.",
     )
     hypergradient: Literal["all", "last_block", "head"] = Field(
         "all",
         description="Parameters on which target and source gradients are compared: all, the last block and what follows it, or the "
         "output head alone.",
-    )
-    precondition: bool = Field(
-        True,
-        description="Divide the target gradient by the root of the optimiser's second moment, damped: the metric it steps in, in which a "
-        "source is worth less as it is learned.",
-    )
-    score: Literal["inner_product", "per_gradient_norm"] = Field(
-        "inner_product",
-        description="A source's score: its alignment with the target gradient per loss token, or per unit of its sequences' gradient norm.",
     )
     update_interval: int = Field(16, ge=1, description="Steps between two updates of the mixture.")
     target_batch: int = Field(16, ge=1, description="Target sequences of one update, over all ranks; fresh ones every time.")
@@ -68,58 +93,25 @@ class SearchSection(Section):
         description="Share of the earlier target gradients that is kept in the one sources are scored against: more is less noise, and "
         "slower to follow.",
     )
-    weights_optimizer: Literal["exponentiated_gradient", "adam"] = Field(
-        "exponentiated_gradient",
-        description="Rule that moves the mixture: exponentiated gradient with scores in units of their spread, or Adam on the logits.",
-    )
-    weights_learning_rate: float | None = Field(
-        None,
-        gt=0,
-        description="Size of one move of the mixture's logits. When not given, 7.5 over the number of updates, or 20 "
-        "where prior_strength is 0, within 0.05 and 0.3: a logit can travel about as far in a short search as in a long one.",
-    )
-    shrink_scores: bool = Field(
-        True,
-        description="Shrink scores by the share of their spread that is signal, so that where sources differ by chance only the pull "
-        "decides. Off without a pull, which takes back what early scores moved by chance, and where the targets' weights move.",
-    )
-    weights_warmup_steps: int = Field(20, ge=0, description="Steps before the first update; scores are taken from the start.")
-    score_smoothing: float = Field(
-        0.5,
-        ge=0,
-        lt=1,
-        description="Memory of a source's score: share of the old evidence kept when the source is seen again.",
-    )
     weight_unit: WeightUnit = Field(
         "tokens",
         description="What a share of a stated mixture counts (uniform, and by name in initial_weights and prior): tokens, tokens that "
         "carry loss, or examples. Results, bounds and caps are shares of tokens; results give the other two beside.",
     )
     initial_weights: StartingMixture = Field(
-        "bigram",
-        description="Where the mixture starts, brought within the constraints: what is best for a bigram model of the sources, counted "
-        "before training; uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the "
-        "uniform share). Uniform when not given with proxy.checkpoint, which knows bigrams already.",
+        "count",
+        description="Where the mixture starts, brought within the constraints: what is best by counts of the sources, made before training; "
+        "uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the uniform share). Uniform when "
+        "not given with proxy.checkpoint, which knows the counts already. RegMix, Olmix and DoReMi in `fastmix compare` start from "
+        "it too, from uniform where it is count.",
     )
     trial_fraction: float = Field(
         0.5,
         ge=0,
         lt=1,
-        description="Share of training.token_budget for trials of the start: six short runs, in pairs, decide between the bigram "
-        "mixture and its cube, which is more concentrated; 0 for none. There are none either where one would be shorter than 30 steps, "
-        "where the targets' weights move, or from another start.",
-    )
-    prior: StartingMixture | None = Field(
-        None,
-        description="Mixture that prior_strength pulls to, as initial_weights are stated; where the mixture starts when not given. RegMix, "
-        "Olmix and DoReMi in `fastmix compare` start from it too, from uniform where it is bigram or not given.",
-    )
-    prior_strength: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of KL(mixture || prior) in units of the scores' spread; larger is closer to the prior. When not given, 3; "
-        "0 from a checkpoint, as uniform knows no target, and where the targets' weights move (worst_case, not_worse_than), as "
-        "the prior knows only those they start from.",
+        description="Share of training.token_budget for trials: short proxies, each trained on one of the mixtures proposed (the start, a more "
+        "concentrated one, what the scores came to, proportional), in pairs of one seed. The answer is what they say is best. 0 for none, "
+        "as where one would be shorter than 30 steps or the targets' weights move; the scores decide then.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
     match_repetition: bool = Field(
@@ -134,39 +126,40 @@ class SearchSection(Section):
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
 
+    @property
+    def rule(self) -> MixtureRule:
+        """How the mixture is moved."""
+        return RULES[self.method]
+
     def check_steps(self, training: TrainingSection, *, targets_move: bool) -> None:
         """Refuse a budget that ends before the mixture is first moved.
 
         Raises:
             ValueError: says what to raise or lower.
         """
-        first_update, left = self.weights_warmup_steps + self.update_interval, training.num_steps
+        first_update, left = self.first_update, training.num_steps
         if left < first_update:
             raise ValueError(
                 f"training.token_budget {training.token_budget} is {left} steps, which end before the first update of the mixture (step "
-                f"{first_update}); raise it, or lower training.global_batch, search.weights_warmup_steps or search.update_interval"
+                f"{first_update}); raise it, or lower training.global_batch or search.update_interval"
             )
-        left -= NUM_TRIALS * self.trial_steps(training, targets_move=targets_move)
+        left -= self.trial_steps(training, targets_move=targets_move)
         if left < first_update:
             raise ValueError(
-                f"search.trial_fraction {self.trial_fraction:g} leaves {left} steps to the search, which end before the first update of "
+                f"search.trial_fraction {self.trial_fraction:g} leaves {left} steps to the scores, which end before the first update of "
                 f"the mixture (step {first_update}); lower it, or raise training.token_budget"
             )
 
-    def trial_steps(self, training: TrainingSection, *, targets_move: bool) -> int:
-        """Optimiser steps of each of the NUM_TRIALS trials of the start; 0 where there are none."""
-        steps = int(self.trial_fraction * training.num_steps) // NUM_TRIALS
-        return steps if self.initial_weights == "bigram" and not targets_move and steps >= _FEWEST_TRIAL_STEPS else 0
-
     @property
-    def pull(self) -> float:
-        """`prior_strength`, or what it is when not given."""
-        return _PULL if self.prior_strength is None else self.prior_strength
+    def first_update(self) -> int:
+        """Step after which the mixture is first moved."""
+        return (self.rule.warmup_steps // self.update_interval + 1) * self.update_interval
 
-    def logit_rate(self, num_steps: int) -> float:
-        """`weights_learning_rate`, or what it is in a run of this many steps when not given."""
-        if self.weights_learning_rate is not None:
-            return self.weights_learning_rate
-        num_updates = max(1, num_steps // self.update_interval - self.weights_warmup_steps // self.update_interval)
-        travel = _PULLED_TRAVEL if self.pull else _FREE_TRAVEL
-        return min(max(travel / num_updates, _SLOWEST_LOGITS), _FASTEST_LOGITS)
+    def trial_steps(self, training: TrainingSection, *, targets_move: bool) -> int:
+        """Optimiser steps of all trials together; 0 where two rounds of three shortest trials would not fit."""
+        steps = int(self.trial_fraction * training.num_steps)
+        return steps if steps >= 6 * FEWEST_TRIAL_STEPS and not targets_move else 0
+
+    def num_updates(self, num_steps: int) -> int:
+        """Moves of the mixture in a run of this many steps."""
+        return max(0, num_steps // self.update_interval - self.first_update // self.update_interval + 1)

@@ -16,30 +16,15 @@ _TINY = 1e-30
 _SMALLEST_WEIGHT = 1e-12  # buys no token; in smaller ones gradients weighted by them would be denormal numbers, slow and inexact
 
 
-def logit_gradient(
-    weights_K: Float64s,
-    scores_K: Float64s,
-    *,
-    loss_density_K: Float64s,
-    prior_K: Float64s,
-    prior_strength: float,
-    reliability: float = 1.0,
-) -> Float64s:
-    """Derivative of the target loss (and the pull to the prior) in the logits, up to the positive factor lr, shape (K,).
+def logit_gradient(weights_K: Float64s, scores_K: Float64s, *, loss_density_K: Float64s) -> Float64s:
+    """Derivative of the target loss in the logits, up to the positive factor lr, shape (K,).
 
     The loss trained on is a mean over loss tokens, of which source k has the share s_k = p_k r_k / sum_i p_i r_i, r_k being its loss
-    tokens per sequence. Its derivative gives dL/dz_j = -s_j (a_j - sum_i s_i a_i); without masks s = p. The
-    prior adds strength * spread * dKL(p || prior)/dz: a positive strength always draws to the prior. `reliability`, the share of the
-    spread of scores that is signal, shrinks their part and leaves the prior's.
+    tokens per sequence. Its derivative gives dL/dz_j = -s_j (a_j - sum_i s_i a_i); without masks s = p.
     """
     shares_K = weights_K * loss_density_K
     shares_K = shares_K / shares_K.sum()
-    centred_K = scores_K - shares_K @ scores_K
-    gradient_K: Float64s = -reliability * shares_K * centred_K
-    if prior_strength:
-        spread = float(np.std(scores_K))  # over sources, not by weight: it must not vanish as the mixture narrows
-        ratio_K = np.log(np.maximum(weights_K, _TINY) / np.maximum(prior_K, _TINY))
-        gradient_K = gradient_K + prior_strength * spread * weights_K * (ratio_K - weights_K @ ratio_K)
+    gradient_K: Float64s = -shares_K * (scores_K - shares_K @ scores_K)
     return gradient_K
 
 
@@ -79,23 +64,15 @@ class MixtureOptimizer:
         """The mixture now, shape (K,)."""
         return softmax(self._logits_K)
 
-    def step(self, gradient_K: Float64s, *, full_K: Float64s | None = None) -> None:
-        """Descend along a gradient in the logits, shape (K,).
-
-        Args:
-            full_K: a gradient of the size that makes a whole move of `exponentiated_gradient`; a smaller one makes as much smaller a move.
-                When not given every move is a whole one.
-        """
+    def step(self, gradient_K: Float64s) -> None:
+        """Descend along a gradient in the logits, shape (K,)."""
         self.num_updates += 1
         if self._rule == "adam":
             move_K = self._adam_direction(gradient_K)
         else:
             # d/dz carries a factor p: without it a move is by score alone, and a small weight comes back as fast as it went.
-            divisor_K = np.maximum(self.weights_K, _TINY)
-            per_weight_K = gradient_K / divisor_K
-            whole_K = per_weight_K if full_K is None else full_K / divisor_K
-            # By the larger: shrunk scores make a smaller move, but a pull that outweighs them no more than a whole one.
-            move_K = per_weight_K / (max(_root_mean_square(per_weight_K), _root_mean_square(whole_K)) + _TINY)
+            per_weight_K = gradient_K / np.maximum(self.weights_K, _TINY)
+            move_K = per_weight_K / (_root_mean_square(per_weight_K) + _TINY)
         self._logits_K = self._projected_logits(softmax(self._logits_K - self._learning_rate * move_K))
 
     def _projected_logits(self, weights_K: Float64s) -> Float64s:

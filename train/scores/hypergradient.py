@@ -9,7 +9,6 @@ No parameter gradient is formed and none is touched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -21,14 +20,11 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from fastmix_data.errors import RecipeError
-from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
 
 # Half a tensor's root mean square. Less lets rows of an embedding that training has hardly touched drown the rest; more ends in the plain
 # product, which weighs a step along a parameter by its gradient though Adam does not.
 _DAMPING, _TINY = 0.5, 1e-30
-_CHECKED_SEQUENCES, _CHECKED_LENGTH = 2, 7  # a prime: no count of heads, experts or groups makes another shape look like B * T
-_REMEDY = "use search.hypergradient: head"
-_CHECK_TOLERANCE = 1e-4  # float32 agrees to 1e-6
+REMEDY = "use search.hypergradient: head"
 Scope = Literal["all", "last_block", "head"]
 
 
@@ -189,6 +185,10 @@ class HypergradientProbe:
             for handle in handles:
                 handle.remove()
 
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of scoring, down to the scope's parameters, whose gradients are dropped: nothing moves by it."""
+        torch.autograd.grad(loss, self._parameters, allow_unused=True)
+
     def _take(self) -> Tensor:
         assert self._alignment_B is not None, "no backward pass was made"
         return self._alignment_B
@@ -242,7 +242,7 @@ class HypergradientProbe:
         return self._names[module] or type(module).__name__
 
     def _refusal(self, module: nn.Module, reason: str) -> RecipeError:
-        return RecipeError("proxy", f"{self._name(module)} {reason}", _REMEDY)
+        return RecipeError("proxy", f"{self._name(module)} {reason}", REMEDY)
 
     def _add(self, factors: list[tuple[Tensor, Tensor]], num_sequences: int) -> None:
         for left, right in factors:
@@ -260,54 +260,6 @@ class HypergradientProbe:
             gram_BTT = (indices_BT[:, :, None] == indices_BT[:, None, :]).float()
         squares_B = ((delta_BTO @ delta_BTO.mT) * gram_BTT).sum(dim=(1, 2)).clamp_min(0)
         self._square_norm_B = squares_B if self._square_norm_B is None else self._square_norm_B + squares_B
-
-
-def check_scores(model: Any, *, scope: Scope) -> None:
-    """See on a tiny batch that the scores of such a model are the products they stand for, before anything is trained.
-
-    Each sequence's score is held against the inner product of separate gradients. The pass is one of training, dropout and all; it
-    leaves no gradient, random state or mode behind.
-
-    Args:
-        model: in float32, as `build_proxy` makes it and before DeepSpeed wraps it.
-
-    Raises:
-        RecipeError: scores cannot follow how a module computes or how its parameters are used; names it, and what to do.
-    """
-    probe, was_training, shape = HypergradientProbe(model, scope=scope), model.training, (_CHECKED_SEQUENCES, _CHECKED_LENGTH)
-    tokens_BS = torch.randint(
-        model.config.get_text_config().vocab_size, (shape[0], shape[1] + 1), generator=torch.Generator().manual_seed(0)
-    )
-    inputs = model_inputs(ModelInputs(tokens_BS[:, :-1]), with_positions=has_learned_positions(model))
-    random_state = torch.get_rng_state()
-
-    def losses_B() -> Tensor:
-        torch.set_rng_state(random_state)  # the same dropout in each pass
-        return sequence_losses(model(**inputs).logits, tokens_BS[:, 1:])
-
-    model.train()
-    try:
-        target = probe.target_gradient(losses_B()[i] for i in range(shape[0]))
-        for v in target:  # else a norm, whose gradient is a hundredth of a head's, could be wrong and pass
-            v /= v.norm() + _TINY
-        with probe.scoring(shape) as alignments:
-            gradients = torch.autograd.grad(losses_B().sum(), probe.parameters, allow_unused=True)
-        unseen, found_B = probe.unseen(gradients), alignments()
-        del gradients
-        expected_B = torch.stack([_inner(target, probe.target_gradient(losses_B()[i] for i in [n])) for n in range(shape[0])])
-    finally:
-        model.train(was_training)
-        torch.set_rng_state(random_state)
-    if unseen:
-        names = " and ".join(dict.fromkeys(re.sub(r"\.\d+\b", ".*", name) for name in unseen))
-        raise RecipeError("proxy", f"parameters of {names} are used without calling them and would not be scored", _REMEDY)
-    error = float((found_B - expected_B).abs().max() / expected_B.abs().max())
-    if not error < _CHECK_TOLERANCE:
-        raise RecipeError("proxy", f"scores of {type(model).__name__} are {error:.1%} off the gradients they stand for", _REMEDY)
-
-
-def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
 
 
 def _last_block(model: nn.Module) -> nn.Module:

@@ -22,7 +22,8 @@ from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.causality import check_causal
 from train.proxy.example_check import check_examples_apart
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
-from train.scores.hypergradient import Scope, check_scores
+from train.scores.hypergradient import Scope
+from train.scores.score_check import check_scores
 
 
 @dataclass(frozen=True)

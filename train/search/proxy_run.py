@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,29 @@ import torch
 from torch import Tensor
 
 from fastmix_data.arrays import Float64s
+from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
+from fastmix_data.sampler import MixtureSampler
 from train.mixture.constraints import MixtureConstraints
 from train.mixture.optimizer import MixtureOptimizer, logit_gradient
+from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import loss_weights, on_device, sampling_weights, sequence_losses
+from train.proxy.losses import loss_weights, on_device, sampling_weights, sequence_losses, to_tensors
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 from train.scores.hypergradient import HypergradientProbe
 from train.scores.running_scores import SourceScores
-from train.scores.shrinkage import ScoreReliability
 from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
 
 
+_SCORED_STREAM = 13
+
+
 @dataclass
 class _Evidence:
-    """Sums over this rank's sequences: of the scored step by source, and of the mixture's loss since the last update."""
+    """Sums over this rank's sequences: of the scored batch by source, and of the mixture's loss since the last update."""
 
     alignment_K: Tensor
     divisor_K: Tensor
@@ -61,32 +65,32 @@ class ProxyRun:
         engine: ProxyEngine,
         target: Target,
         initial_K: Float64s,
-        prior_K: Float64s,
         constraints: MixtureConstraints | None = None,
     ) -> None:
         """Set up training, scores and mixture at step 0.
 
         Args:
             initial_K: weights to start from, shape (K,), on the simplex.
-            prior_K: weights that search.pull draws to.
             constraints: kept by the mixture from the start; None for none.
         """
         self._search, self._section, self._engine, self._target = search, plan.training, engine, target
         self._training = MixtureTraining(plan, engine, seed=plan.training.seed)
-        self._probe = HypergradientProbe(
-            engine.module,
-            scope=search.hypergradient,
-            memory=search.target_memory,
-            with_norms=search.score == "per_gradient_norm",
+        self._probe = HypergradientProbe(engine.module, scope=search.hypergradient, memory=search.target_memory)
+        reader, num_sources = self._training.reader, len(initial_K)
+        self._uniform_K = uniform(num_sources)
+        # Sequences of their own are scored, equally many of each source: of a training batch, a source with a small share has next to none.
+        self._scored = MixtureSampler(
+            reader.num_sequences_K,
+            sources=plan.catalog.sources,
+            global_batch=plan.training.global_batch,
+            seed=int(derive_keys(plan.training.seed, _SCORED_STREAM)[0] >> np.uint64(33)),
+            fingerprint=plan.catalog.fingerprint,
         )
-        num_sources = len(prior_K)
-        self._scores = SourceScores(num_sources, smoothing=search.score_smoothing)
-        self._reliability = ScoreReliability(num_sources)
-        self._prior_K = prior_K
+        self._scores = SourceScores(num_sources, smoothing=search.rule.smoothing)
         self.mixture = MixtureOptimizer(
             initial_K,
-            rule=search.weights_optimizer,
-            learning_rate=search.logit_rate(plan.training.num_steps),
+            rule=search.rule.optimizer,
+            learning_rate=search.rule.rate(search.num_updates(plan.training.num_steps)),
             project=constraints.project if constraints is not None else None,
         )
         self.initial_K = self.mixture.weights_K
@@ -123,21 +127,38 @@ class ProxyRun:
         return True
 
     def search_step(self, stop_asked: Callable[[], bool] = lambda: False) -> tuple[bool, bool]:
-        """One optimiser step, scored and followed by an update of the mixture when the interval is over.
+        """One optimiser step, followed by scores of the sources and an update of the mixture when the interval is over.
 
         Returns:
-            Whether it was scored, and whether a stop was asked for on any rank (known at scored steps only).
+            Whether sources were scored, and whether a stop was asked for on any rank (known at scored steps only).
         """
-        scored = (self.step + 1) % self._search.update_interval == 0
-        target_loss = self._take_target_gradient() if scored else 0.0
-        self._train_step(scored=scored)
-        stopping = scored and self._update(target_loss, stop_asked=stop_asked())
+        self.plain_step()
+        scored, stopping = self.step % self._search.update_interval == 0, False
+        if scored:
+            target_loss = self._take_target_gradient()
+            self._score_sources()
+            stopping = self._update(target_loss, stop_asked=stop_asked())
         self._target.rebalance(self._engine, step=self.step)
         return scored, stopping
 
     def plain_step(self) -> None:
-        """One step of plain training on the mixture as it stands."""
-        self._train_step(scored=False)
+        """One step of training on the mixture as it stands."""
+        weights_K, exploration = self.mixture.weights_K, self._search.rule.exploration
+        factor_K = loss_weights(
+            weights_K,
+            exploration=exploration,
+            mean_loss_tokens_K=self._training.reader.mean_loss_tokens_K,
+            global_batch=self._section.global_batch,
+        )
+        self._training.train_step(sampling_weights(weights_K, exploration=exploration), lambda batch: self._train_on(batch, factor_K))
+        self._evidence.num_steps += 1
+
+    def _train_on(self, batch: MicroBatch, factor_K: Float64s) -> None:
+        engine = self._engine
+        losses_B = sequence_losses(engine.forward(batch.inputs), batch.labels_BT)
+        loss = (losses_B * on_device(factor_K[batch.source_B], engine.device).to(losses_B)).sum()
+        self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
+        engine.backward(loss)
 
     def _note(self) -> str:
         row = self.trajectory.rows[-1] if self.trajectory.rows else None
@@ -159,53 +180,33 @@ class ProxyRun:
         self._probe.remember()
         module.train()
         self._target.count_batch(self._engine)
-        if self._search.precondition and (moments := self._engine.second_moments(self._probe.parameters)) is not None:
+        if self._search.rule.precondition and (moments := self._engine.second_moments(self._probe.parameters)) is not None:
             self._probe.precondition(moments)
         return float(self._engine.sum_over_ranks(total))
 
-    def _train_step(self, *, scored: bool) -> None:
-        weights_K, exploration = self.mixture.weights_K, self._search.exploration
-        factor_K = loss_weights(
-            weights_K,
-            exploration=exploration,
-            mean_loss_tokens_K=self._training.reader.mean_loss_tokens_K,
-            global_batch=self._section.global_batch,
-        )
-        sampled_K = sampling_weights(weights_K, exploration=exploration)
-        self._training.train_step(sampled_K, lambda batch: self._train_on(batch, factor_K, scored=scored))
-        self._evidence.num_steps += 1
-
-    def _train_on(self, batch: MicroBatch, factor_K: Float64s, *, scored: bool) -> None:
-        engine = self._engine
-        factor_B = on_device(factor_K[batch.source_B], engine.device)
-
-        def forward_and_backward() -> Tensor:
-            losses_B = sequence_losses(engine.forward(batch.inputs), batch.labels_BT)
-            loss = (losses_B * factor_B.to(losses_B)).sum()
-            self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
-            engine.backward(loss)
-            return losses_B.detach()
-
-        if not scored:
-            forward_and_backward()
-            return
-        with self._probe.scoring(batch.shape) as alignments:
-            losses_B = forward_and_backward()
-            # What arrived at the layers is the gradient of factor * loss: divided by it, a score is per unit of a sequence's token loss.
-            unit_B = factor_B * engine.loss_scale
-            alignment_B = alignments().double() / unit_B
-        source_B = on_device(batch.source_B, engine.device)
-        self._evidence.alignment_K.index_add_(0, source_B, alignment_B)
-        self._evidence.loss_K.index_add_(0, source_B, losses_B.double())
-        if self._search.score == "per_gradient_norm":
-            divisor_B = self._probe.norms().double() / unit_B
-        else:
-            divisor_B = on_device(batch.num_loss_tokens_B.astype(np.float64), engine.device)
-        self._evidence.divisor_K.index_add_(0, source_B, divisor_B)
+    def _score_sources(self) -> None:
+        """Alignments of a balanced batch with the target gradient; no parameter moves."""
+        engine, evidence, module = self._engine, self._evidence, self._engine.module
+        mine = self._scored.next(self._uniform_K).slice(engine.rank, engine.world_size)
+        module.eval()
+        for number in range(engine.num_micro_batches):
+            part = mine.slice(number, engine.num_micro_batches)
+            sequences = self._training.reader.read(part.source_B, part.sequence_B)
+            inputs, labels_BT = to_tensors(sequences, device=engine.device)
+            with self._probe.scoring((labels_BT.shape[0], labels_BT.shape[1])) as alignments:
+                losses_B = sequence_losses(engine.bare_forward(inputs), labels_BT)
+                self._probe.backward(losses_B.sum())
+                alignment_B = alignments().double()
+            source_B = on_device(part.source_B, engine.device)
+            num_loss_tokens_B = on_device(sequences.carries_loss_BT.sum(axis=1).astype(np.float64), engine.device)
+            evidence.alignment_K.index_add_(0, source_B, alignment_B)
+            evidence.divisor_K.index_add_(0, source_B, num_loss_tokens_B)
+            evidence.loss_K.index_add_(0, source_B, losses_B.detach().double())
+        module.train()
 
     def _update(self, target_loss: float, *, stop_asked: bool) -> bool:
         """Reduce the evidence of all ranks and move the mixture; returns whether any rank was asked to stop."""
-        evidence, num_sources = self._evidence, len(self._prior_K)
+        evidence, num_sources = self._evidence, len(self._uniform_K)
         # One collective for everything, the question whether to stop included, so that all ranks stop at the same step.
         packed = torch.cat(
             [
@@ -222,11 +223,8 @@ class ProxyRun:
             raise not_finite(self._section, step=self.step)
         alignment_K, divisor_K, loss_K = reduced[:-2].reshape(3, num_sources)
         self._scores.add(alignment_K, divisor_K)
-        weights_K = self.mixture.weights_K
-        sampled_K = sampling_weights(weights_K, exploration=self._search.exploration)
-        self._reliability.add(alignment_K, divisor_K, importance_K=weights_K / sampled_K)
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
-        if self.step > self._search.weights_warmup_steps:
+        if self.step >= self._search.first_update:
             scores_K = self._move_mixture()
             self.trajectory.rows.append(
                 TrajectoryRow(
@@ -249,19 +247,7 @@ class ProxyRun:
         """One move of the mixture along the scores as they stand, which are returned, shape (K,)."""
         weights_K = self.mixture.weights_K
         scores_K = self._scores.estimates(weights_K)
-        gradient = partial(
-            logit_gradient,
-            weights_K,
-            scores_K,
-            loss_density_K=self._training.reader.mean_loss_tokens_K,
-            prior_K=self._prior_K,
-        )
-        if self._search.shrink_scores and self._search.pull:
-            # Shrunk scores make a smaller move; measured by the unshrunk ones, so that pull and scores keep their proportion.
-            gradient_K = gradient(prior_strength=self._search.pull, reliability=self._reliability.value)
-            self.mixture.step(gradient_K, full_K=gradient(prior_strength=0.0))
-        else:
-            self.mixture.step(gradient(prior_strength=self._search.pull))
+        self.mixture.step(logit_gradient(weights_K, scores_K, loss_density_K=self._training.reader.mean_loss_tokens_K))
         return scores_K
 
     @property
@@ -274,9 +260,9 @@ class ProxyRun:
         return {
             "step": self.step,
             "sampler": self._training.sampler.state_dict(),
+            "scored": self._scored.state_dict(),
             "target": self._target.state_dict(),
             "scores": self._scores.state_dict(),
-            "reliability": self._reliability.state_dict(),
             "mixture": self.mixture.state_dict(),
             "trajectory": self.trajectory.state(),
         }
@@ -290,8 +276,8 @@ class ProxyRun:
         self._probe.load_tensors(tensors)
         self._training.step = self._checkpointed_step = int(state["step"])
         self._training.sampler.load_state_dict(state["sampler"])
+        self._scored.load_state_dict(state["scored"])
         self._target.load_state_dict(state["target"])
         self._scores.load_state_dict(state["scores"])
-        self._reliability.load_state_dict(state["reliability"])
         self.mixture.load_state_dict(state["mixture"])
         self.trajectory = Trajectory.from_state(state["trajectory"])

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.load import load_recipe
 from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
-from train.scores.hypergradient import HypergradientProbe, Scope, check_scores
+from train.scores.hypergradient import HypergradientProbe, Scope
+from train.scores.score_check import check_scores
 from train.search.plan import plan_search
 from train.search.search import search
 
