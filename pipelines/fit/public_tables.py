@@ -66,14 +66,16 @@ def olmix_table(tables: Path) -> LossTable:
     return LossTable(ratios.numbers(), dict(zip(metrics.values, metrics.numbers().T, strict=True)))
 
 
-def published_rank_correlation(train: LossTable, test: LossTable, target: str, *, larger: LossTable | None = None) -> float:
-    """RegMix's own figure: trees of its notebook, fitted on the train runs and ranked on the test runs, or on those of a larger model."""
+def published_rank_correlation(train: LossTable, judged: LossTable, target: str, *, stop_early: bool = True) -> float:
+    """RegMix's own figure: trees of its notebook, fitted on the train runs, which rank other runs.
+
+    Args:
+        stop_early: by the runs that are ranked. Those of a larger model have other losses and cannot serve.
+    """
     from train.baselines.regmix import fit_trees_as_published  # lightgbm takes a second to import
 
-    trees = fit_trees_as_published(
-        train.weights_NK, train.losses[target], held_out_NK=test.weights_NK, held_out_losses_N=test.losses[target]
-    )
-    judged = larger or test
+    stop_by = (judged.weights_NK, judged.losses[target]) if stop_early else None
+    trees = fit_trees_as_published(train.weights_NK, train.losses[target], stop_by=stop_by)
     return rank_correlation(trees.predict(judged.weights_NK), judged.losses[target])
 
 

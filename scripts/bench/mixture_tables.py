@@ -62,7 +62,7 @@ def published(tables: Path) -> str:
         found = published_rank_correlation(train, test, target)
         rows.append([target, f"{100 * known:.2f}" if known else "", f"{100 * found:.2f}"])
     for model, known in PUBLISHED_CARRIED_OVER.items():
-        found = published_rank_correlation(train, test, "pile_cc", larger=regmix_table(tables, "test", model=model))
+        found = published_rank_correlation(train, regmix_table(tables, "test", model=model), "pile_cc", stop_early=False)
         rows.append([f"pile_cc, ranked at {model}", f"{100 * known:.2f}", f"{100 * found:.2f}"])
     return markdown(rows)
 

@@ -64,9 +64,14 @@ def fit_trees(weights_NK: Float64s, losses_N: Float64s, *, seed: int) -> TreesLa
 
 
 def fit_trees_as_published(
-    weights_NK: Float64s, losses_N: Float64s, *, held_out_NK: Float64s, held_out_losses_N: Float64s
+    weights_NK: Float64s, losses_N: Float64s, *, stop_by: tuple[Float64s, Float64s] | None = None
 ) -> TreesLaw:
-    """The fit of RegMix's published notebook, of which its rank correlations are: it stops early on the mixtures it is judged by."""
+    """The fit of RegMix's published notebook, of which its rank correlations are.
+
+    Args:
+        stop_by: mixtures and losses that end the fit once three more trees do not help on them. The notebook stops by the very mixtures
+            that it then ranks. All 1000 trees are grown when not given.
+    """
     settings = {
         "objective": "regression",
         "metric": ["l1", "l2"],
@@ -77,9 +82,11 @@ def fit_trees_as_published(
         "verbosity": -1,
     }
     training = lightgbm.Dataset(weights_NK, losses_N)
+    if stop_by is None:
+        return TreesLaw(lightgbm.train(settings, training, num_boost_round=_NUM_TREES))
+    watched = lightgbm.Dataset(*stop_by, reference=training)
     stopping = lightgbm.early_stopping(_PATIENCE, verbose=False)
-    held_out = lightgbm.Dataset(held_out_NK, held_out_losses_N, reference=training)
-    return TreesLaw(lightgbm.train(settings, training, num_boost_round=_NUM_TREES, valid_sets=[held_out], callbacks=[stopping]))
+    return TreesLaw(lightgbm.train(settings, training, num_boost_round=_NUM_TREES, valid_sets=[watched], callbacks=[stopping]))
 
 
 def regmix_weights(
