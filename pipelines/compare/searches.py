@@ -154,7 +154,9 @@ def _fit(
     if method.kind in ("regmix", AROUND_COUNT):
         from train.baselines.regmix import regmix_weights  # lightgbm takes a second to import
 
-        return regmix_weights(weights_NK, importance_G @ losses_GN, prior_K=prior_K, constraints=plan.constraints, seed=seed)
+        return regmix_weights(
+            weights_NK, losses_GN, importance_G=importance_G, prior_K=prior_K, constraints=plan.constraints, seed=seed
+        )
     if method.kind == "olmix":
         weights_K = olmix_weights(
             weights_NK, losses_GN, importance_G=importance_G, prior_K=prior_K, constraints=plan.constraints, seed=seed

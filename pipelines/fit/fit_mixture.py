@@ -159,11 +159,7 @@ def _best(
     if name == "trees":
         from train.baselines.regmix import best_candidates
 
-        def predict(weights_NK: Float64s) -> Float64s:
-            losses_N: Float64s = importance_G @ np.array([law.predict(weights_NK) for law in laws])
-            return losses_N
-
-        return best_candidates(predict, prior_K=centre_K, constraints=constraints, seed=_SEED)
+        return best_candidates(laws, importance_G=importance_G, prior_K=centre_K, constraints=constraints, seed=_SEED)
     smooth = cast(list[SmoothLaw], list(laws))
     strength = max(_PULL * error, 1e-6 * importance_G.sum())  # a law without any error still has one answer
     weights_K = best_mixture(smooth, importance_G=importance_G, centre_K=centre_K, constraints=constraints, kl_strength=strength)

@@ -12,6 +12,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,47 +72,64 @@ def with_mean(table: LossTable) -> LossTable:
     return LossTable(table.weights_NK, {"mean": table.losses_GN.mean(axis=0)})
 
 
-def scores(fit: str, train: LossTable, test: LossTable, subset: np.ndarray) -> tuple[float, float]:
-    """Rank correlation on the test runs and regret of the one ranked first, means over the targets, of a fit to a subset."""
-    found = []
-    for target, losses_N in train.losses.items():
-        predicted_N = fit_named(fit)(train.shares_NK[subset], losses_N[subset]).predict(test.shares_NK)
-        measured_N = test.losses[target]
-        found.append((rank_correlation(predicted_N, measured_N), measured_N[predicted_N.argmin()] - measured_N.min()))
-    return tuple(np.mean(found, axis=0))
+class Scores(NamedTuple):
+    """Rank correlation on the judged runs and regret of the one ranked first: means over targets, and of the mean of all targets."""
+
+    correlation: float
+    regret: float
+    correlation_of_mean: float
+    regret_of_mean: float
 
 
-def ranking_rows(
+def scores(fit: str, train: LossTable, judged: LossTable, subset: np.ndarray) -> Scores:
+    """What a fit to some of the runs is worth; the mean of all targets is predicted by the mean of their predictions."""
+    fitted_NK = train.shares_NK[subset]
+    predicted_GN = np.array(
+        [fit_named(fit)(fitted_NK, losses_N[subset]).predict(judged.shares_NK) for losses_N in train.losses_GN]
+    )
+    each = [judged_by(predicted_N, losses_N) for predicted_N, losses_N in zip(predicted_GN, judged.losses_GN, strict=True)]
+    return Scores(*np.mean(each, axis=0), *judged_by(predicted_GN.mean(axis=0), judged.losses_GN.mean(axis=0)))
+
+
+def judged_by(predicted_N: np.ndarray, measured_N: np.ndarray) -> tuple[float, float]:
+    """Rank correlation and regret."""
+    return rank_correlation(predicted_N, measured_N), float(measured_N[predicted_N.argmin()] - measured_N.min())
+
+
+def scores_by_size(
     draw: Callable[[int, int], tuple[np.ndarray, LossTable]], train: LossTable, *, sizes: Sequence[int], num_subsets: int
-) -> list[list[str]]:
-    """A row for each fit and figure, a column for each size of swarm."""
-    found: dict[str, list[list[tuple[float, float]]]] = {fit: [] for fit in FITS}
+) -> dict[str, list[list[Scores]]]:
+    """For each fit and size of swarm, the scores of several subsets; of the whole table there is one."""
+    found: dict[str, list[list[Scores]]] = {fit: [] for fit in FITS}
     for size in sizes:
         draws = [draw(size, number) for number in range(num_subsets if size < len(train.weights_NK) else 1)]
         for fit in FITS:
-            found[fit].append([scores(fit, train, test, subset) for subset, test in draws])
-    rows = [["fit", "figure", *(f"N = {size}" for size in sizes)]]
-    for number, figure in enumerate(("rank correlation", "regret")):
+            found[fit].append([scores(fit, train, judged, subset) for subset, judged in draws])
+    return found
+
+
+def ranking_table(found: dict[str, list[list[Scores]]], *, sizes: Sequence[int], figures: dict[str, str]) -> str:
+    """Markdown: a row for each figure and fit, a column for each size of swarm."""
+    rows = [["figure", "fit", *(f"N = {size}" for size in sizes)]]
+    for name, title in figures.items():
         rows += [
-            [fit, figure, *(cell([each[number] for each in column]) for column in columns)] for fit, columns in found.items()
+            [title, fit, *(cell([getattr(each, name) for each in column]) for column in columns)]
+            for fit, columns in found.items()
         ]
-    return rows
+    return markdown(rows)
 
 
 def ranking(tables: Path, num_subsets: int) -> str:
     """Every fit on RegMix's 1 M runs: for single Pile sources, then for the mean of them all."""
     train, test = regmix_table(tables, "train"), regmix_table(tables, "test")
-    parts = []
-    for title, fitted, judged in (
-        ("Mean over the 13 losses, each a target", train, test),
-        ("The mean of the 13 losses as the one target", with_mean(train), with_mean(test)),
-    ):
 
-        def draw(size: int, number: int, *, judged: LossTable = judged) -> tuple[np.ndarray, LossTable]:
-            return np.random.default_rng(number).permutation(512)[:size], judged
+    def draw(size: int, number: int) -> tuple[np.ndarray, LossTable]:
+        return np.random.default_rng(number).permutation(len(train.weights_NK))[:size], test
 
-        parts.append(f"{title}:\n\n{markdown(ranking_rows(draw, fitted, sizes=SIZES, num_subsets=num_subsets))}")
-    return "\n\n".join(parts)
+    found = scores_by_size(draw, train, sizes=SIZES, num_subsets=num_subsets)
+    single = ranking_table(found, sizes=SIZES, figures={"correlation": "rank correlation", "regret": "regret"})
+    mean = ranking_table(found, sizes=SIZES, figures={"correlation_of_mean": "rank correlation", "regret_of_mean": "regret"})
+    return f"Mean over the 13 losses, each a target:\n\n{single}\n\nThe mean of the 13 losses as the target:\n\n{mean}"
 
 
 def at_1b(tables: Path) -> str:
@@ -126,7 +144,7 @@ def at_1b(tables: Path) -> str:
 
 
 def olmix(tables: Path, num_subsets: int) -> str:
-    """Every fit on Olmix's runs: the mean of all tasks, on the runs that the subset leaves."""
+    """Every fit on Olmix's runs: the mean of all tasks as one target, judged on 31 runs that no subset has."""
     table = with_mean(olmix_table(tables))
 
     def draw(size: int, number: int) -> tuple[np.ndarray, LossTable]:
@@ -134,7 +152,8 @@ def olmix(tables: Path, num_subsets: int) -> str:
         rest = order[max(OLMIX_SIZES) :]
         return order[:size], LossTable(table.weights_NK[rest], {"mean": table.losses["mean"][rest]})
 
-    return markdown(ranking_rows(draw, table, sizes=OLMIX_SIZES, num_subsets=2 * num_subsets))
+    found = scores_by_size(draw, table, sizes=OLMIX_SIZES, num_subsets=2 * num_subsets)
+    return ranking_table(found, sizes=OLMIX_SIZES, figures={"correlation": "rank correlation", "regret": "regret"})
 
 
 def pull(tables: Path, num_subsets: int) -> str:

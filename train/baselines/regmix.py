@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import lightgbm
 import numpy as np
 
 from fastmix_data.arrays import Float64s
+from train.baselines.laws.law import Law
 from train.mixture.constraints import MixtureConstraints
 
 _NUM_TREES, _LEARNING_RATE = 1000, 1e-2
@@ -91,8 +92,9 @@ def fit_trees_as_published(
 
 def regmix_weights(
     weights_NK: Float64s,
-    losses_N: Float64s,
+    losses_GN: Float64s,
     *,
+    importance_G: Float64s,
     prior_K: Float64s,
     constraints: MixtureConstraints,
     seed: int,
@@ -101,13 +103,16 @@ def regmix_weights(
 ) -> RegmixAnswer:
     """The mean of the candidates with the smallest loss by trees that are fitted to a swarm, shape (K,), sum 1.
 
+    Each target has trees of its own, and their predictions are averaged. RegMix has one target; trees of an average would have to find
+    the splits of all its parts at once, and rank mixtures far worse.
+
     Args:
         weights_NK: the swarm's mixtures, shape (N, K).
-        losses_N: target loss of the proxy trained on each, shape (N,).
+        losses_GN: target losses of the proxy trained on each, shape (G, N).
     """
-    trees = fit_trees(weights_NK, losses_N, seed=seed)
     return best_candidates(
-        trees.predict,
+        [fit_trees(weights_NK, losses_N, seed=seed) for losses_N in np.asarray(losses_GN)],
+        importance_G=importance_G,
         prior_K=prior_K,
         constraints=constraints,
         seed=seed,
@@ -117,8 +122,9 @@ def regmix_weights(
 
 
 def best_candidates(
-    predict: Callable[[Float64s], Float64s],
+    laws: Sequence[Law],
     *,
+    importance_G: Float64s,
     prior_K: Float64s,
     constraints: MixtureConstraints,
     seed: int,
@@ -131,10 +137,16 @@ def best_candidates(
     with a pinned share, 10,000 candidates are projected onto the constraints instead, and the answer says so.
 
     Args:
-        predict: losses of mixtures, from shape (C, K) to (C,).
+        laws: one of each target.
+        importance_G: weights of the targets, shape (G,).
         prior_K: what candidates are drawn around, shape (K,), positive, sum 1.
         constraints: which the answer keeps to as well: they are convex.
     """
+
+    def predict(weights_CK: Float64s) -> Float64s:
+        losses_C: Float64s = importance_G @ np.array([law.predict(weights_CK) for law in laws])
+        return losses_C
+
     rng = np.random.default_rng(seed)
     best_CK, predicted_C = np.empty((0, len(prior_K))), np.empty(0)
     num_drawn = num_allowed = 0

@@ -59,7 +59,15 @@ def test_regmix_finds_a_planted_optimum() -> None:
     best_K = np.array([0.6, 0.3, 0.1, 0.0])
     weights_NK = swarm_weights(UNIFORM_K, num_mixtures=256, seed=0)
     losses_N = ((weights_NK - best_K) ** 2).sum(axis=1)
-    found_K, note = regmix_weights(weights_NK, losses_N, prior_K=UNIFORM_K, constraints=bounded(), seed=0, num_candidates=20_000)
+    found_K, note = regmix_weights(
+        weights_NK,
+        losses_N[None],
+        importance_G=np.ones(1),
+        prior_K=UNIFORM_K,
+        constraints=bounded(),
+        seed=0,
+        num_candidates=20_000,
+    )
     assert not note
     assert found_K.sum() == pytest.approx(1)
     assert np.abs(found_K - best_K).sum() < 0.25
@@ -68,8 +76,16 @@ def test_regmix_finds_a_planted_optimum() -> None:
 def test_regmix_splits_on_a_swarm_of_thirty_two() -> None:
     """With LightGBM's own smallest leaf of 20 the trees would be constants and every candidate the best."""
     weights_NK = swarm_weights(UNIFORM_K, num_mixtures=32, seed=0)
-    losses_N = -weights_NK[:, 2]
-    found_K, _ = regmix_weights(weights_NK, losses_N, prior_K=UNIFORM_K, constraints=bounded(), seed=0, num_candidates=5_000)
+    losses_GN, importance_G = np.array([-weights_NK[:, 0], -weights_NK[:, 2]]), np.array([0.2, 0.8])
+    found_K, _ = regmix_weights(
+        weights_NK,
+        losses_GN,
+        importance_G=importance_G,
+        prior_K=UNIFORM_K,
+        constraints=bounded(),
+        seed=0,
+        num_candidates=5_000,
+    )
     assert found_K[2] > 0.9
     assert smallest_leaf(32) == 1
 
@@ -91,7 +107,14 @@ def test_regmix_answers_within_the_constraints(bounds: dict[str, Any], note: str
     weights_NK, inside = swarm_weights(UNIFORM_K, num_mixtures=64, seed=0), bounded(**bounds)
     losses_N = -weights_NK[:, 2] - 0.5 * weights_NK[:, 0]
     found_K, said = regmix_weights(
-        weights_NK, losses_N, prior_K=UNIFORM_K, constraints=inside, seed=0, num_candidates=20_000, num_averaged=16
+        weights_NK,
+        losses_N[None],
+        importance_G=np.ones(1),
+        prior_K=UNIFORM_K,
+        constraints=inside,
+        seed=0,
+        num_candidates=20_000,
+        num_averaged=16,
     )
     assert inside.allows(found_K[None]).all() and found_K.sum() == pytest.approx(1)
     assert found_K[2] > 0.3

@@ -41,7 +41,7 @@ def drawn_law(kind: str, rng: np.random.Generator) -> SmoothLaw:
 @example(
     kind="log-linear", seed=894, kl_strength=0.01, ceiling=0.5
 )  # a long step took weights below what the projection tells apart
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_it_is_the_constrained_minimum(kind: str, seed: int, kl_strength: float, ceiling: float) -> None:
     rng = np.random.default_rng(seed)
     laws, importance_G = [drawn_law(kind, rng) for _ in range(3)], rng.dirichlet(np.ones(3))
