@@ -16,7 +16,7 @@ import click
 from fastmix_data.errors import FastmixError, Interrupted, RecipeError
 from fastmix_data.machine import Workers, launched_rank, let_waiting_threads_sleep
 from fastmix_data.messages import shown
-from pipelines.console import Console, mixture_notes, mixture_table, run_summary
+from pipelines.console import Console, fit_summary, mixture_notes, mixture_table, run_summary
 
 if TYPE_CHECKING:
     from fastmix_data.recipe.recipe import Recipe
@@ -209,17 +209,70 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
 def compare(recipe: Recipe, workers: Workers, methods: str, num_seeds: int, replace: bool, console: Console) -> None:
     """Compare methods at their own search cost, each mixture confirmed by fresh proxies.
 
-    fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference), mixmin a short one for each source; regmix:N
-    and olmix:N fit the losses of N proxies, which all targets share, and regmix-count:N those of N proxies around the target's count.
-    Proxies and searches are kept, so a list with one more method costs only that method.
+    fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference), mixmin a short one for each source; regmix:N,
+    olmix:N and additive:N fit the losses of N proxies, which all targets share, and regmix-count:N those of N proxies around the target's
+    count. Proxies and searches are kept, so a list with one more method costs only that method.
     """
     from pipelines.compare.run import compare as work
     from pipelines.compare.table import comparison_table
     from train.search.plan import plan_search
 
     result = work(plan_search(recipe), methods=methods, num_seeds=num_seeds, workers=workers, replace=replace)
-    console.say(result.message)
-    console.result({"did_work": result.did_work, **result.comparison.model_dump()}, comparison_table(result.comparison))
+    console.say(*result.notes, result.message)
+    contents = {"did_work": result.did_work, "notes": list(result.notes)}
+    console.result({**contents, **result.comparison.model_dump()}, comparison_table(result.comparison))
+
+
+@main.command()
+@click.argument("ratios_path", metavar="RATIOS", type=PathType)
+@click.argument("metrics_path", metavar="METRICS", type=PathType)
+@click.option(
+    "--target", "targets", multiple=True, required=True, metavar="NAME", help="Column of METRICS; of several, their mean."
+)
+@click.option("--higher-is-better", is_flag=True, help="The targets are scores, not losses.")
+@click.option("--cap", "caps", multiple=True, metavar="NAME=SHARE", help="Largest share of a source.")
+@click.option(
+    "--recipe", "recipe_path", type=PathType, help="Keep to the bounds and epoch caps of this recipe, of the same sources."
+)
+@click.option("--out", "output", type=PathType, help="File to write; mixture.json beside METRICS by default.")
+@Replace
+@_command
+def fit(
+    ratios_path: Path,
+    metrics_path: Path,
+    targets: tuple[str, ...],
+    higher_is_better: bool,
+    caps: tuple[str, ...],
+    recipe_path: Path | None,
+    output: Path | None,
+    replace: bool,
+    console: Console,
+) -> None:
+    """Find a mixture from runs of your own: a CSV of their mixtures and one of what was measured.
+
+    Of several laws the one that predicts held-out runs best is taken, by cross-validation. `fastmix emit --mixture FILE` ships the answer.
+    """
+    from fastmix_data.workdir import SearchFolder
+    from pipelines.fit.bounds import fit_bounds
+    from pipelines.fit.fit_mixture import fit as work
+    from pipelines.fit.swarm_table import read_swarm
+
+    swarm = read_swarm(ratios_path, metrics_path, targets=targets)
+    recipe = None if recipe_path is None else _load_recipe(recipe_path, ())
+    bounds = fit_bounds(swarm.sources, caps=caps, recipe=recipe)
+    output = output or SearchFolder(metrics_path.parent).mixture
+    result = work(
+        swarm,
+        targets=targets,
+        constraints=bounds,
+        higher_is_better=higher_is_better,
+        tables=(ratios_path, metrics_path),
+        output=output,
+        replace=replace,
+    )
+    console.say(*result.notes, result.message)
+    contents = {"did_work": result.did_work, "notes": list(result.notes), "mixture_path": str(output)}
+    console.result({**contents, **result.mixture.model_dump()}, fit_summary(result.mixture))
 
 
 @main.command()

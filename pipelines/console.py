@@ -114,6 +114,26 @@ def mixture_notes(mixture: Mixture) -> list[str]:
     return [*notes, f"end of search: {mixture.search.stopped}"] if mixture.search.stopped else notes
 
 
+def fit_summary(mixture: Mixture) -> str:
+    """What a fit to somebody's swarm came to: the laws on runs that were held out, the mixture, and what it is predicted to reach."""
+    record = mixture.fit
+    assert record is not None
+    rows = [("law", "rank correlation", "error")]
+    for name, law in record.laws.items():
+        rows.append((f"{name} (chosen)" if name == record.law else name, f"{law.rank_correlation:.3f}", f"{law.error:.4g}"))
+    bounds = [f"{name} ({kind})" for name, kind in mixture.binding.items()]
+    lines = [
+        f"{record.num_runs} runs, {joined(record.targets)}; each law on runs that it was not fitted to:",
+        indent(aligned(rows), "  "),
+        mixture_table(mixture),
+        *([f"at a bound: {joined(bounds)}"] if bounds else []),
+        f"predicted {record.predicted:.4g}; the mean of the swarm's mixtures {record.predicted_centre:.4g}; "
+        f"best run ({record.best_run}) {record.best_measured:.4g}",
+        f"noise floor: mixtures whose predictions differ by less than {record.noise_floor:.2g} are not told apart",
+    ]
+    return "\n".join(lines)
+
+
 def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dict[str, Any], str]:
     """What a whole run came to, as a JSON-able dictionary and as text."""
     epochs = {source.name: source.epochs for source in manifest.sources}

@@ -49,11 +49,12 @@ ARROWS = {
         "preprocess": "cluster inputs reading rendering",
         "report": "",
         "compare": "cluster report",
+        "fit": "",
         "guessed_fields": "reading",
         "init_recipe": "inputs reading guessed_fields",
         "demo": "inputs preprocess report compare init_recipe",
         "flow": "cluster preprocess report compare demo",
-        "cli": "cluster console preprocess report compare demo init_recipe flow",
+        "cli": "cluster console preprocess report compare fit demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines

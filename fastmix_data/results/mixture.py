@@ -145,6 +145,33 @@ class TargetRecord(_Record):
     worst: WorstTarget | None = Field(None, description="worst_case: the target that ended with the largest regret.")
 
 
+class LawFigures(_Record):
+    """How well a law's predictions of runs that were held out agree with what was measured."""
+
+    rank_correlation: float
+    error: float = Field(description="Root mean square of prediction less measurement, in the unit of the metric.")
+
+
+class FitRecord(_Record):
+    """The fit of `fastmix fit` to a swarm that somebody else trained. Figures are of the mean of the targets."""
+
+    law: str = Field(
+        description="The law that the mixture is best by: of those tried, the one with the highest rank correlation."
+    )
+    laws: dict[str, LawFigures] = Field(description="What each law is worth, by cross-validation over the runs.")
+    targets: list[str]
+    higher_is_better: bool
+    num_runs: int
+    noise_floor: float = Field(
+        description="Mixtures whose predictions differ by less are not told apart: 1.645 * sqrt(2) times the law's error."
+    )
+    predicted: float = Field(description="The law's prediction for the mixture.")
+    predicted_centre: float = Field(description="The same for the mean of the swarm's mixtures.")
+    best_run: str = Field(description="The best run of the swarm within the bounds; of all runs where none is.")
+    best_measured: float = Field(description="What that run came to.")
+    made_from: str = Field(description="Hash of the two tables, the targets and the bounds.")
+
+
 class Origin(_Record):
     """Hashes of what the mixture was made from; empty for one that was given."""
 
@@ -179,6 +206,7 @@ class Mixture(_Record):
     search: SearchRecord = SearchRecord()
     target: TargetRecord = TargetRecord()
     made_from: Origin = Origin()
+    fit: FitRecord | None = Field(None, description="Of a mixture that `fastmix fit` found.")
 
     def weights_K(self, sources: Sequence[str]) -> Float64s:
         """Weights in the order of `sources`, shape (K,).

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.messages import nearest
+from fastmix_data.messages import joined, nearest
 from fastmix_data.results.comparison import REFERENCE
 
 AROUND_COUNT = "regmix-count"  # the one swarm that is of a single target
 _STATED = (REFERENCE, "proportional", "prior")
 _SEARCHED = ("fastmix", "doge", "doremi", "mixmin")
-_SWARMS = ("regmix", "olmix", AROUND_COUNT)
+_SWARMS = ("regmix", "olmix", "additive", AROUND_COUNT)
 _LEAST_PROXIES = 2
 
 
@@ -69,7 +69,7 @@ def _parse(name: str) -> Method:
         raise RecipeError("--methods", f"there is no method {name!r}", f"{hint} Known are {known}")
     if kind not in _SWARMS:
         if colon:
-            raise RecipeError(f"--methods: {name!r}", f"only {' and '.join(_SWARMS)} take a number of proxies", f"write {kind}")
+            raise RecipeError(f"--methods: {name!r}", f"only {joined(_SWARMS)} take a number of proxies", f"write {kind}")
         return Method(name, kind)
     if not re.fullmatch(r"[0-9]{1,6}", number) or int(number) < _LEAST_PROXIES:
         raise RecipeError(

@@ -42,12 +42,18 @@ _SEEDS_OF_A_SEARCH = 100
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What a call of `compare` came to; `did_work` is False if it was there already."""
+    """What a call of `compare` came to.
+
+    Attributes:
+        did_work: False if it was there already.
+        notes: what a reader must know of how mixtures were found.
+    """
 
     comparison: Comparison
     path: Path
     did_work: bool
     message: str
+    notes: tuple[str, ...] = ()
 
 
 def compare(
@@ -100,7 +106,8 @@ def compare(
         )
         save_comparison(result.comparison, comparison)
         draw_comparison(comparison, result.picture)
-    return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}")
+    notes = tuple(mixture.note for mixture in found.values() if mixture.note)
+    return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}", notes)
 
 
 def confirming_seeds(search_seed: int, *, num_seeds: int) -> tuple[int, ...]:

@@ -18,6 +18,9 @@ from fastmix_data.workdir import Workdir
 from pipelines.compare.methods import AROUND_COUNT, Method
 from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_identity
 from train.baselines.cost import SearchCost, flops, matmul_parameters
+from train.baselines.laws.additive import fit_additive
+from train.baselines.laws.best_mixture import best_mixture
+from train.baselines.olmix import olmix_weights
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
 from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre
@@ -31,10 +34,11 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class FoundMixture:
-    """A mixture, in the order of the catalog's sources, and what it cost to find."""
+    """A mixture, in the order of the catalog's sources, what it cost to find, and what a reader must know of how, if anything."""
 
     weights: tuple[float, ...]
     cost: SearchCost
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,32 +133,37 @@ def stated_mixture(method: Method, plan: SearchPlan) -> FoundMixture:
 
 
 def fit_swarm(method: Method, plan: SearchPlan, centre: FoundMixture, swarm: Sequence[ProxyJob]) -> FoundMixture:
-    """RegMix's or Olmix's mixture from the finished runs of a swarm around a centre."""
+    """The mixture of RegMix, Olmix or the additive law from the finished runs of a swarm around a centre."""
     results, importance = [job.result() for job in swarm], plan.target.weights()
     losses_GN = np.array([[result.losses[name] for result in results] for name in importance])
     started = time.monotonic()
     prior_K, weights_NK = np.array(centre.weights), np.array([job.weights for job in swarm])
-    weights_K = _fit(method, plan, weights_NK, losses_GN, np.array(list(importance.values())), prior_K=prior_K)
+    weights_K, note = _fit(method, plan, weights_NK, losses_GN, np.array(list(importance.values())), prior_K=prior_K)
     seconds = time.monotonic() - started
     trained = sum(result.num_tokens for result in results)
     measured = len(swarm) * len(importance) * plan.search.eval_sequences * plan.proxy.training.sequence_length
     num_flops = flops(matmul_parameters(plan.proxy), trained=trained, forward_only=measured)
     cost = SearchCost(trained, num_flops, sum(result.seconds for result in results) + seconds)
-    return FoundMixture(tuple(weights_K.tolist()), centre.cost + cost)
+    return FoundMixture(tuple(weights_K.tolist()), centre.cost + cost, f"{method.name}: {note}" if note else "")
 
 
 def _fit(
     method: Method, plan: SearchPlan, weights_NK: Float64s, losses_GN: Float64s, importance_G: Float64s, *, prior_K: Float64s
-) -> Float64s:
+) -> tuple[Float64s, str]:
     seed = plan.proxy.training.seed
     if method.kind in ("regmix", AROUND_COUNT):
         from train.baselines.regmix import regmix_weights  # lightgbm takes a second to import
 
-        return regmix_weights(weights_NK, importance_G @ losses_GN, prior_K=prior_K, seed=seed)
-    from train.baselines.olmix import fit_law, olmix_weights
-
-    slopes_GK = np.array([fit_law(weights_NK, losses_N, seed=seed).slope_K for losses_N in losses_GN])
-    return olmix_weights(slopes_GK, importance_G=importance_G, prior_K=prior_K, constraints=plan.constraints)
+        return regmix_weights(
+            weights_NK, losses_GN, importance_G=importance_G, prior_K=prior_K, constraints=plan.constraints, seed=seed
+        )
+    if method.kind == "olmix":
+        weights_K = olmix_weights(
+            weights_NK, losses_GN, importance_G=importance_G, prior_K=prior_K, constraints=plan.constraints, seed=seed
+        )
+        return weights_K, ""
+    laws = [fit_additive(weights_NK, losses_N) for losses_N in losses_GN]
+    return best_mixture(laws, importance_G=importance_G, centre_K=prior_K, constraints=plan.constraints), ""
 
 
 def search_fastmix(plan: SearchPlan, *, quiet: bool) -> FoundMixture:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 from installed_command import FASTMIX, fastmix, installed_fastmix, read_recipe, run_process, write_recipe
@@ -21,7 +22,7 @@ from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import load_catalog
-from fastmix_data.workdir import Workdir
+from fastmix_data.workdir import SearchFolder, Workdir
 
 
 def times_of_writing(workdir: Path) -> dict[Path, int]:
@@ -92,6 +93,28 @@ def test_webdataset_reads_the_export(finished_run: Path, tmp_path: Path) -> None
     manifest = load_manifest(finished_run / "run/manifest")
     assert len(samples) == sum(part.num_blocks * part.repeats for part in manifest.parts)
     assert all(sample["tokens.npy"].shape == (257,) for sample in samples)
+
+
+def test_a_fit_to_ones_own_swarm_keeps_to_the_recipe_and_is_emitted(copied_run: Path) -> None:
+    """Sources in another order than the catalog's: bounds and epoch caps still meet the right ones."""
+    rng = np.random.default_rng(0)
+    weights_NK = rng.dirichlet(np.ones(3), 24)
+    rows = [(f"r{number}", *weights_K) for number, weights_K in enumerate(weights_NK.tolist())]
+    losses = [(name, 3 - noise - 0.5 * prose) for name, noise, prose, _ in rows]
+    for name, header, lines in (("ratios", "run,noise,prose,code", rows), ("metrics", "run,loss", losses)):
+        (copied_run / f"{name}.csv").write_text("\n".join([header, *(",".join(map(str, line)) for line in lines)]))
+    recipe = read_recipe(copied_run)
+    write_recipe(copied_run, recipe | {"search": {**recipe["search"], "constraints": {"ceiling": {"noise": 0.25}}}})
+    fastmix("fit", "ratios.csv", "metrics.csv", "--target", "loss", "--recipe", "recipe.yaml", cwd=copied_run)
+    mixture = load_mixture(SearchFolder(copied_run).mixture)
+    assert mixture.weights["noise"] == pytest.approx(0.25) and mixture.binding["noise"] == "ceiling"
+    assert mixture.weights["prose"] > mixture.weights["code"]
+    fastmix("emit", "recipe.yaml", "--mixture", "mixture.json", "--replace", cwd=copied_run)
+    shares = {source.name: source.weight for source in load_manifest(Workdir(copied_run / "run").manifest.root).sources}
+    assert shares == pytest.approx(mixture.weights)
+    both = ("--recipe", "recipe.yaml", "--cap", "prose=0.3")
+    refused = fastmix("fit", "ratios.csv", "metrics.csv", "--target", "loss", *both, cwd=copied_run, code=2)
+    assert "search.constraints.ceiling" in refused.output
 
 
 def test_a_mixture_of_ones_own_is_emitted(copied_run: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fastmix_data.arrays import Float64s, Int64s
+from fastmix_data.arrays import Bools, Float64s, Int64s
 from fastmix_data.errors import RecipeError
 from fastmix_data.manifest.emit import check_emit
 from fastmix_data.messages import and_more
@@ -56,6 +56,15 @@ class MixtureConstraints:
         if self.is_free:
             return weights_K
         return project(weights_K, floor_K=self.floor_K, ceiling_K=self.ceiling_K, groups=list(self.groups.values()))
+
+    def allows(self, weights_CK: Float64s) -> Bools:
+        """Which of many mixtures are in the set, shape (C,)."""
+        inside = [(weights_CK >= self.floor_K - _SLACK).all(axis=1), (weights_CK <= self.ceiling_K + _SLACK).all(axis=1)]
+        for members, least, most in self.groups.values():
+            total_C = weights_CK[:, members].sum(axis=1)
+            inside.append((total_C >= least - _SLACK) & (total_C <= most + _SLACK))
+        allowed_C: Bools = np.logical_and.reduce(inside)
+        return allowed_C
 
     def binding(self, weights_K: Float64s) -> dict[str, str]:
         """The bounds that a mixture lies at, within a thousandth of the bound, by source or group.

@@ -31,7 +31,7 @@ from pipelines.compare.table import mean_ranks
 from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan, plan_search
 
-METHODS = "fastmix,uniform,regmix:3,regmix-count:3,olmix:3,doge,doremi"
+METHODS = "fastmix,uniform,regmix:3,regmix-count:3,olmix:3,additive:3,doge,doremi"
 ALPHABETS = {"low": "abcdef ", "mid": "ghijkl ", "high": "uvwxyz "}
 STEPS, BATCH, LENGTH = 16, 8, 32
 
@@ -133,6 +133,7 @@ def test_every_method_has_weights_paired_losses_and_its_own_cost(compared_once: 
         "regmix:3": 3 * budget,
         "regmix-count:3": 3 * budget,
         "olmix:3": 3 * budget,
+        "additive:3": 3 * budget,
         "doge": budget + STEPS * 4 * LENGTH,
         "doremi": 2 * budget,
     }
@@ -212,7 +213,9 @@ def test_a_finished_search_of_the_recipe_is_used(compared: Path) -> None:
 
 
 def test_mixtures_are_brought_within_the_constraints(compared: Path) -> None:
-    run_compare(compared, "--set", "search.constraints.ceiling=0.4", "--replace", methods="uniform,regmix:3", seeds=1)
+    capped = ("--set", "search.constraints.ceiling=0.4", "--replace")
+    shown = run_compare(compared, *capped, methods="uniform,regmix:3,olmix:3,additive:3", seeds=1)
+    assert "projected onto them instead" not in shown.output
     for method in comparison_of(compared).methods.values():
         assert max(method.weights.values()) <= 0.4 + 1e-9
 
