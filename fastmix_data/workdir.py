@@ -20,7 +20,7 @@ class SearchFolder:
         mixture: the answer; written last.
         trajectory: the mixture after every update.
         recipe: the sections that the search went by.
-        start: where it starts, and the trials that decided that.
+        trials: short proxies on the mixtures proposed, as far as they are made.
         reference: losses of the reference run.
         checkpoints: folder that a stopped search goes on from.
         lock: held while a search works here.
@@ -32,7 +32,7 @@ class SearchFolder:
         self.mixture = root / "mixture.json"
         self.trajectory = root / "trajectory.parquet"
         self.recipe = root / "recipe.json"
-        self.start = root / "start.json"
+        self.trials = root / "trials.json"
         self.reference = root / "reference.json"
         self.checkpoints = root / "checkpoints"
         self.lock = root / ".lock"

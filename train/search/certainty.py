@@ -5,61 +5,68 @@ Everything here looks at ONE trajectory. What another seed would give is asked o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 from fastmix_data.arrays import Bools, Float64s
 from fastmix_data.results.mixture import Certainty
 from fastmix_data.results.trajectory import Trajectory
-from train.proxy.losses import sampling_weights
-from train.scores.shrinkage import less_the_mixtures
 
 _TINY = 1e-300
 _FEWEST_UPDATES = 8  # below this, a spread over updates says nothing
+_MEMORIES_APART = 2.0  # two updates that many memories of the target gradient apart share next to nothing of it
 _SCORE_MARGIN, _LOSS_MARGIN = 0.5, 0.25
 _CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a search saw of each source at each update: U updates, K sources, sums over the update's scored batch.
+    """What a search saw of each source: U turns, K sources, sums over the scored sequences of a turn.
 
     Attributes:
-        centred_UK: alignment less that of the mixture on the same batch, so that what all sources share cancels.
+        centred_UK: alignment less that of the mixture in the same turn, so that what all sources share cancels.
         divisor_UK: what alignments are divided by; 0 where a source was absent.
         loss_UK: training losses.
+        span: neighbouring turns whose target gradients remember much of the same batches.
     """
 
     centred_UK: Float64s
     divisor_UK: Float64s
     loss_UK: Float64s
+    span: float = 1.0
 
     @classmethod
-    def of(cls, trajectory: Trajectory, *, exploration: float) -> Evidence:
-        """Read it off a trajectory."""
-        rows = trajectory.rows
-        after_UK = np.array([row.weights for row in rows])
-        # A row has the weights after its update, but its evidence was drawn under those before. Those before the first row are
-        # not in the trajectory; its own stand in for them, one move off.
-        weights_UK = np.concatenate([after_UK[:1], after_UK[:-1]])
-        alignment_UK, divisor_UK = np.array([row.alignment for row in rows]), np.array([row.divisor for row in rows])
-        factor_UK = weights_UK / np.maximum([sampling_weights(p_K, exploration=exploration) for p_K in weights_UK], _TINY)
-        centred_UK = [
-            less_the_mixtures(alignment_K, divisor_K, importance_K=factor_K)
-            for alignment_K, divisor_K, factor_K in zip(alignment_UK, divisor_UK, factor_UK, strict=True)
-        ]
-        return cls(np.array(centred_UK), divisor_UK, np.array([row.loss for row in rows]))
+    def of(cls, trajectory: Trajectory, *, scored_batch: int, target_memory: float, since: float = 0.0) -> Evidence:
+        """Read it off a trajectory.
 
-    def since(self, update: int) -> Evidence:
-        """The part from an update on."""
-        return Evidence(self.centred_UK[update:], self.divisor_UK[update:], self.loss_UK[update:])
+        Args:
+            scored_batch: sequences scored at an update; sources take turns where there are more of them.
+            target_memory: share of earlier target gradients that a score was made with.
+            since: step from which on updates count.
+        """
+        rows = [row for row in trajectory.rows if row.step > since]
+        num_sources = len(rows[0].weights)
+        per_turn = -(-num_sources // scored_batch)
+        turns = range(len(rows) // per_turn)
+        sums_3UK = np.zeros((3, len(turns), num_sources))
+        for turn in turns:
+            of_turn = rows[turn * per_turn : (turn + 1) * per_turn]
+            sums_3UK[:, turn] = [
+                np.sum([getattr(row, name) for row in of_turn], axis=0) for name in ("alignment", "divisor", "loss")
+            ]
+        weights_UK = np.array([rows[turn * per_turn].weights for turn in turns]).reshape(len(turns), num_sources)
+        alignment_UK, divisor_UK, loss_UK = sums_3UK
+        mixture_U = (weights_UK * alignment_UK).sum(axis=1) / np.maximum((weights_UK * divisor_UK).sum(axis=1), _TINY)
+        span = _MEMORIES_APART / (1 - target_memory) / per_turn
+        return cls(alignment_UK - mixture_U[:, None] * divisor_UK, divisor_UK, loss_UK, span)
 
     @property
     def known_K(self) -> Bools:
-        """Sources seen at enough updates to speak of a spread."""
+        """Sources seen in enough turns to speak of a spread."""
         known_K: Bools = (self.divisor_UK > 0).sum(axis=0) >= _FEWEST_UPDATES
         return known_K
 
@@ -118,25 +125,40 @@ def ratio_and_influence(sums_UK: Float64s, divisor_UK: Float64s) -> tuple[Float6
     return ratio_K, (sums_UK - ratio_K * divisor_UK) / np.maximum(divisor_UK.mean(axis=0), _TINY)
 
 
-def evidence_block(num_updates: int) -> int:
-    """Length of a block of raw evidence: U^(1/3), best for a variance (Hall, Horowitz and Jing, 1995); each update has fresh data."""
-    return max(1, round(float(num_updates ** (1 / 3))))
+def evidence_block(evidence: Evidence) -> int:
+    """Length of a block of evidence: U^(1/3), best for a variance (Hall, Horowitz and Jing, 1995), or the memory of target gradients.
+
+    Every turn scores fresh sequences, but against a target gradient that is mostly the one before.
+    """
+    num_turns = len(evidence.centred_UK)
+    return max(1, min(round(num_turns ** (1 / 3)), num_turns // 2), min(math.ceil(evidence.span), num_turns // 2))
+
+
+def _freedom(num_turns: int, block: int) -> float:
+    """Degrees of freedom of a variance from overlapping blocks (Meketon and Schmeiser, 1984)."""
+    return 1.5 * (num_turns / block - 1)
 
 
 def signal_to_noise(evidence: Evidence) -> Float64s:
     """Mean of a source's score less the mixture's, over its block-bootstrap standard error, shape (K,).
 
-    Below 2 in size the search cannot tell the source from the mixture: either there is too little evidence, or the mixture stands where
-    more of the source would neither help nor hurt, as it does for the sources that an optimum is made of. 0 for a source that was hardly
-    seen.
+    It is stretched to the normal distribution's scale, for the error is of few blocks: without a signal it is beyond 2 for one source in
+    twenty. Below 2 in size the search cannot tell the source from the mixture: either there is too little evidence, or the mixture stands
+    where more of the source would neither help nor hurt, as it does for the sources that an optimum is made of. 0 for a source that was
+    hardly seen.
     """
-    if len(evidence.centred_UK) < _FEWEST_UPDATES:
+    num_turns = len(evidence.centred_UK)
+    if num_turns < _FEWEST_UPDATES:
         return np.zeros(evidence.centred_UK.shape[1])
     score_K, influence_UK = ratio_and_influence(evidence.centred_UK, evidence.divisor_UK)
-    variance_K = (block_means(influence_UK, block=evidence_block(len(influence_UK))) ** 2).sum(axis=0)
+    block = evidence_block(evidence)
+    variance_K = (block_means(influence_UK, block=block) ** 2).sum(axis=0)
     certain_K = evidence.known_K & (variance_K > 0)
-    ratio_K: Float64s = np.where(certain_K, score_K / np.sqrt(np.where(certain_K, variance_K, 1.0)), 0.0)
-    return ratio_K
+    ratio_K = np.where(certain_K, score_K / np.sqrt(np.where(certain_K, variance_K, 1.0)), 0.0)
+    # By the smaller tail, which keeps its digits however far out it is.
+    tail_K = np.maximum(stdtr(_freedom(num_turns, block), -np.abs(ratio_K)), _TINY)
+    stretched_K: Float64s = -np.sign(ratio_K) * ndtri(tail_K)
+    return stretched_K
 
 
 def interchangeable_pairs(evidence: Evidence) -> Bools:
@@ -155,8 +177,8 @@ def interchangeable_pairs(evidence: Evidence) -> Bools:
     known_K = evidence.known_K
     if num_updates < _FEWEST_UPDATES or known_K.sum() < 2:
         return np.zeros((num_sources, num_sources), dtype=bool)
-    block = evidence_block(num_updates)
-    freedom = 1.5 * (num_updates / block - 1)  # of overlapping blocks, Meketon and Schmeiser
+    block = evidence_block(evidence)
+    freedom = _freedom(num_updates, block)
     two_sided, one_sided = (float(stdtrit(freedom, level)) for level in (0.975, 0.95))
     pairs_KK = known_K[:, None] & known_K & ~np.eye(num_sources, dtype=bool)
     for sums_UK, margin, is_score in ((evidence.centred_UK, _SCORE_MARGIN, True), (evidence.loss_UK, _LOSS_MARGIN, False)):
@@ -204,25 +226,23 @@ def certainty_of(
     *,
     sources: Sequence[str],
     weights_K: Float64s,
-    interval: dict[str, tuple[float, float]],
     averaged_since: float,
-    exploration: float,
+    scored_batch: int,
+    target_memory: float,
 ) -> Certainty:
-    """What one trajectory says of its answer: signal to noise over the averaged part, interchangeable sources over all of it.
+    """What one trajectory says: signal to noise over the averaged part, interchangeable sources over all of it.
 
     Args:
         weights_K: the answer, which orders the groups.
-        interval: of the answer's weights.
         averaged_since: step after which updates are averaged.
+        scored_batch, target_memory: of the search.
     """
-    evidence = Evidence.of(trajectory, exploration=exploration)
-    first = sum(row.step <= averaged_since for row in trajectory.rows)
+    evidence = Evidence.of(trajectory, scored_batch=scored_batch, target_memory=target_memory)
+    averaged = Evidence.of(trajectory, scored_batch=scored_batch, target_memory=target_memory, since=averaged_since)
     groups = groups_of_pairs(interchangeable_pairs(evidence), weights_K)
-    averaged = evidence.since(first)
     # Of a handful of updates nothing can be said, and a row of zeros would say something.
     is_enough = len(averaged.centred_UK) >= _FEWEST_UPDATES
     return Certainty(
-        interval=interval,
         signal_to_noise=dict(zip(sources, signal_to_noise(averaged).tolist(), strict=True)) if is_enough else {},
         interchangeable=[[sources[index] for index in group] for group in groups],
     )

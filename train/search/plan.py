@@ -11,7 +11,7 @@ from torch import nn
 
 from fastmix_data.errors import InputError, MismatchError
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.recipe.search import NUM_TRIALS, SearchSection
+from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.searched_recipe import SearchedEmit, SearchedRecipe
@@ -54,34 +54,14 @@ class SearchPlan:
         return self.sections.hash
 
     @property
-    def trial(self) -> ProxyPlan | None:
-        """The proxy of one of the NUM_TRIALS trials of the start; None where there are none."""
-        num_steps = self._trial_steps
-        return self.proxy.with_steps(num_steps) if num_steps else None
+    def trial_steps(self) -> int:
+        """Optimiser steps of all trials together; 0 where there are none."""
+        return self.search.trial_steps(self.proxy.training, targets_move=self.target.reference_mixture is not None)
 
     @property
     def main(self) -> ProxyPlan:
         """The proxy of the run in which the mixture moves, with the budget that trials leave."""
-        return self.proxy.with_steps(self.proxy.training.num_steps - NUM_TRIALS * self._trial_steps)
-
-    @property
-    def main_search(self) -> SearchSection:
-        """Settings of that run.
-
-        Where the targets' weights move there is no pull, and scores of earlier weights do not say how reliable those of now are.
-        """
-        if not self._targets_move:
-            return self.search
-        strength = 0.0 if self.search.prior_strength is None else self.search.prior_strength
-        return self.search.model_copy(update={"prior_strength": strength, "shrink_scores": False})
-
-    @property
-    def _targets_move(self) -> bool:
-        return self.target.reference_mixture is not None
-
-    @property
-    def _trial_steps(self) -> int:
-        return self.search.trial_steps(self.proxy.training, targets_move=self._targets_move)
+        return self.proxy.with_steps(self.proxy.training.num_steps - self.trial_steps)
 
     def identity(self, num_ranks: int) -> dict[str, Any]:
         """What a run must share with a checkpoint to go on from it."""

@@ -162,24 +162,29 @@ class Target:
         """Tokens of an evaluation on the search half."""
         return int(np.minimum(self._readers["search"].num_sequences_K, num_sequences).sum()) * self._length
 
-    def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int) -> Float64s:
-        """Loss of each target on a fixed sample of a half, in nats per loss token, shape (G,), in the order of the weights given."""
+    def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int, sample: int = 0) -> Float64s:
+        """Loss of each target on a fixed sample of a half, in nats per loss token, shape (G,), in the order of the weights given.
+
+        Args:
+            sample: which of the samples; two of them share a sequence only by chance, or where there are too few.
+        """
         reader = self._readers[half]
         sums_G2 = torch.zeros(len(self.names), 2, dtype=torch.float64, device=engine.device)
         was_training = engine.module.training
         engine.module.eval()
         with torch.no_grad():
             for group, available in enumerate(reader.num_sequences_K):
-                chosen = self._fixed_sample(group, int(available), min(num_sequences, int(available)))
+                chosen = self._fixed_sample(group, int(available), min(num_sequences, int(available)), sample=sample)
                 sums_G2[group] = self._sum_losses(engine, reader, group, chosen)
         engine.module.train(was_training)
         sums = engine.sum_over_ranks(sums_G2).cpu().numpy()
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
         return means_G
 
-    def _fixed_sample(self, group: int, available: int, count: int) -> Int64s:
+    def _fixed_sample(self, group: int, available: int, count: int, *, sample: int) -> Int64s:
         key = derive_keys(self._seed, _EVALUATION_STREAM, group)
-        return permute(np.arange(count), size=available, key=key)
+        # One permutation after another: a sample goes on where the one before ended.
+        return permute((sample * count + np.arange(count)) % available, size=available, key=key)
 
     def _sum_losses(self, engine: ProxyEngine, reader: SequenceReader, group: int, sequences_N: Int64s) -> Tensor:
         """Summed loss and number of loss tokens over this rank's sequences; every rank makes as many passes (ZeRO-3 needs it)."""

@@ -1,0 +1,192 @@
+"""Short proxies that sample the mixtures proposed, in pairs of one seed, until it is clear which one is best.
+
+Scores and counts say what helps a step or a table of pairs. What is asked for is the mixture on which a model trained from scratch ends
+lowest, and only training tells. Every round trains a proxy on each mixture that is still in the race, from one seed, and measures it on
+target sequences that no other round reads. Mixtures that cannot win any more are dropped, and rounds grow longer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from fastmix_data.arrays import Float64s
+from fastmix_data.atomic_files import read_json, write_json
+from fastmix_data.errors import Interrupted
+from fastmix_data.permutation import derive_keys
+from fastmix_data.progress import Advance, progress
+from fastmix_data.recipe.search import FEWEST_TRIAL_STEPS
+from train.proxy.engine import ProxyEngine
+from train.proxy.training import ProxyPlan, train_on_mixture
+from train.search.plan import SearchPlan
+from train.search.verdict import Trial, Verdict, judge
+from train.target.target import Target
+
+_TRIAL_STREAM = 43
+_FIRST_ROUNDS = 2  # of the shortest length, and with every mixture: one pair says nothing of the noise
+_SHORTEST_SHARE = 6  # a first trial is such a part of the steps that all mixtures have on average
+_HOPELESS = 0.05  # probability of being the best
+_MEASURED_SHARE, _FEWEST_MEASURED = 4, 8  # a trial reads a quarter of its tokens of the target, or 8 sequences of each
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What was tried so far. JSON-able.
+
+    Attributes:
+        candidates: the mixtures by name, in the order of the catalog's sources; the first is the start.
+        done: in the order they were made.
+        num_tokens: trained on, and read to measure the target.
+        seconds: of all trials.
+    """
+
+    candidates: dict[str, list[float]]
+    done: list[Trial] = field(default_factory=list)
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+    def after(self, trial: Trial, *, num_tokens: int, seconds: float) -> Trials:
+        """With one trial more."""
+        return replace(self, done=[*self.done, trial], num_tokens=self.num_tokens + num_tokens, seconds=self.seconds + seconds)
+
+    def verdict(self, *, horizon_steps: int) -> Verdict | None:
+        """What they say; None before two whole rounds."""
+        rounds = {trial.round for trial in self.done}
+        return judge(self.done, names=list(self.candidates), horizon_steps=horizon_steps) if len(rounds) >= _FIRST_ROUNDS else None
+
+
+@dataclass(frozen=True)
+class Round:
+    """The trials to come: of each of these mixtures, one of so many steps."""
+
+    number: int
+    num_steps: int
+    names: tuple[str, ...]
+
+
+def next_round(trials: Trials, *, budget_steps: int, horizon_steps: int) -> Round | None:
+    """The round that is to be made, or finished; None if the winner is known or the budget is spent.
+
+    The same on every rank and after a resume, as it goes by the trials alone.
+    """
+    names, done = tuple(trials.candidates), trials.done
+    shortest = max(FEWEST_TRIAL_STEPS, budget_steps // (_SHORTEST_SHARE * len(names)))
+    number, racing, spent = 0, names, 0
+    while True:
+        made = [trial for trial in done if trial.round == number]
+        wanted = shortest * 2 ** max(0, number - _FIRST_ROUNDS + 1)
+        num_steps = min(wanted, (budget_steps - spent) // len(racing))
+        if number >= _FIRST_ROUNDS and (len(racing) == 1 or num_steps < shortest):
+            return None
+        if num_steps < FEWEST_TRIAL_STEPS:
+            return None
+        if len(made) < len(racing):
+            return Round(number, num_steps, racing)
+        spent += num_steps * len(racing)
+        number += 1
+        if number >= _FIRST_ROUNDS:
+            so_far = replace(trials, done=[trial for trial in done if trial.round < number])
+            verdict = so_far.verdict(horizon_steps=horizon_steps)
+            assert verdict is not None
+            racing = tuple(
+                name for name, likely in zip(names, verdict.probability_C, strict=True) if likely >= _HOPELESS and name in racing
+            )
+
+
+def run_trials(
+    plan: SearchPlan,
+    candidates: Mapping[str, Float64s],
+    *,
+    target: Target,
+    identity: dict[str, Any],
+    stop_asked: Callable[[], bool],
+    quiet: bool,
+) -> Trials:
+    """Make the trials on all ranks together; those that are kept in the search's folder are not made again.
+
+    Args:
+        candidates: mixtures by name, of shape (K,), within the constraints; the first is the start.
+        target: with fixed weights.
+        identity: what a run must share with the kept ones to use them.
+
+    Raises:
+        Interrupted: a stop was asked for.
+        FastmixError: a loss is not finite.
+    """
+    budget, horizon = plan.trial_steps, plan.proxy.training.num_steps
+    trials = _kept(plan, identity) or Trials({name: weights_K.tolist() for name, weights_K in candidates.items()})
+    spent = sum(trial.num_steps for trial in trials.done)
+    per_step = plan.proxy.training.tokens_per_step
+    with progress("trials", total=budget * per_step, done=spent * per_step, quiet=quiet) as advance:
+        while (coming := next_round(trials, budget_steps=budget, horizon_steps=horizon)) is not None:
+            made = {trial.candidate for trial in trials.done if trial.round == coming.number}
+            name = next(name for name in coming.names if name not in made)
+            stop = _StopBetweenSteps(plan.proxy, stop_asked, advance, interval=plan.search.update_interval, done=len(trials.done))
+            started, proxy = time.monotonic(), plan.proxy.with_steps(coming.num_steps)
+            weights_K = np.array(trials.candidates[name])
+            num_sequences = _num_measured(proxy, target, most=plan.search.eval_sequences)
+            loss = _trial_loss(
+                proxy, weights_K, round_number=coming.number, target=target, num_sequences=num_sequences, on_step=stop
+            )
+            trials = trials.after(
+                Trial(name, coming.number, coming.num_steps, loss),
+                num_tokens=proxy.training.num_tokens + target.num_evaluated_tokens(num_sequences),
+                seconds=time.monotonic() - started,
+            )
+            if dist.get_rank() == 0:
+                write_json(plan.folder.trials, {"identity": identity, **asdict(trials)})
+    return trials
+
+
+class _StopBetweenSteps:
+    """Moves the progress bar, and ends a trial on all ranks if any was asked to stop."""
+
+    def __init__(self, proxy: ProxyPlan, stop_asked: Callable[[], bool], advance: Advance, *, interval: int, done: int) -> None:
+        self._per_step, self._stop_asked, self._advance = proxy.training.tokens_per_step, stop_asked, advance
+        self._interval, self._done = interval, done
+
+    def __call__(self, step: int, engine: ProxyEngine) -> None:
+        self._advance(self._per_step)
+        if step % self._interval == 0 and engine.any_rank(self._stop_asked()):
+            raise Interrupted("", f"{self._done} trials of the search are saved", "the same command goes on from there")
+
+
+def _num_measured(proxy: ProxyPlan, target: Target, *, most: int) -> int:
+    """Sequences of each target that a trial is measured on."""
+    of_each = proxy.training.num_steps * proxy.training.global_batch // (_MEASURED_SHARE * len(target.names))
+    return min(most, max(_FEWEST_MEASURED, of_each))
+
+
+def _trial_loss(
+    proxy: ProxyPlan,
+    weights_K: Float64s,
+    *,
+    round_number: int,
+    target: Target,
+    num_sequences: int,
+    on_step: Callable[[int, ProxyEngine], None],
+) -> float:
+    """Loss of a fresh proxy on the search's half of the target."""
+    seed = int(derive_keys(proxy.training.seed, _TRIAL_STREAM, round_number)[0] >> np.uint64(33))
+    engine = train_on_mixture(proxy, weights_K, seed=seed, on_step=on_step).engine
+    losses_G = target.evaluate_each(engine, half="search", num_sequences=num_sequences, sample=round_number)
+    engine.close()
+    return float(target.weights_G @ losses_G)
+
+
+def _kept(plan: SearchPlan, identity: dict[str, Any]) -> Trials | None:
+    saved = read_json(plan.folder.trials) if plan.folder.trials.exists() else {}
+    if saved.pop("identity", None) != identity:  # of another search
+        return None
+    return Trials(**{**saved, "done": [Trial(**trial) for trial in saved["done"]]})
+
+
+def answer_of(trials: Trials, probability_C: Sequence[float]) -> Float64s:
+    """The mixtures, each as likely as it is the best, shape (K,): where two cannot be told apart, what lies between them."""
+    weights_K: Float64s = np.array(probability_C) @ np.array(list(trials.candidates.values()))
+    return weights_K / weights_K.sum()
