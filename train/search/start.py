@@ -24,7 +24,6 @@ from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.search import NUM_TRIALS
 from train.mixture.bigram import count_bigrams
 from train.mixture.named_mixtures import start_and_prior
-from train.mixture.simplex import to_the_power
 from train.proxy.engine import ProxyEngine
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.search.other_documents import document_widths
@@ -101,14 +100,14 @@ def find_start(
             started = time.monotonic()
             # The two powers in turn, so that both trials of a pair share a seed and a stopped search has whole pairs but for one.
             pair, power = number // len(_POWERS), _POWERS[number % len(_POWERS)]
-            weights_K = plan.constraints.project(to_the_power(np.array(start.counted), power))
+            weights_K = plan.constraints.concentrated(np.array(start.counted), power)
             stop = _StopBetweenSteps(trial, stop_asked, advance, interval=plan.search.update_interval, done=number)
             loss = _trial_loss(trial, weights_K, pair=pair, target=target, num_sequences=measured_sequences, after_step=stop)
             losses = start.trial_losses | {str(power): [*start.trial_losses.get(str(power), []), loss]}
             seconds = start.seconds + time.monotonic() - started
             start = replace(start, trial_losses=losses, num_tokens=start.num_tokens + cost, seconds=seconds)
             if number == NUM_TRIALS - 1:
-                start = _decided(start, follow=plan.search.prior is None)
+                start = _decided(start, plan)
             _save(plan, identity, start)
     return start
 
@@ -144,10 +143,12 @@ def _trial_loss(
     return float(target.weights_G @ losses_G)
 
 
-def _decided(start: Start, *, follow: bool) -> Start:
+def _decided(start: Start, plan: SearchPlan) -> Start:
     """With the mixture that the trials chose; the prior is the same where the recipe states none."""
-    initial = to_the_power(np.array(start.counted), start.power).tolist() if start.power != 1 else start.counted
-    return replace(start, initial=initial, prior=initial if follow else start.prior)
+    initial = start.counted
+    if start.power != 1:
+        initial = plan.constraints.concentrated(np.array(start.counted), start.power).tolist()
+    return replace(start, initial=initial, prior=initial if plan.search.prior is None else start.prior)
 
 
 def stated_start(plan: SearchPlan) -> Start:
@@ -159,12 +160,12 @@ def stated_start(plan: SearchPlan) -> Start:
     started = time.monotonic()
     targets = plan.target.weights()
     counts = count_bigrams(plan.proxy, targets)
-    initial_K, prior_K = start_and_prior(plan.search, plan.proxy, targets, counts=counts)
+    initial_K, prior_K = start_and_prior(plan.search, plan.proxy, targets, constraints=plan.constraints, counts=counts)
     widths = document_widths(
         counts,
         num_tokens=plan.proxy.training.token_budget,
         powers=_POWERS if plan.trial is not None else _POWERS[:1],
-        project=plan.constraints.project,
+        constraints=plan.constraints,
     )
     return Start(
         initial_K.tolist(), prior_K.tolist(), initial_K.tolist(), document_widths=widths, seconds=time.monotonic() - started
