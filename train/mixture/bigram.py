@@ -30,7 +30,7 @@ _CONTEXT_STRENGTH, _TOKEN_STRENGTH = 30.0, 1000.0  # C and c
 _MOST_TARGET_TOKENS, _MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS = 1 << 17, 1 << 20, 1 << 26
 _SAMPLE_STREAM = 41
 _MOST_OF_COUNTED = 1 / 4  # N over the tokens that were counted of a source
-_MOST_MOVES, _TOLERANCE = 500, 1e-4  # nats that no direction may promise in the end
+_MOST_MOVES, _TOLERANCE = 500, 3e-4  # nats that no direction may promise in the end
 _SMALLEST_RATE = 1e-6
 _TINY = 1e-300
 
@@ -186,10 +186,10 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
 def best_weights(
     counts: BigramCounts, *, num_tokens: float, constraints: MixtureConstraints, tolerance: float = _TOLERANCE
 ) -> Float64s:
-    """The mixture within the constraints, shape (K,), with the lowest loss of a bigram model of `num_tokens`, or of a part of those counted.
+    """The mixture within the constraints, shape (K,), with the lowest loss of a bigram model of `num_tokens` or a part of those counted.
 
-    By mirror descent from the projection of uniform: exponentiated gradient, projected at every move, at a rate that grows while it gains
-    and halves otherwise.
+    By mirror descent from the projection of uniform: exponentiated gradient, projected in every move, at a rate that grows while it
+    gains and halves otherwise.
     """
     num_tokens = min(num_tokens, _MOST_OF_COUNTED * counts.num_counted)
     # Not convex (contexts enter with the other sign), so which minimum is found depends on the start: always uniform.
