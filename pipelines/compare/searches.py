@@ -128,7 +128,7 @@ def stated_mixture(method: Method, plan: SearchPlan) -> FoundMixture:
     started = time.monotonic()
     if method.kind != "prior":
         return FoundMixture(tuple(stated_weights(plan.catalog, method.kind, unit=plan.search.weight_unit).tolist()), SearchCost())
-    _, prior_K = start_and_prior(plan.search, plan.proxy, plan.target.weights())
+    _, prior_K = start_and_prior(plan.search, plan.proxy, plan.target.weights(), constraints=plan.constraints)
     return FoundMixture(tuple(prior_K.tolist()), SearchCost(seconds=time.monotonic() - started))
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.permutation import derive_keys, permute
 from fastmix_data.shards.sequences import SequenceReader
+from train.mixture.constraints import MixtureConstraints
 from train.mixture.halvings import balanced_halvings, runs_of_documents
 from train.mixture.simplex import uniform
 from train.proxy.training import ProxyPlan
@@ -28,7 +29,9 @@ _CONTEXT_STRENGTH, _TOKEN_STRENGTH = 30.0, 1000.0  # C and c
 # Samples: counting takes seconds however large the corpus, and each of 512 sources still gives 131,072 tokens.
 _MOST_TARGET_TOKENS, _MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS = 1 << 17, 1 << 20, 1 << 26
 _SAMPLE_STREAM = 41
-_MOST_MOVES, _TOLERANCE = 500, 1e-6  # nats a move must gain
+_MOST_OF_COUNTED = 1 / 4  # N over the tokens that were counted of a source
+_MOST_MOVES, _TOLERANCE = 500, 3e-4  # nats that no direction may promise in the end
+_SMALLEST_RATE = 1e-6
 _TINY = 1e-300
 
 
@@ -44,6 +47,7 @@ class BigramCounts:
         pairs_KM, firsts_KA, seconds_KB: occurrences per token of each source, as a pair, a context and a label.
         labels_K: labels that carry loss per token of each source; 1 without masks.
         vocab_size: V.
+        num_counted: tokens read of the source of which most were.
     """
 
     importance_M: Float64s
@@ -55,6 +59,7 @@ class BigramCounts:
     seconds_KB: Float64s
     labels_K: Float64s
     vocab_size: int
+    num_counted: int
 
     def of_half(self, number: int) -> BigramCounts:
         """Where the target is one of the halves of its documents."""
@@ -97,6 +102,7 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
 
     num_sources = len(catalog.sources)
     reader = plan.training_data()
+    most = min(_MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS // num_sources)
     counts = BigramCounts(
         importance_M=importance_M,
         halves_SM=halves_SM,
@@ -107,8 +113,8 @@ def count_bigrams(plan: ProxyPlan, targets: Mapping[str, float]) -> BigramCounts
         seconds_KB=np.zeros((num_sources, len(seconds_B))),
         labels_K=np.zeros(num_sources),
         vocab_size=vocab_size,
+        num_counted=length * max(_num_read(reader, source, most_tokens=most, length=length) for source in range(num_sources)),
     )
-    most = min(_MOST_TOKENS_OF_A_SOURCE, _MOST_TOKENS // num_sources)
     for source in range(num_sources):
         pairs = _pairs(reader, source, most_tokens=most, length=length, vocab_size=vocab_size)
         found_N, num_tokens = pairs.keys_N, pairs.num_tokens
@@ -141,7 +147,7 @@ class _Pairs:
 def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int, vocab_size: int) -> _Pairs:
     """Those in a fixed sample of a source's sequences."""
     num_sequences = int(reader.num_sequences_K[source])
-    count = max(1, min(num_sequences, most_tokens // length))
+    count = _num_read(reader, source, most_tokens=most_tokens, length=length)
     # Not by the search's seed: all its seeds start from the same counts.
     chosen_N = np.sort(permute(np.arange(count), size=num_sequences, key=derive_keys(_SAMPLE_STREAM, source)))
     # An example's first token carries no loss, so that no pair is of two examples. After an end of text the next document is predicted.
@@ -149,6 +155,10 @@ def _pairs(reader: SequenceReader, source: int, *, most_tokens: int, length: int
     wide_NS = tokens_NS.astype(np.int64)
     keys: Int64s = (wide_NS[:, :-1] * vocab_size + wide_NS[:, 1:])[carries_loss_NT]
     return _Pairs(keys, np.repeat(chosen_N, carries_loss_NT.sum(axis=1)), count * length)
+
+
+def _num_read(reader: SequenceReader, source: int, *, most_tokens: int, length: int) -> int:
+    return max(1, min(int(reader.num_sequences_K[source]), most_tokens // length))
 
 
 def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: float) -> tuple[float, Float64s]:
@@ -173,27 +183,29 @@ def loss_and_gradient(counts: BigramCounts, weights_K: Float64s, *, num_tokens: 
     return loss, gradient_K
 
 
-def best_weights(counts: BigramCounts, *, num_tokens: float, tolerance: float = _TOLERANCE) -> Float64s:
-    """The mixture, shape (K,), with the lowest loss of a bigram model of `num_tokens`.
+def best_weights(
+    counts: BigramCounts, *, num_tokens: float, constraints: MixtureConstraints, tolerance: float = _TOLERANCE
+) -> Float64s:
+    """The mixture within the constraints, shape (K,), with the lowest loss of a bigram model of `num_tokens` or a part of those counted.
 
-    By exponentiated gradient from uniform, at a rate that grows while it gains and halves otherwise.
+    By mirror descent from the projection of uniform: exponentiated gradient, projected in every move, at a rate that grows while it
+    gains and halves otherwise.
     """
-    weights_K, rate = uniform(len(counts.labels_K)), 1.0
+    num_tokens = min(num_tokens, _MOST_OF_COUNTED * counts.num_counted)
     # Not convex (contexts enter with the other sign), so which minimum is found depends on the start: always uniform.
+    weights_K, rate = constraints.project(uniform(len(counts.labels_K))), 1.0
     loss, gradient_K = loss_and_gradient(counts, weights_K, num_tokens=num_tokens)
     for _ in range(_MOST_MOVES):
+        # Not the gain of a move: a short one gains little, and sources that are nearly out come back slowly.
+        if rate < _SMALLEST_RATE or constraints.promise(weights_K, gradient_K) < tolerance:
+            break
         exponent_K = -rate * gradient_K
         trial_K = weights_K * np.exp(exponent_K - exponent_K.max())
         # A factor never brings back a weight of exactly 0.
-        trial_K = np.maximum(trial_K / trial_K.sum(), _TINY)
+        trial_K = constraints.project(np.maximum(trial_K / trial_K.sum(), _TINY))
         trial_loss, trial_gradient_K = loss_and_gradient(counts, trial_K, num_tokens=num_tokens)
         if trial_loss > loss:
             rate /= 2
-            if rate < tolerance:
-                break
-            continue
-        gain = loss - trial_loss
-        weights_K, loss, gradient_K, rate = trial_K, trial_loss, trial_gradient_K, 1.5 * rate
-        if gain < tolerance:
-            break
+        else:
+            weights_K, loss, gradient_K, rate = trial_K, trial_loss, trial_gradient_K, 1.5 * rate
     return weights_K

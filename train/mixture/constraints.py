@@ -18,7 +18,8 @@ from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.units import format_count
-from train.mixture.projection import GroupBounds, project
+from train.mixture.projection import GroupBounds, cheapest, project
+from train.mixture.simplex import to_the_power
 
 _SLACK = 1e-9  # sums of decimals are not exact: ten floors of 0.1 are a mixture
 # An average of a trajectory that came to a bound early and stayed there is not exactly at it.
@@ -65,6 +66,29 @@ class MixtureConstraints:
             inside.append((total_C >= least - _SLACK) & (total_C <= most + _SLACK))
         allowed_C: Bools = np.logical_and.reduce(inside)
         return allowed_C
+
+    def promise(self, weights_K: Float64s, gradient_K: Float64s) -> float:
+        """What the best direction within the set promises: the most that a loss with this gradient may fall, to first order.
+
+        Args:
+            weights_K: a mixture of the set, which is a minimum where 0 is returned (Karush, Kuhn and Tucker).
+        """
+        best_K = cheapest(gradient_K, floor_K=self.floor_K, ceiling_K=self.ceiling_K, groups=list(self.groups.values()))
+        return float(gradient_K @ (weights_K - best_K))
+
+    def concentrated(self, weights_K: Float64s, power: float) -> Float64s:
+        """A mixture of the set raised to a power without leaving it, shape (K,); 1 gives it as it is, but for `at_least_a_thousandth`.
+
+        What rests at a ceiling or a group's max stays there: it would have more if it could, and the power of what it has says less.
+        """
+        ceiling_K = np.where(self.ceiling_K < 1, self.ceiling_K, np.inf)
+        held_K = np.where(weights_K >= ceiling_K * (1 - _AT_BOUND), np.minimum(weights_K, ceiling_K), self.floor_K)
+        groups = {}
+        for name, (members, least, most) in self.groups.items():
+            total = float(weights_K[members].sum())
+            held = min(total, most) if most < 1 and total >= most * (1 - _AT_BOUND) else least
+            groups[name] = GroupBounds(members, held, most)
+        return replace(self, floor_K=held_K, groups=groups).project(to_the_power(weights_K, power))
 
     def binding(self, weights_K: Float64s) -> dict[str, str]:
         """The bounds that a mixture lies at, within a thousandth of the bound, by source or group.

@@ -11,6 +11,7 @@ from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.weight_units import WeightUnit, token_shares
 from train.mixture.bigram import BigramCounts, best_weights, count_bigrams
+from train.mixture.constraints import MixtureConstraints
 from train.mixture.simplex import at_least_a_thousandth
 from train.proxy.training import ProxyPlan
 
@@ -32,12 +33,18 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: We
 
 
 def start_and_prior(
-    search: SearchSection, plan: ProxyPlan, targets: Mapping[str, float], *, counts: BigramCounts | None = None
+    search: SearchSection,
+    plan: ProxyPlan,
+    targets: Mapping[str, float],
+    *,
+    constraints: MixtureConstraints,
+    counts: BigramCounts | None = None,
 ) -> tuple[Float64s, Float64s]:
     """Where a search starts and what it is pulled to, both of shape (K,); `bigram` is counted, once.
 
     Args:
         targets: weights of the targets by name, summing to 1.
+        constraints: that `bigram` is the best mixture within; what is stated otherwise stays as stated.
         counts: of this plan and these targets; made when they are needed and not given.
 
     Raises:
@@ -49,7 +56,8 @@ def start_and_prior(
     known = {}
     if "bigram" in (initial, prior):
         counts = counts or count_bigrams(plan, targets)
-        known["bigram"] = at_least_a_thousandth(best_weights(counts, num_tokens=plan.training.token_budget))
+        best_K = best_weights(counts, num_tokens=plan.training.token_budget, constraints=constraints)
+        known["bigram"] = constraints.concentrated(best_K, 1)
     initial_K, prior_K = (
         known[choice]
         if isinstance(choice, str) and choice in known

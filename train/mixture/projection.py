@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,14 +42,48 @@ def project(weights_K: Float64s, *, floor_K: Float64s, ceiling_K: Float64s, grou
     [0.4, 0.3, 0.3]
     """
     positive_K = np.maximum(weights_K, _ZERO_COUNTS_AS)
+    return _filled(
+        lambda members, **bounds: scale_to_total(positive_K[members], **bounds),
+        floor_K=floor_K,
+        ceiling_K=ceiling_K,
+        groups=groups,
+    )
+
+
+def cheapest(cost_K: Float64s, *, floor_K: Float64s, ceiling_K: Float64s, groups: Sequence[GroupBounds] = ()) -> Float64s:
+    """The weights within the bounds whose mean cost is lowest, shape (K,), sum 1; bounds as for `project`.
+
+    >>> cheapest(np.array([1.0, 2.0, 3.0]), floor_K=np.array([0, 0, .1]), ceiling_K=np.array([.4, 1, 1])).tolist()
+    [0.4, 0.5, 0.1]
+    """
+    return _filled(
+        lambda members, **bounds: _fill_by_cost(cost_K[members], **bounds), floor_K=floor_K, ceiling_K=ceiling_K, groups=groups
+    )
+
+
+class _Fill(Protocol):
+    def __call__(self, members: Int64s, *, floor_N: Float64s, ceiling_N: Float64s, total: float) -> Float64s: ...
+
+
+def _filled(fill: _Fill, *, floor_K: Float64s, ceiling_K: Float64s, groups: Sequence[GroupBounds]) -> Float64s:
+    """What `fill` gives all sources, where it gives each of them more the larger the total is, first in the groups, then in all."""
     floor_K, ceiling_K = floor_K.copy(), ceiling_K.copy()
     for members, least, most in groups:
         # clip(total(c), least, most) = total(clip(c, c_least, c_most)): what the members have at these two totals bounds them one by one
         inside = {"floor_N": floor_K[members], "ceiling_N": ceiling_K[members]}
-        at_least = scale_to_total(positive_K[members], **inside, total=least)
-        at_most = scale_to_total(positive_K[members], **inside, total=most)
+        at_least, at_most = (fill(members, **inside, total=total) for total in (least, most))
         floor_K[members], ceiling_K[members] = at_least, at_most
-    return scale_to_total(positive_K, floor_N=floor_K, ceiling_N=ceiling_K, total=1.0)
+    return fill(np.arange(len(floor_K)), floor_N=floor_K, ceiling_N=ceiling_K, total=1.0)
+
+
+def _fill_by_cost(cost_N: Float64s, *, floor_N: Float64s, ceiling_N: Float64s, total: float) -> Float64s:
+    """Floors, and what is left of the total to the cheapest first, shape (N,)."""
+    order_N = np.argsort(cost_N, kind="stable")
+    room_N = (ceiling_N - floor_N)[order_N]
+    left_N = total - floor_N.sum() - (np.cumsum(room_N) - room_N)
+    filled_N = floor_N.copy()
+    filled_N[order_N] += np.clip(left_N, 0, room_N)
+    return filled_N
 
 
 def scale_to_total(positive_N: Float64s, *, floor_N: Float64s, ceiling_N: Float64s, total: float) -> Float64s:

@@ -7,7 +7,7 @@ of the whole (balanced repeated replication), and stands for the search's own, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -16,14 +16,13 @@ from scipy.special import stdtrit
 from fastmix_data.arrays import Float64s
 from train.mixture.bigram import BigramCounts, best_weights
 from train.mixture.constraints import MixtureConstraints
-from train.mixture.simplex import at_least_a_thousandth, to_the_power
 
-_TOLERANCE = 1e-4  # nats: far finer than two halves differ
+_TOLERANCE = 1e-3  # nats: far finer than two halves differ
 _COVERED = 0.9
 
 
 def document_widths(
-    counts: BigramCounts, *, num_tokens: float, powers: Sequence[int], project: Callable[[Float64s], Float64s]
+    counts: BigramCounts, *, num_tokens: float, powers: Sequence[int], constraints: MixtureConstraints
 ) -> dict[str, list[float]]:
     """Half the width, on the square roots of weights, of where the answer on other documents would lie in 90 of 100 cases; K by power.
 
@@ -33,10 +32,10 @@ def document_widths(
     Args:
         num_tokens: that the proxy trains on.
         powers: that a search may raise the counted mixture to.
-        project: brings weights within the constraints.
+        constraints: that the answer is within.
     """
     best = [
-        best_weights(counts.of_half(number), num_tokens=num_tokens, tolerance=_TOLERANCE)
+        best_weights(counts.of_half(number), num_tokens=num_tokens, constraints=constraints, tolerance=_TOLERANCE)
         for number in range(len(counts.halves_SM))
     ]
     widths: dict[str, list[float]] = {}
@@ -44,7 +43,7 @@ def document_widths(
         if not best:
             widths[str(power)] = [1.0] * len(counts.labels_K)
             continue
-        roots_SK = np.sqrt([project(to_the_power(at_least_a_thousandth(weights_K), power)) for weights_K in best])
+        roots_SK = np.sqrt([constraints.concentrated(weights_K, power) for weights_K in best])
         # Either half has twice the variance of the whole, their difference four times.
         error_K = np.sqrt((((roots_SK[::2] - roots_SK[1::2]) / 2) ** 2).mean(axis=0))
         # A source that no half has any use for may be in use by other documents: it is as sure as the mixture is on average.

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fastmix_data.errors import InfeasibleBudgetError, MismatchError, RecipeError
 from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.load import load_recipe, parse_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.trajectory import read_trajectory
@@ -229,6 +230,23 @@ def test_every_move_ends_within_the_bounds_and_a_source_returns_from_its_floor(r
     assert np.allclose(seen_UK.sum(axis=1), 1, atol=1e-12) and np.allclose(seen_UK[:, 3], 0.1, atol=1e-9)
     assert (seen_UK >= bounds.floor_K - 1e-12).all() and (seen_UK <= bounds.ceiling_K + 1e-12).all()
     assert seen_UK[60, 0] == pytest.approx(0.02) and seen_UK[60, 1] == pytest.approx(0.4) and seen_UK[-1, 0] > 0.1
+
+
+def test_a_power_concentrates_what_is_free_and_leaves_at_its_bound_what_would_have_more() -> None:
+    """The cube alone would take the source at its ceiling below it, for others have more."""
+    names = ["a", "b", "c", "d", "e", "f"]
+    section = ConstraintsSection.model_validate(
+        {"ceiling": {"a": 0.2}, "floor": {"f": 0.05}, "groups": {"pair": {"sources": ["c", "d"], "max": 0.3}}}
+    )
+    bounds = stated_constraints(section, sources=names)
+    weights_K = np.array([0.2, 0.35, 0.2, 0.1, 0.1, 0.05])
+    assert bounds.concentrated(weights_K, 1) == pytest.approx(weights_K)
+    cubed_K = bounds.concentrated(weights_K, 3)
+    assert cubed_K[[0, 5]].tolist() == [0.2, 0.05] and cubed_K[2:4].sum() == pytest.approx(0.3)
+    assert cubed_K[2] / cubed_K[3] == pytest.approx(2**3) and cubed_K[1] / cubed_K[4] == pytest.approx(3.5**3)
+    assert bounds.project(cubed_K) == pytest.approx(cubed_K, abs=1e-12)
+    nothing_left = bounds.concentrated(np.array([0.2, 0.45, 0.3, 0.0, 0.0, 0.05]), 3)
+    assert (nothing_left[[3, 4]] > 1e-5).all() and bounds.project(nothing_left) == pytest.approx(nothing_left, abs=1e-12)
 
 
 def with_emit(recipe: Path, **emit: Any) -> Path:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.weight_units import WeightUnit
 from train.mixture.bigram import best_weights, count_bigrams
+from train.mixture.constraints import MixtureConstraints, stated_constraints
 from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre, weights_by_name
 from train.search.plan import SearchPlan
 
@@ -19,16 +21,20 @@ def test_initial_weights_follow_the_catalogs_order() -> None:
 
 def test_a_search_is_pulled_to_where_it_starts_unless_the_recipe_says_otherwise(small_plan: SearchPlan) -> None:
     plan, targets = small_plan.proxy, small_plan.target.weights()
-    best_K = best_weights(count_bigrams(plan, targets), num_tokens=plan.training.token_budget)
+    free = small_plan.constraints
+    best_K = best_weights(count_bigrams(plan, targets), num_tokens=plan.training.token_budget, constraints=free)
 
-    def both(**settings: Any) -> list[list[float]]:
+    def both(constraints: MixtureConstraints = free, **settings: Any) -> list[list[float]]:
         section = small_plan.search.model_validate({**small_plan.search.model_dump(), "prior": None, **settings})
-        return [weights_K.tolist() for weights_K in start_and_prior(section, plan, targets)]
+        return [weights_K.tolist() for weights_K in start_and_prior(section, plan, targets, constraints=constraints)]
 
     assert both(initial_weights="bigram") == [pytest.approx(best_K, abs=1e-3)] * 2
     assert both(initial_weights="uniform") == [[0.5, 0.5]] * 2
     assert both(initial_weights="uniform", prior="bigram") == [[0.5, 0.5], pytest.approx(best_K, abs=1e-3)]
     assert both(initial_weights="proportional", prior={"plain": 1, "masked": 3}) == [[0.625, 0.375], [0.25, 0.75]]
+    bounds = stated_constraints(ConstraintsSection(ceiling={"plain": 0.1}), sources=("plain", "masked"))
+    assert best_K[0] > 0.1
+    assert both(bounds, initial_weights="uniform", prior="bigram") == [[0.5, 0.5], pytest.approx([0.1, 0.9])]
 
 
 @pytest.mark.parametrize(("prior", "expected"), [(None, "uniform"), ("bigram", "uniform"), ("proportional", "proportional")])

@@ -15,7 +15,6 @@ from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from train.mixture.bigram import best_weights, count_bigrams
 from train.mixture.constraints import MixtureConstraints, stated_constraints
-from train.mixture.simplex import at_least_a_thousandth
 from train.search.other_documents import combined, document_interval, document_widths
 from train.search.plan import plan_search
 
@@ -53,8 +52,8 @@ def test_intervals_cover_what_other_documents_would_give_and_are_narrow_for_many
         plan = plan_search(recipe, Catalog(root, info, [*rows, target])).proxy
         num_tokens = plan.training.token_budget
         counts = count_bigrams(plan, {"blend": 1.0})
-        answer_K = at_least_a_thousandth(best_weights(counts, num_tokens=num_tokens))
-        (width_K,) = document_widths(counts, num_tokens=num_tokens, powers=[1], project=free.project).values()
+        answer_K = free.concentrated(best_weights(counts, num_tokens=num_tokens, constraints=free), 1)
+        (width_K,) = document_widths(counts, num_tokens=num_tokens, powers=[1], constraints=free).values()
         seen = {"num_documents": [num_documents // 2], "importance": [1.0]}
         answers.append(answer_K)
         intervals.append(document_interval(answer_K, width_K=np.array(width_K), bounds=free, **seen))

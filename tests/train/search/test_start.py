@@ -18,7 +18,6 @@ from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.recipe.search import NUM_TRIALS
 from fastmix_data.shards.catalog import Catalog, CatalogInfo
 from fastmix_data.workdir import SearchFolder
-from train.mixture.simplex import to_the_power
 from train.proxy.engine import process_group
 from train.search.plan import SearchPlan, plan_search
 from train.search.search import search
@@ -54,7 +53,11 @@ def test_a_search_spends_its_budget_on_trials_and_starts_from_the_power_with_the
     # another seed in each pair, another mixture within it
     assert len(set(start.trial_losses["1"] + start.trial_losses["3"])) == 6
     assert start.power == int(by_mean(start))
-    assert start.prior == start.initial == pytest.approx(to_the_power(np.array(start.counted), start.power), abs=1e-9)
+    assert (
+        start.prior
+        == start.initial
+        == pytest.approx(plan.constraints.concentrated(np.array(start.counted), start.power), abs=1e-5)
+    )
     measured = 2 * 16 * 32  # 16 sequences of 32 tokens of each of two targets
     assert start.num_tokens == NUM_TRIALS * (30 * STEP + measured)
     assert mixture.start.trials == start.trial_losses
