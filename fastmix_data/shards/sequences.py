@@ -136,6 +136,11 @@ class SequenceReader:
         self._views: dict[int, SequenceViews] = {}
         self._dtype = np.dtype(self._rows[0].dtype)
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence, without the last label."""
+        return self._length
+
     def read(self, source_B: Int64s, sequence_B: Int64s) -> Sequences:
         """Read sequences, each by the index of its source and its number within the source."""
         line_B = self._start_K[source_B] + self._within_source(source_B, sequence_B)

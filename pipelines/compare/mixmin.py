@@ -16,7 +16,7 @@ from fastmix_data.units import format_count
 from pipelines.compare.proxies import OnTokens, ProxyJob
 from pipelines.compare.searches import FoundMixture, proxy_job
 from train.baselines.cost import SearchCost, flops, matmul_parameters
-from train.baselines.mixmin import mixmin_weights
+from train.mixture.mixmin import mixmin_weights
 from train.search.plan import SearchPlan
 from train.target.target_likelihoods import SequenceLikelihoods, sequence_likelihoods
 

@@ -10,8 +10,8 @@ from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.weight_units import WeightUnit, token_shares
-from train.mixture.bigram import BigramCounts, best_weights, count_bigrams
 from train.mixture.constraints import MixtureConstraints
+from train.mixture.count import Count, best_weights, count_passages
 from train.mixture.simplex import at_least_a_thousandth
 from train.proxy.training import ProxyPlan
 
@@ -32,44 +32,37 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: We
     return weights_K
 
 
-def start_and_prior(
+def counted_weights(plan: ProxyPlan, targets: Mapping[str, float], *, constraints: MixtureConstraints, count: Count | None = None) -> Float64s:
+    """What is best by counts within the constraints, shape (K,), with no source entirely out of it.
+
+    Args:
+        targets: weights of the targets by name, summing to 1.
+        count: of this plan and these targets; made when not given.
+
+    Raises:
+        InputError: a source or target is smaller than one sequence.
+    """
+    # The answer often leaves sources out, which no score could bring back; a thousandth of a share can still grow.
+    return constraints.concentrated(best_weights(count or count_passages(plan, targets), constraints=constraints), 1)
+
+
+def starting_weights(
     search: SearchSection,
     plan: ProxyPlan,
     targets: Mapping[str, float],
     *,
     constraints: MixtureConstraints,
-    counts: BigramCounts | None = None,
-) -> tuple[Float64s, Float64s]:
-    """Where a search starts and what it is pulled to, both of shape (K,); `bigram` is counted, once.
-
-    Args:
-        targets: weights of the targets by name, summing to 1.
-        constraints: that `bigram` is the best mixture within; what is stated otherwise stays as stated.
-        counts: of this plan and these targets; made when they are needed and not given.
-
-    Raises:
-        InputError: a source or target is smaller than one sequence.
-    """
-    initial = search.initial_weights
-    prior = initial if search.prior is None else search.prior
-    # The counts' answer often leaves sources out, which no score could bring back; a thousandth of a share can still grow.
-    known = {}
-    if "bigram" in (initial, prior):
-        counts = counts or count_bigrams(plan, targets)
-        best_K = best_weights(counts, num_tokens=plan.training.token_budget, constraints=constraints)
-        known["bigram"] = constraints.concentrated(best_K, 1)
-    initial_K, prior_K = (
-        known[choice]
-        if isinstance(choice, str) and choice in known
-        else stated_weights(plan.catalog, choice, unit=search.weight_unit)
-        for choice in (initial, prior)
-    )
-    return initial_K, prior_K
+    count: Count | None = None,
+) -> Float64s:
+    """Where a search starts, within the constraints, shape (K,); arguments and errors as of `counted_weights`."""
+    if search.initial_weights == "count":
+        return counted_weights(plan, targets, constraints=constraints, count=count)
+    return constraints.project(stated_weights(plan.catalog, search.initial_weights, unit=search.weight_unit))
 
 
 def swarm_centre(search: SearchSection, catalog: Catalog) -> Float64s:
-    """The prior of methods that know none of ours, shape (K,): uniform unless the recipe states one without a target in it."""
-    stated = "uniform" if search.prior is None or search.prior == "bigram" else search.prior
+    """What methods that know none of ours start from, shape (K,): uniform unless the recipe states a start without a target in it."""
+    stated = "uniform" if search.initial_weights == "count" else search.initial_weights
     return stated_weights(catalog, stated, unit=search.weight_unit)
 
 

@@ -1,6 +1,6 @@
 """How far the answer would move if the target were of other documents, as many: told before training, by halves of its documents.
 
-Averaging over updates does not take this noise away: once every document was seen, another update sees them again. A bigram model's best
+Averaging over updates does not take this noise away: once every document was seen, another update sees them again. The count's best
 mixture takes a second, so it is made for either half of the documents, halved in several balanced ways. The spread between halves is that
 of the whole (balanced repeated replication), and stands for the search's own, which follows the same documents.
 """
@@ -14,43 +14,32 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fastmix_data.arrays import Float64s
-from train.mixture.bigram import BigramCounts, best_weights
 from train.mixture.constraints import MixtureConstraints
+from train.mixture.count import Count, best_weights
 
-_TOLERANCE = 1e-3  # nats: far finer than two halves differ
 _COVERED = 0.9
 
 
-def document_widths(
-    counts: BigramCounts, *, num_tokens: float, powers: Sequence[int], constraints: MixtureConstraints
-) -> dict[str, list[float]]:
-    """Half the width, on the square roots of weights, of where the answer on other documents would lie in 90 of 100 cases; K by power.
+def document_width(count: Count, *, constraints: MixtureConstraints) -> Float64s:
+    """Half the width, on the square roots of weights, of where the answer on other documents would lie in 90 of 100 cases, shape (K,).
 
     Square roots, because the noise of a share is then about the same for small and large ones. 1, which is all of it, where a target has
     a single document.
 
     Args:
-        num_tokens: that the proxy trains on.
-        powers: that a search may raise the counted mixture to.
         constraints: that the answer is within.
     """
-    best = [
-        best_weights(counts.of_half(number), num_tokens=num_tokens, constraints=constraints, tolerance=_TOLERANCE)
-        for number in range(len(counts.halves_SM))
-    ]
-    widths: dict[str, list[float]] = {}
-    for power in powers:
-        if not best:
-            widths[str(power)] = [1.0] * len(counts.labels_K)
-            continue
-        roots_SK = np.sqrt([constraints.concentrated(weights_K, power) for weights_K in best])
-        # Either half has twice the variance of the whole, their difference four times.
-        error_K = np.sqrt((((roots_SK[::2] - roots_SK[1::2]) / 2) ** 2).mean(axis=0))
-        # A source that no half has any use for may be in use by other documents: it is as sure as the mixture is on average.
-        error_K = np.maximum(error_K, np.sqrt((error_K**2).mean()))
-        # This answer is as far from the truth as the other documents' would be: hence another root of 2.
-        widths[str(power)] = (float(stdtrit(len(best) // 2, (1 + _COVERED) / 2)) * sqrt(2) * error_K).tolist()
-    return widths
+    best = [best_weights(count.of_half(number), constraints=constraints) for number in range(len(count.halves_SN))]
+    if not best:
+        return np.ones(len(count.labels_K))
+    roots_SK = np.sqrt([constraints.concentrated(weights_K, 1) for weights_K in best])
+    # Either half has twice the variance of the whole, their difference four times.
+    error_K = np.sqrt((((roots_SK[::2] - roots_SK[1::2]) / 2) ** 2).mean(axis=0))
+    # A source that no half has any use for may be in use by other documents: it is as sure as the mixture is on average.
+    error_K = np.maximum(error_K, np.sqrt((error_K**2).mean()))
+    # This answer is as far from the truth as the other documents' would be: hence another root of 2.
+    width_K: Float64s = float(stdtrit(len(best) // 2, (1 + _COVERED) / 2)) * sqrt(2) * error_K
+    return width_K
 
 
 def document_interval(
@@ -67,7 +56,7 @@ def document_interval(
     so that up to p = 1 - 0.1^(1/D) of the mixture may be of a source that seems useless, or of others than the one that seems to be all.
 
     Args:
-        width_K: of `document_widths`.
+        width_K: of `document_width`.
         num_documents, importance: of each target; importance sums to 1.
         bounds: that no answer is beyond.
     """

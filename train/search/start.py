@@ -11,7 +11,7 @@ import numpy as np
 import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s
-from train.mixture.bigram import count_bigrams
+from train.mixture.count import count_passages
 from train.mixture.named_mixtures import starting_weights
 from train.search.other_documents import document_width
 from train.search.plan import SearchPlan
@@ -45,9 +45,9 @@ def counted_start(plan: SearchPlan) -> Start:
     """The start, on this process alone."""
     started = time.monotonic()
     targets = plan.target.weights()
-    counts = count_bigrams(plan.proxy, targets)
-    initial_K = starting_weights(plan.search, plan.proxy, targets, constraints=plan.constraints, counts=counts)
-    width_K = document_width(counts, num_tokens=plan.proxy.training.token_budget, constraints=plan.constraints)
+    count = count_passages(plan.proxy, targets)
+    initial_K = starting_weights(plan.search, plan.proxy, targets, constraints=plan.constraints, count=count)
+    width_K = document_width(count, constraints=plan.constraints)
     return Start(initial_K, width_K, time.monotonic() - started)
 
 

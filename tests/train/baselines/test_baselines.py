@@ -17,7 +17,7 @@ from fastmix_data.recipe.load import load_recipe
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
-from train.baselines.mixmin import mixmin_loss, mixmin_weights
+from train.mixture.mixmin import mixmin_loss, mixmin_weights
 from train.baselines.regmix import regmix_weights, smallest_leaf
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
