@@ -88,11 +88,32 @@ class StartRecord(_Record):
     """Where the search started."""
 
     weights: Shares = Field(default_factory=dict, description="Within the constraints; of several searches, the mean.")
-    trials: dict[str, list[float]] = Field(
-        default_factory=dict,
-        description="Target loss (nats, search half) of each short trial, by the power that the bigram mixture was raised to; the search "
-        "started from the one with the lower mean. Of several searches, those of each seed after another.",
+
+
+class TrialsRecord(_Record):
+    """What short proxies, each trained on one of the mixtures proposed, said; losses in nats per loss token on the half that searches see."""
+
+    mixtures: dict[str, Shares] = Field(
+        description="start, concentrated (the count's square), scores (what the run along the scores came to), proportional; one that is "
+        "nearly another is left out. The answer is their mean by `probability`."
     )
+    losses: dict[str, dict[str, float]] = Field(
+        description="By mixture and round: those of a round share the seed, the number of steps and the target sequences."
+    )
+    tokens: dict[str, int] = Field(description="Training tokens of each trial of a round.")
+    probability: dict[str, float] = Field(description="How likely each mixture is the best.")
+    best: str = Field(description="The likeliest.")
+    ahead: dict[str, tuple[float, float, float]] = Field(
+        description="How far the likeliest is ahead of each other mixture at horizon_tokens, in nats: mean, and ends of the 90% interval. "
+        "An interval that contains 0 is no winner."
+    )
+    noise: float = Field(description="Standard deviation of the loss of one of the longest trials beside what its round shares, in nats.")
+    exponent: float = Field(description="g: differences are taken to go by tokens ** -g.")
+    horizon_tokens: int = Field(description="Training tokens of a whole proxy, which `ahead` is extrapolated to.")
+
+    def num_pairs(self, first: str, second: str) -> int:
+        """Rounds in which both were tried."""
+        return len(self.losses[first].keys() & self.losses[second].keys())
 
 
 class SearchRecord(_Record):
@@ -203,6 +224,9 @@ class Mixture(_Record):
     )
     certainty: Certainty = Certainty()
     start: StartRecord = StartRecord()
+    trials: TrialsRecord | None = Field(
+        None, description="None where the scores alone decided. Of several searches, of all of them together; rounds are SEED:ROUND."
+    )
     search: SearchRecord = SearchRecord()
     target: TargetRecord = TargetRecord()
     made_from: Origin = Origin()

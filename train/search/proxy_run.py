@@ -74,6 +74,7 @@ class ProxyRun:
             constraints: kept by the mixture from the start; None for none.
         """
         self._search, self._section, self._engine, self._target = search, plan.training, engine, target
+        self._constraints = constraints
         self._training = MixtureTraining(plan, engine, seed=plan.training.seed)
         self._probe = HypergradientProbe(engine.module, scope=search.hypergradient, memory=search.target_memory)
         reader, num_sources = self._training.reader, len(initial_K)
@@ -91,7 +92,7 @@ class ProxyRun:
             initial_K,
             rule=search.rule.optimizer,
             learning_rate=search.rule.rate(search.num_updates(plan.training.num_steps)),
-            project=constraints.project if constraints is not None else None,
+            project=self.within_bounds,
         )
         self.initial_K = self.mixture.weights_K
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
@@ -254,6 +255,10 @@ class ProxyRun:
     def averaged_since(self) -> float:
         """Step after which the trajectory is averaged into the answer, counted back from the steps that were done."""
         return (1 - self._search.average_fraction) * self.step
+
+    def within_bounds(self, weights_K: Float64s) -> Float64s:
+        """The nearest mixture within the constraints, shape (K,)."""
+        return self._constraints.project(weights_K) if self._constraints is not None else weights_K
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""

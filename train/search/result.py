@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import numpy as np
 from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
-from fastmix_data.results.mixture import Intervals, Mixture, Origin, SearchRecord, StartRecord, load_mixture, save_mixture
+from fastmix_data.results.mixture import Intervals, Mixture, Origin, SearchRecord, StartRecord, TrialsRecord, load_mixture, save_mixture
 from fastmix_data.results.searched_recipe import load_searched_recipe
+from fastmix_data.results.trajectory import Trajectory
 from fastmix_data.shards.held_out_halves import documents_seen
 from fastmix_data.workdir import SearchFolder
 from train.proxy.checkpoint import check_checkpoint
@@ -22,7 +24,9 @@ from train.search.other_documents import combined, document_interval
 from train.search.plan import SearchPlan
 from train.search.proxy_run import ProxyRun
 from train.search.start import Start
-from train.search.stopping import why_it_ended
+from train.search.stopping import StandStill, why_it_ended
+from train.search.trials import Trials, answer_of
+from train.search.verdict import Verdict
 from train.target.outcome import LossesByTarget, ReferenceComparison, target_record
 
 
@@ -91,67 +95,168 @@ def by_source(sources: Sequence[str], ends: tuple[Float64s, Float64s]) -> Interv
     return dict(zip(sources, zip(*(end_K.tolist() for end_K in ends), strict=True), strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What a run along the scores came to.
+
+    Attributes:
+        weights_K: average of the last part of the trajectory, within the constraints to rounding, shape (K,).
+        ends: of the 90% interval of that average, both of shape (K,).
+        averaged_since: step after which it is averaged.
+        losses: by target, at start and end.
+        comparison: with the reference run, if there was one.
+        num_tokens: trained on, and read to measure targets.
+    """
+
+    rank: int
+    trajectory: Trajectory
+    initial_K: Float64s
+    weights_K: Float64s
+    ends: tuple[Float64s, Float64s]
+    averaged_since: float
+    num_steps: int
+    num_updates: int
+    still: StandStill | None
+    num_parameters: int
+    world_size: int
+    losses: LossesByTarget
+    comparison: ReferenceComparison | None
+    num_tokens: int
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        run: ProxyRun,
+        engine: ProxyEngine,
+        *,
+        losses: LossesByTarget,
+        comparison: ReferenceComparison | None,
+        num_tokens: int,
+        seconds: float,
+    ) -> RunRecord:
+        """Read it off a finished run, whose engine may be closed afterwards."""
+        mean_K, low_K, high_K = averaged_weights(run.trajectory.weights_since(run.averaged_since))
+        return cls(
+            rank=engine.rank,
+            trajectory=run.trajectory,
+            initial_K=run.initial_K,
+            weights_K=run.within_bounds(mean_K),  # an average of feasible mixtures is one; this takes its rounding away
+            ends=(low_K, high_K),
+            averaged_since=run.averaged_since,
+            num_steps=run.step,
+            num_updates=run.mixture.num_updates,
+            still=run.still,
+            num_parameters=engine.num_parameters,
+            world_size=engine.world_size,
+            losses=losses,
+            comparison=comparison,
+            num_tokens=num_tokens,
+            seconds=seconds,
+        )
+
+
 def write_result(
-    plan: SearchPlan,
-    *,
-    start: Start,
-    run: ProxyRun,
-    engine: ProxyEngine,
-    losses: LossesByTarget,
-    comparison: ReferenceComparison | None,
-    num_tokens: int,
-    seconds: float,
+    plan: SearchPlan, *, start: Start, found: RunRecord, trials: Trials | None, num_tokens: int, seconds: float
 ) -> None:
     """Write trajectory and, last, the mixture; checkpoints have served then.
 
     Args:
         start: where the run started.
-        losses: by target, at start and end.
-        comparison: with the reference run, if there was one.
-        num_tokens: all that were trained on or read to measure targets, the trials' and the reference run's included.
+        found: what it came to.
+        trials: of the mixtures proposed; None where there were none, and the run's mixture is the answer.
+        num_tokens, seconds: of all but the trials.
     """
-    folder, search, sources, seed = plan.folder, plan.search, plan.catalog.sources, plan.proxy.training.seed
-    run.trajectory.save(folder.trajectory, sources=sources, targets=list(plan.target.weights()))
-    mean_K, low_K, high_K = averaged_weights(run.trajectory.weights_since(run.averaged_since), seed=seed)
-    mean_K = plan.constraints.project(mean_K)  # an average of feasible mixtures is one; this takes its rounding away
-    low_K, high_K = np.minimum(low_K, mean_K), np.maximum(high_K, mean_K)
+    folder, search, sources = plan.folder, plan.search, plan.catalog.sources
+    found.trajectory.save(folder.trajectory, sources=sources, targets=list(plan.target.weights()))
+    verdict = trials.verdict(horizon_steps=plan.proxy.training.num_steps) if trials is not None else None
+    if trials is None or verdict is None:
+        answer_K, ends = found.weights_K, found.ends
+    else:
+        answer_K = plan.constraints.project(answer_of(trials, verdict.probability_C))
+        ends = _ends(trials, verdict)
+    ends = np.minimum(ends[0], answer_K), np.maximum(ends[1], answer_K)
     num_documents = {name: documents_seen(plan.catalog, name) for name in plan.target.weights()}
     other_documents = document_interval(
-        mean_K,
+        answer_K,
         width_K=start.document_width_K,
         num_documents=list(num_documents.values()),
         importance=list(plan.target.weights().values()),
         bounds=plan.constraints,
     )
-    interval = combined(mean_K, (low_K, high_K), other_documents)
+    certainty = certainty_of(
+        found.trajectory,
+        sources=sources,
+        weights_K=answer_K,
+        averaged_since=found.averaged_since,
+        scored_batch=plan.proxy.training.global_batch,
+        target_memory=search.target_memory,
+    )
     mixture = Mixture(
-        weights=dict(zip(sources, mean_K.tolist(), strict=True)),
-        shares=plan.catalog.counted(mean_K),
-        method=f"fastmix ({search.hypergradient} parameters)",
-        binding=plan.constraints.binding(mean_K),
-        certainty=certainty_of(
-            run.trajectory,
-            sources=sources,
-            weights_K=mean_K,
-            interval=by_source(sources, interval),
-            averaged_since=run.averaged_since,
-            exploration=search.exploration,
-        ).model_copy(update={"document_interval": by_source(sources, other_documents), "num_documents": num_documents}),
-        start=StartRecord(weights=dict(zip(sources, run.initial_K.tolist(), strict=True)), trials=start.trial_losses),
+        weights=dict(zip(sources, answer_K.tolist(), strict=True)),
+        shares=plan.catalog.counted(answer_K),
+        method=f"{search.method} ({search.hypergradient} parameters)",
+        binding=plan.constraints.binding(answer_K),
+        certainty=certainty.model_copy(
+            update={
+                "interval": by_source(sources, combined(answer_K, ends, other_documents)),
+                "document_interval": by_source(sources, other_documents),
+                "num_documents": num_documents,
+            }
+        ),
+        start=StartRecord(weights=dict(zip(sources, found.initial_K.tolist(), strict=True))),
+        trials=_trials_record(plan, trials, verdict) if trials is not None and verdict is not None else None,
         search=SearchRecord(
-            seed=seed,
-            num_tokens=num_tokens,
-            seconds=round(seconds, 3),
-            num_steps=run.step,
-            num_updates=run.mixture.num_updates,
-            stopped=why_it_ended(run.still, training=plan.main.training, search=search),
-            num_parameters=engine.num_parameters,
-            world_size=engine.world_size,
+            seed=plan.proxy.training.seed,
+            num_tokens=num_tokens + (trials.num_tokens if trials is not None else 0),
+            seconds=round(seconds + (trials.seconds if trials is not None else 0.0), 3),
+            num_steps=found.num_steps,
+            num_updates=found.num_updates,
+            stopped=why_it_ended(found.still, training=plan.main.training, search=search),
+            num_parameters=found.num_parameters,
+            world_size=found.world_size,
         ),
         target=target_record(
-            plan.target, losses, comparison=comparison, weights_UG=run.trajectory.target_weights_since(run.averaged_since)
+            plan.target,
+            found.losses,
+            comparison=found.comparison,
+            weights_UG=found.trajectory.target_weights_since(found.averaged_since),
         ),
         made_from=Origin(catalog=plan.catalog.fingerprint, recipe=plan.recipe_hash, trajectory=sha256_of_file(folder.trajectory)),
     )
     save_mixture(folder.mixture, mixture)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _ends(trials: Trials, verdict: Verdict) -> tuple[Float64s, Float64s]:
+    """The 90% interval of each weight, by how likely each mixture is the best, both of shape (K,)."""
+    mixtures_CK = np.array(list(trials.candidates.values()))
+    likely_CK = np.broadcast_to(verdict.probability_C[:, None], mixtures_CK.shape)
+    order_CK = np.argsort(mixtures_CK, axis=0)
+    sorted_CK, below_CK = (np.take_along_axis(values_CK, order_CK, axis=0) for values_CK in (mixtures_CK, likely_CK))
+    below_CK = np.cumsum(below_CK, axis=0)
+    columns = np.arange(mixtures_CK.shape[1])
+    low_K, high_K = (sorted_CK[(below_CK < level - 1e-9).sum(axis=0), columns] for level in (0.05, 0.95))
+    return low_K, high_K
+
+
+def _trials_record(plan: SearchPlan, trials: Trials, verdict: Verdict) -> TrialsRecord:
+    sources, names = plan.catalog.sources, list(trials.candidates)
+    likely = dict(zip(names, verdict.probability_C.tolist(), strict=True))
+    best = max(likely, key=lambda name: likely[name])
+    return TrialsRecord(
+        mixtures={name: dict(zip(sources, weights, strict=True)) for name, weights in trials.candidates.items()},
+        losses={name: {str(t.round): t.loss for t in trials.done if t.candidate == name} for name in names},
+        tokens={str(t.round): t.num_steps * plan.proxy.training.tokens_per_step for t in trials.done},
+        probability=likely,
+        best=best,
+        ahead={
+            name: tuple(-part for part in (mean, high, low))
+            for name in names
+            if name != best
+            for mean, low, high in [verdict.difference(best, name)]
+        },
+        noise=verdict.noise,
+        exponent=verdict.exponent,
+        horizon_tokens=plan.proxy.training.num_tokens,
+    )

@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fastmix_data.atomic_files import exclusive_lock
 from fastmix_data.errors import Interrupted
 from fastmix_data.machine import LaunchedRank
@@ -26,9 +24,11 @@ from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.search.plan import SearchPlan, check_proxy, check_search
 from train.search.proxy_run import ProxyRun
-from train.search.result import discard_other_search, finished_mixture, write_result
+from train.search.result import RunRecord, discard_other_search, finished_mixture, write_result
 from train.search.seeds import adopt_single_search, write_mean
+from train.search.proposals import propose
 from train.search.start import Start, find_start
+from train.search.trials import Trials, run_trials
 from train.target.outcome import broken_limits, compare_with_reference, losses_by_target
 from train.target.reference_run import ReferenceRun, reference_run
 from train.target.target import Target
@@ -163,47 +163,64 @@ def _run_rank(plan: SearchPlan, replace: bool, quiet: bool, rank: int, world_siz
         _search(plan, identity=identity, quiet=quiet or rank > 0)
 
 
-def _prepare(plan: SearchPlan, identity: dict[str, Any], *, quiet: bool) -> tuple[ReferenceRun | None, Start]:
-    """The reference run, where the recipe asks for one, and the start; what an earlier call of them finished is read."""
-    target = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=identity["number_of_ranks"])
-    reference, mixture = None, plan.target.reference_mixture
+def _reference(plan: SearchPlan, target: Target, identity: dict[str, Any], *, quiet: bool) -> ReferenceRun | None:
+    """The reference run, where the recipe asks for one; what an earlier call of it finished is read."""
+    mixture = plan.target.reference_mixture
+    if mixture is None:
+        return None
     with _stop_on_signal() as stop_asked:
-        common: dict[str, Any] = {"target": target, "identity": identity, "stop_asked": stop_asked, "quiet": quiet}
-        if mixture is not None:
-            reference = reference_run(plan.proxy, plan.search, mixture=mixture, path=plan.folder.reference, **common)
-        return reference, find_start(plan, **common)
+        return reference_run(
+            plan.proxy,
+            plan.search,
+            mixture=mixture,
+            path=plan.folder.reference,
+            target=target,
+            identity=identity,
+            stop_asked=stop_asked,
+            quiet=quiet,
+        )
 
 
 def build_run(
     plan: SearchPlan, world_size: int, *, start: Start, reference: ReferenceRun | None = None
 ) -> tuple[ProxyRun, ProxyEngine, Target]:
     """A rank's run at step 0, with its engine and target; the process group must be there."""
-    proxy, search = plan.main, plan.main_search
+    proxy, search = plan.main, plan.search
     engine = proxy.build_engine(seed=proxy.training.seed)
     losses = reference.losses if reference else None
     target = Target.of_plan(proxy, plan.target, search, num_ranks=world_size, reference=losses)
     run = ProxyRun(
-        proxy,
-        search=search,
-        engine=engine,
-        target=target,
-        initial_K=np.array(start.initial),
-        prior_K=np.array(start.prior),
-        constraints=plan.constraints,
+        proxy, search=search, engine=engine, target=target, initial_K=start.initial_K, constraints=plan.constraints
     )
     return run, engine, target
 
 
 def _search(plan: SearchPlan, *, identity: dict[str, Any], quiet: bool) -> None:
-    """Go on from the checkpoint if there is one, train to the end of the budget, and write the result."""
-    reference, start = _prepare(plan, identity, quiet=quiet)
+    """Go on from where an earlier call was stopped, or from the start, to the end of the budget, and write the result."""
+    fixed = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=identity["number_of_ranks"])
+    reference, start = _reference(plan, fixed, identity, quiet=quiet), find_start(plan)
+    found = _follow_scores(plan, start, reference, identity=identity, quiet=quiet)
+    trials: Trials | None = None
+    if plan.trial_steps:
+        with _stop_on_signal() as stop_asked:
+            candidates = propose(plan, start_K=start.initial_K, scores_K=found.weights_K)
+            trials = run_trials(plan, candidates, target=fixed, identity=identity, stop_asked=stop_asked, quiet=quiet)
+    if found.rank == 0:
+        num_tokens = found.num_tokens + (reference.num_tokens if reference else 0)
+        seconds = found.seconds + start.seconds + (reference.seconds if reference else 0.0)
+        write_result(plan, start=start, found=found, trials=trials, num_tokens=num_tokens, seconds=seconds)
+
+
+def _follow_scores(
+    plan: SearchPlan, start: Start, reference: ReferenceRun | None, *, identity: dict[str, Any], quiet: bool
+) -> RunRecord:
+    """Train one proxy while its mixture moves along the scores."""
     training, num_sequences, started = plan.main.training, plan.search.eval_sequences, time.monotonic()
     run, engine, target = build_run(plan, identity["number_of_ranks"], start=start, reference=reference)
     checkpoints = plan.folder.checkpoints
     saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
     if saved is None:
-        seconds_before = start.seconds + (reference.seconds if reference else 0.0)
-        losses = losses_by_target(target, engine, "start", num_sequences=num_sequences)
+        seconds_before, losses = 0.0, losses_by_target(target, engine, "start", num_sequences=num_sequences)
     else:
         run.load_state_dict(saved["run"], tensors=saved["tensors"])
         seconds_before, losses = saved["seconds"], saved["losses"]
@@ -224,22 +241,21 @@ def _search(plan: SearchPlan, *, identity: dict[str, Any], quiet: bool) -> None:
     if not finished:
         saved_at = f"the search is saved at step {run.step} of {training.num_steps}"
         raise Interrupted("", saved_at, "the same command goes on from there")
+    # Trials may be stopped too, and what they try must then be there again.
+    if plan.trial_steps and (saved is None or run.step > saved["run"]["step"]):
+        checkpoint()
     ended = losses_by_target(target, engine, "end", num_sequences=num_sequences)
     losses = {name: losses[name] | ended[name] for name in target.names}
-    comparison = compare_with_reference(target, engine, losses, step=run.step, num_steps=training.num_steps)
-    if engine.rank == 0:
-        before = start.num_tokens + (reference.num_tokens if reference else 0)
-        write_result(
-            plan,
-            start=start,
-            run=run,
-            engine=engine,
-            losses=losses,
-            comparison=comparison,
-            num_tokens=run.step * per_step + target.num_tokens_read + before,
-            seconds=seconds(),
-        )
+    record = RunRecord.of(
+        run,
+        engine,
+        losses=losses,
+        comparison=compare_with_reference(target, engine, losses, step=run.step, num_steps=training.num_steps),
+        num_tokens=run.step * per_step + target.num_tokens_read,
+        seconds=seconds(),
+    )
     engine.close()
+    return record
 
 
 def _label(plan: SearchPlan) -> str:

@@ -20,6 +20,7 @@ from fastmix_data.results.mixture import (
     SearchRecord,
     StartRecord,
     TargetRecord,
+    TrialsRecord,
     load_mixture,
     save_mixture,
 )
@@ -43,7 +44,7 @@ def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> N
     is_done = finished_mixture(first, replace=replace) is not None
     first.folder.root.mkdir(parents=True, exist_ok=True)
     # Each says which search it is of, and is made anew if not of this one.
-    for path, target in ((folder.reference, first.folder.reference), (folder.start, first.folder.start)):
+    for path, target in ((folder.reference, first.folder.reference), (folder.trials, first.folder.trials)):
         if path.exists() and not target.exists():
             shutil.copy2(path, target)
     if single is None:
@@ -95,7 +96,7 @@ def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.
       searches go by the same documents of the target; what others would change (`document_interval`) is added.
     - `interval`: means of the lower and of the upper ends, the noise that one trajectory knows of.
     - `signal_to_noise`: sum over seeds / sqrt(N), as searches are independent (Stouffer).
-    - start: the mean of their weights, and the trials of all seeds, one seed after another.
+    - start: the mean of their weights. Trials: those of all seeds, with the means of what each says of the mixtures that all of them tried.
     - `interchangeable`: pairs that more than half of the searches could not tell apart.
     - target: mean losses; `limits` of mean losses against mean references; `worst` is the largest regret of any search.
     """
@@ -106,7 +107,8 @@ def mean_of_searches(mixtures: Sequence[Mixture], *, limit_tolerance: float = 0.
         update={
             "weights": dict(zip(names, mean_K.tolist(), strict=True)),
             "certainty": _certainty(mixtures, names, weights_NK),
-            "start": _start([mixture.start for mixture in mixtures]),
+            "start": StartRecord(weights=_mean_by_name([mixture.start.weights for mixture in mixtures])),
+            "trials": _trials({str(one.search.seed): one.trials for one in mixtures if one.trials is not None}),
             "search": _search(mixtures),
             "target": _target([mixture.target for mixture in mixtures], tolerance=limit_tolerance),
         }
@@ -136,9 +138,41 @@ def _certainty(mixtures: Sequence[Mixture], names: Sequence[str], weights_NK: Fl
     )
 
 
-def _start(starts: Sequence[StartRecord]) -> StartRecord:
-    trials = {power: [loss for start in starts for loss in start.trials[power]] for power in starts[0].trials}
-    return StartRecord(weights=_mean_by_name([start.weights for start in starts]), trials=trials)
+def _trials(of_seeds: Mapping[str, TrialsRecord]) -> TrialsRecord | None:
+    if not of_seeds:
+        return None
+    each = list(of_seeds.values())
+    names = [name for name in each[0].mixtures if all(name in one.mixtures for one in each)]
+    likely = {name: float(np.mean([one.probability[name] for one in each])) for name in names}
+    best = max(likely, key=lambda name: likely[name])
+    return TrialsRecord(
+        mixtures={name: _mean_by_name([one.mixtures[name] for one in each]) for name in names},
+        losses={
+            name: {f"{seed}:{number}": loss for seed, one in of_seeds.items() for number, loss in one.losses[name].items()}
+            for name in names
+        },
+        tokens={f"{seed}:{number}": tokens for seed, one in of_seeds.items() for number, tokens in one.tokens.items()},
+        probability=likely,
+        best=best,
+        ahead={name: _ahead(each, best, name) for name in names if name != best},
+        noise=float(np.sqrt(np.mean([one.noise**2 for one in each]))),
+        exponent=float(np.mean([one.exponent for one in each])),
+        horizon_tokens=each[0].horizon_tokens,
+    )
+
+
+def _ahead(each: Sequence[TrialsRecord], best: str, name: str) -> tuple[float, float, float]:
+    """Mean of what each search says, and an interval as much narrower as there are more of them: their trials are independent."""
+    means, halves = [], []
+    for one in each:
+        (first, first_low, first_high), (second, second_low, second_high) = (
+            one.ahead.get(which, (0.0, 0.0, 0.0)) for which in (name, best)
+        )
+        means.append(first - second)
+        # The two ends are of differences to the same likeliest mixture, so the wider of them is of this one too.
+        halves.append(max(first_high - first_low, second_high - second_low) / 2)
+    mean, half = float(np.mean(means)), float(np.sqrt(np.sum(np.square(halves)))) / len(each)
+    return mean, mean - half, mean + half
 
 
 def _search(mixtures: Sequence[Mixture]) -> SearchRecord:
