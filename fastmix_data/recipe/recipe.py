@@ -36,7 +36,7 @@ _EXAMPLES = {
 _FROM_CHECKPOINT: dict[str, Any] = {"initial_weights": "uniform"}
 _CHECKPOINT_RATE, _LORA_RATE = 1e-4, 1e-3
 # What search.method: paper stands for, beside the rule by which it moves the mixture.
-_PAPER: dict[str, Any] = {
+PAPER: dict[str, Any] = {
     "hypergradient": "head",
     "update_interval": 20,
     "target_memory": 0.0,
@@ -68,13 +68,13 @@ class Recipe(Section):
         if not isinstance(value, dict):
             return value
         proxy, training, search = value.get("proxy"), value.get("training"), value.get("search") or {}
-        has_checkpoint = isinstance(proxy, dict) and proxy.get("checkpoint") is not None
-        filled = dict(value)
+        given = proxy if isinstance(proxy, dict) else {}
+        has_checkpoint, filled = given.get("checkpoint") is not None, dict(value)
         if has_checkpoint and isinstance(training, dict):
-            rate = _CHECKPOINT_RATE if proxy.get("lora") is None else _LORA_RATE
+            rate = _CHECKPOINT_RATE if given.get("lora") is None else _LORA_RATE
             filled["training"] = {"learning_rate": rate, **training}
         if isinstance(search, dict):
-            defaults = (_PAPER if search.get("method") == "paper" else {}) | (_FROM_CHECKPOINT if has_checkpoint else {})
+            defaults = (PAPER if search.get("method") == "paper" else {}) | (_FROM_CHECKPOINT if has_checkpoint else {})
             if defaults:
                 filled["search"] = defaults | {key: content for key, content in search.items() if content is not None}
         return filled

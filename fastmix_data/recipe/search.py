@@ -75,9 +75,9 @@ class SearchSection(Section):
 
     method: Literal["fastmix", "paper"] = Field(
         "fastmix",
-        description="fastmix: start from counts, move the mixture along scores while a proxy trains, then let short trials decide. paper: the "
-        "rule of FastMix as published (uniform start and sampling, ratios as loss weights, AdamW on the logits at 0.01 every 20 steps, scores "
-        "of the output head, no trials); a key that you give still counts.",
+        description="fastmix: start from counts, move the mixture along scores while a proxy trains, then let short trials decide. "
+        "paper: the rule of FastMix as published (uniform start and sampling, ratios as loss weights, AdamW on the logits at 0.01 every "
+        "20 steps, scores of the output head, no trials); a key that you give still counts.",
     )
     hypergradient: Literal["all", "last_block", "head"] = Field(
         "all",
@@ -95,23 +95,23 @@ class SearchSection(Section):
     )
     weight_unit: WeightUnit = Field(
         "tokens",
-        description="What a share of a stated mixture counts (uniform, and by name in initial_weights and prior): tokens, tokens that "
+        description="What a share of a stated mixture counts (uniform, and by name in initial_weights): tokens, tokens that "
         "carry loss, or examples. Results, bounds and caps are shares of tokens; results give the other two beside.",
     )
     initial_weights: StartingMixture = Field(
         "count",
-        description="Where the mixture starts, brought within the constraints: what is best by counts of the sources, made before training; "
-        "uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the uniform share). Uniform when "
-        "not given with proxy.checkpoint, which knows the counts already. RegMix, Olmix and DoReMi in `fastmix compare` start from "
-        "it too, from uniform where it is count.",
+        description="Where the mixture starts, brought within the constraints: what is best by counts of the sources, made before "
+        "training; uniform, by size in tokens, or given by name (relative; a source not named gets a thousandth of the uniform share). "
+        "Uniform when not given with proxy.checkpoint, which knows the counts already. RegMix, Olmix and DoReMi in `fastmix compare` "
+        "start from it too, from uniform where it is count.",
     )
     trial_fraction: float = Field(
         0.5,
         ge=0,
         lt=1,
-        description="Share of training.token_budget for trials: short proxies, each trained on one of the mixtures proposed (the start, a more "
-        "concentrated one, what the scores came to, proportional), in pairs of one seed. The answer is what they say is best. 0 for none, "
-        "as where one would be shorter than 30 steps or the targets' weights move; the scores decide then.",
+        description="Share of training.token_budget for trials: short proxies, each trained on one of the mixtures proposed (the start, a "
+        "more concentrated one, what the scores came to, proportional), in pairs of one seed. The answer is what they say is best. 0 for "
+        "none, as where one would be shorter than 30 steps or the targets' weights move; the scores decide then.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
     match_repetition: bool = Field(

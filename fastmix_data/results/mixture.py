@@ -91,7 +91,7 @@ class StartRecord(_Record):
 
 
 class TrialsRecord(_Record):
-    """What short proxies, each trained on one of the mixtures proposed, said; losses in nats per loss token on the half that searches see."""
+    """What short proxies on the mixtures proposed said; losses in nats per loss token on the half that searches see."""
 
     mixtures: dict[str, Shares] = Field(
         description="start, concentrated (the count's square), scores (what the run along the scores came to), proportional; one that is "
@@ -107,7 +107,9 @@ class TrialsRecord(_Record):
         description="How far the likeliest is ahead of each other mixture at horizon_tokens, in nats: mean, and ends of the 90% interval. "
         "An interval that contains 0 is no winner."
     )
-    noise: float = Field(description="Standard deviation of the loss of one of the longest trials beside what its round shares, in nats.")
+    noise: float = Field(
+        description="Standard deviation of the loss of one of the longest trials beside what its round shares, in nats."
+    )
     exponent: float = Field(description="g: differences are taken to go by tokens ** -g.")
     horizon_tokens: int = Field(description="Training tokens of a whole proxy, which `ahead` is extrapolated to.")
 
@@ -225,7 +227,8 @@ class Mixture(_Record):
     certainty: Certainty = Certainty()
     start: StartRecord = StartRecord()
     trials: TrialsRecord | None = Field(
-        None, description="None where the scores alone decided. Of several searches, of all of them together; rounds are SEED:ROUND."
+        None,
+        description="None where the scores alone decided. Of several searches, of all of them together; rounds are SEED:ROUND.",
     )
     search: SearchRecord = SearchRecord()
     target: TargetRecord = TargetRecord()

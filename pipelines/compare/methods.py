@@ -10,8 +10,8 @@ from fastmix_data.messages import joined, nearest
 from fastmix_data.results.comparison import REFERENCE
 
 AROUND_COUNT = "regmix-count"  # the one swarm that is of a single target
-_STATED = (REFERENCE, "proportional", "prior")
-_SEARCHED = ("fastmix", "doge", "doremi", "mixmin")
+_STATED = (REFERENCE, "proportional", "count", "mde")
+_SEARCHED = ("fastmix", "trials", "paper", "doge", "doremi", "mixmin")
 _SWARMS = ("regmix", "olmix", "additive", AROUND_COUNT)
 _LEAST_PROXIES = 2
 

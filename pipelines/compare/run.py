@@ -27,8 +27,10 @@ from pipelines.compare.searches import (
     ReweightingJob,
     centre_of,
     fit_swarm,
+    found_by_search,
+    found_by_trials,
     proxy_job,
-    search_fastmix,
+    search_mixture,
     stated_mixture,
     swarm_jobs,
 )
@@ -146,8 +148,12 @@ def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers)
     """The mixture of every method; fastmix first and alone, so that its seconds are those of a machine it has to itself."""
     kinds = {method.kind for method in wanted}
     found = {method.name: stated_mixture(method, plan) for method in wanted if method.is_stated}
-    if "fastmix" in kinds:
-        found["fastmix"] = search_fastmix(plan, quiet=workers.quiet)
+    if {"fastmix", "trials"} & kinds:
+        searched = search_mixture(plan, quiet=workers.quiet)
+        found |= {"fastmix": found_by_search(searched, plan), "trials": found_by_trials(searched, plan)}
+    if "paper" in kinds:
+        as_published = plan.as_published()
+        found["paper"] = found_by_search(search_mixture(as_published, quiet=workers.quiet), as_published)
     centres = {method.name: centre_of(method, plan) for method in wanted if method.uses_swarm}
     swarms = {
         method.name: swarm_jobs(plan, centres[method.name], num_proxies=method.num_proxies)

@@ -23,11 +23,14 @@ from train.baselines.laws.best_mixture import best_mixture
 from train.baselines.olmix import olmix_weights
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
-from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre
+from train.mixture.count import count_passages
+from train.mixture.named_mixtures import counted_weights, stated_weights, swarm_centre
 from train.mixture.simplex import at_least_a_thousandth
 from train.search.plan import SearchPlan
+from train.search.proposals import SCORES
 from train.search.result import finished_mixture
 from train.search.search import search
+from train.search.verdict import Trial, judge
 
 _FORMAT_VERSION = 1
 
@@ -93,7 +96,7 @@ class ReweightingJob:
 
     @property
     def _reference(self) -> ProxyJob:
-        """DoReMi's reference proxy, trained on the recipe's prior: uniform, or by size as in the paper."""
+        """DoReMi's reference proxy, trained on the stated start: uniform, or by size as in the paper."""
         prior_K = swarm_centre(self.plan.search, self.plan.catalog)
         return proxy_job(self.plan, prior_K, names=(), half="search")
 
@@ -106,13 +109,13 @@ def proxy_job(plan: SearchPlan, weights_K: Float64s, *, names: Sequence[str], ha
 
 
 def centre_of(method: Method, plan: SearchPlan) -> FoundMixture:
-    """What a method's swarm and candidates are drawn around: the same for all targets, or what the method `prior` answers.
+    """What a method's swarm and candidates are drawn around: the same for all targets, or what the method `count` answers.
 
     The second within the bounds, for of candidates around a mixture that is outside hardly any would be within.
     """
     if method.kind != AROUND_COUNT:
         return FoundMixture(tuple(swarm_centre(plan.search, plan.catalog).tolist()), SearchCost())
-    counted = stated_mixture(Method("prior", "prior"), plan)
+    counted = stated_mixture(Method("count", "count"), plan)
     centre_K = at_least_a_thousandth(plan.constraints.project(np.array(counted.weights)))
     return FoundMixture(tuple(centre_K.tolist()), counted.cost)
 
@@ -124,12 +127,17 @@ def swarm_jobs(plan: SearchPlan, centre: FoundMixture, *, num_proxies: int) -> l
 
 
 def stated_mixture(method: Method, plan: SearchPlan) -> FoundMixture:
-    """uniform, proportional, or what the search is pulled to: no proxy is trained, though counting may take seconds."""
+    """uniform, proportional, or what counts say: no proxy is trained, though counting may take seconds.
+
+    `count` is where a search starts. `mde` counts every token as a passage of its own, as MDE (arXiv 2502.15950) mixes its models.
+    """
     started = time.monotonic()
-    if method.kind != "prior":
+    if method.kind not in ("count", "mde"):
         return FoundMixture(tuple(stated_weights(plan.catalog, method.kind, unit=plan.search.weight_unit).tolist()), SearchCost())
-    _, prior_K = start_and_prior(plan.search, plan.proxy, plan.target.weights(), constraints=plan.constraints)
-    return FoundMixture(tuple(prior_K.tolist()), SearchCost(seconds=time.monotonic() - started))
+    targets = plan.target.weights()
+    count = count_passages(plan.proxy, targets, passage_tokens=1) if method.kind == "mde" else None
+    weights_K = counted_weights(plan.proxy, targets, constraints=plan.constraints, count=count)
+    return FoundMixture(tuple(weights_K.tolist()), SearchCost(seconds=time.monotonic() - started))
 
 
 def fit_swarm(method: Method, plan: SearchPlan, centre: FoundMixture, swarm: Sequence[ProxyJob]) -> FoundMixture:
@@ -166,8 +174,8 @@ def _fit(
     return best_mixture(laws, importance_G=importance_G, centre_K=prior_K, constraints=plan.constraints), ""
 
 
-def search_fastmix(plan: SearchPlan, *, quiet: bool) -> FoundMixture:
-    """The recipe's own search: the workdir's if it is finished and of this recipe, else one in a folder of the comparison."""
+def search_mixture(plan: SearchPlan, *, quiet: bool) -> Mixture:
+    """What the recipe's own search finds: the workdir's if it is finished and of this recipe, else one in a folder of the comparison."""
     try:
         mixture = finished_mixture(plan, replace=False)
     except FastmixError:  # another recipe's, an earlier version's or a damaged one: it is not for a comparison to refuse
@@ -175,12 +183,35 @@ def search_fastmix(plan: SearchPlan, *, quiet: bool) -> FoundMixture:
     if mixture is None:
         folder = Workdir(plan.catalog.root).compare.search(plan.recipe_hash[:20])
         mixture = search(plan.in_folder(folder), quiet=quiet).mixture
-    return FoundMixture(tuple(mixture.weights_K(plan.catalog.sources).tolist()), _cost_of(mixture, plan))
+    return mixture
 
 
-def _cost_of(mixture: Mixture, plan: SearchPlan) -> SearchCost:
-    """Tokens pass forward and backward; those of scored steps take one more matrix product per layer, as a forward pass does."""
+def found_by_search(mixture: Mixture, plan: SearchPlan) -> FoundMixture:
+    """The answer of a search.
+
+    Tokens pass forward and backward; a scored batch at each update takes one more matrix product per layer, as a forward pass does.
+    """
     run = mixture.search
-    scored = run.num_steps // plan.search.update_interval * plan.proxy.training.tokens_per_step
+    scored = run.num_updates * plan.proxy.training.tokens_per_step
     num_flops = flops(matmul_parameters(plan.proxy), trained=run.num_tokens, forward_only=scored)
-    return SearchCost(run.num_tokens, num_flops, run.seconds)
+    weights_K = mixture.weights_K(plan.catalog.sources)
+    return FoundMixture(tuple(weights_K.tolist()), SearchCost(run.num_tokens, num_flops, run.seconds))
+
+
+def found_by_trials(mixture: Mixture, plan: SearchPlan) -> FoundMixture:
+    """What the trials of a search say without the mixture of its scores, at the cost of these trials; its start where it had none."""
+    record = mixture.trials
+    if record is None:
+        return FoundMixture(tuple(mixture.start.weights[name] for name in plan.catalog.sources), SearchCost())
+    training, names = plan.proxy.training, [name for name in record.mixtures if name != SCORES]
+    trials = [
+        Trial(name, int(number), record.tokens[number] // training.tokens_per_step, loss)
+        for name in names
+        for number, loss in record.losses[name].items()
+    ]
+    verdict = judge(trials, names=names, horizon_steps=training.num_steps)
+    mixtures_CK = np.array([[record.mixtures[name][source] for source in plan.catalog.sources] for name in names])
+    tokens = sum(trial.num_steps for trial in trials) * training.tokens_per_step
+    share = tokens / max(1, mixture.search.num_tokens)
+    cost = SearchCost(tokens, flops(matmul_parameters(plan.proxy), trained=tokens), share * mixture.search.seconds)
+    return FoundMixture(tuple((verdict.probability_C @ mixtures_CK).tolist()), cost)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-
 from fastmix_data.messages import joined
-from fastmix_data.results.mixture import Mixture
+from fastmix_data.results.mixture import Mixture, TrialsRecord
 from pipelines.report.format import duration, percent, tokens
 from pipelines.report.inputs import ReportInputs
 
@@ -58,8 +54,8 @@ def _about_search(mixture: Mixture) -> list[str]:
         f"Learned while {trained}: {tokens(search.num_tokens)} tokens, {duration(search.seconds)} on {ranks}, "
         f"{search.num_updates} updates of the mixture in {search.num_steps} steps."
     ]
-    if mixture.start.trials:
-        sentences.append(_about_trials(mixture.start.trials, num_searches=count))
+    if mixture.trials is not None:
+        sentences.append(about_trials(mixture.trials))
     if search.stopped:
         sentences.append(f"The search ended: {search.stopped.rstrip('.')}.")
     if {"unseen_start", "unseen_end"} <= loss.keys():
@@ -70,25 +66,32 @@ def _about_search(mixture: Mixture) -> list[str]:
     return sentences
 
 
-def _about_trials(losses: Mapping[str, Sequence[float]], *, num_searches: int) -> str:
-    """How the start was chosen, by each of the searches."""
-    # `losses` has the trials of one seed after another, equally many of each; every search chose by its own alone.
-    means_by_power = {power: np.mean(np.reshape(found, (num_searches, -1)), axis=1) for power, found in losses.items()}
-    chosen = [min(means_by_power, key=lambda power: means_by_power[power][search]) for search in range(num_searches)]
-    if num_searches > 1:
-        counts = joined([f"{chosen.count(power)} on {_start_name(power)}" for power in losses])
-        return f"Short trials decided where each search started: {counts}."
-    (best,) = chosen
-    beside = joined([f"{mean:.3f}" for power, (mean,) in means_by_power.items() if power != best])
-    count = sum(len(found) for found in losses.values())
-    return (
-        f"Of {count} short trials, those on {_start_name(best)} ended lower, at {means_by_power[best][0]:.3f} nats instead of {beside}: "
-        "it started there."
+_TRIED = {
+    "start": "where the search started",
+    "concentrated": "a more concentrated form of it",
+    "scores": "where the scores led",
+    "proportional": "proportional to size",
+}
+
+
+def about_trials(trials: TrialsRecord) -> str:
+    """What the trials decided, with no claim below their noise."""
+    likely = sorted(trials.probability, key=lambda name: -trials.probability[name])
+    shares = joined([f"{_TRIED[name]} {trials.probability[name]:.0%}" for name in likely])
+    count = sum(len(found) for found in trials.losses.values())
+    sentences = [f"{count} short trials decided. How likely each mixture is the best: {shares}."]
+    for name, (mean, low, high) in trials.ahead.items():
+        pairs = trials.num_pairs(trials.best, name)
+        in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''}, 90% interval {low:.3f} to {high:.3f}"
+        if low > 0:
+            sentences.append(f"The likeliest is {mean:.3f} nats ahead of {_TRIED[name]} ({in_pairs}).")
+        else:
+            sentences.append(f"It cannot be told from {_TRIED[name]} ({mean:+.3f} nats {in_pairs}).")
+    sentences.append(
+        f"One trial's loss has a noise of {trials.noise:.3f} nats; differences are extrapolated to {tokens(trials.horizon_tokens)} tokens "
+        f"as tokens to the power -{trials.exponent:.1f}."
     )
-
-
-def _start_name(power: str) -> str:
-    return "the bigram mixture" if power == "1" else f"the bigram mixture raised to the power {power}"
+    return " ".join(sentences)
 
 
 def facts(inputs: ReportInputs) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.losses import sequence_losses
 from train.search.plan import SearchPlan, plan_search
 from train.search.search import build_run
-from train.search.start import stated_start
+from train.search.start import counted_start
 
 VOCABULARY, BLOCK = 8192, 2048
 PROXY = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}
@@ -107,7 +107,7 @@ def measure(num_sources: int, rounds: int) -> None:
     """A line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(make_catalog(Path(folder), num_sources))
-        interval, start = plan.search.update_interval, stated_start(plan)
+        interval, start = plan.search.update_interval, counted_start(plan)
         run, engine, _ = build_run(plan, 1, start=start)  # one proxy in both roles: nothing but the role differs
         everything, head = list(engine.module.parameters()), [engine.module.get_output_embeddings().weight]
         ratios, per_step, separate = [], [], []

@@ -57,9 +57,7 @@ class Count:
 def best_weights(count: Count, *, constraints: MixtureConstraints) -> Float64s:
     """The mixture within the constraints, shape (K,), under which the target's passages are likeliest."""
     used_N = count.importance_N > 0
-    labels_K = mixmin_weights(
-        count.log_likelihoods_NK[used_N], importance_N=count.importance_N[used_N], constraints=constraints
-    )
+    labels_K = mixmin_weights(count.log_likelihoods_NK[used_N], importance_N=count.importance_N[used_N], constraints=constraints)
     if (count.labels_K == count.labels_K[0]).all():
         return labels_K
     # A model learns from labels; of tokens, a source with few labels among them needs more.
@@ -97,7 +95,9 @@ def count_passages(plan: ProxyPlan, targets: Mapping[str, float], *, passage_tok
     # Loss needs no pair that the target lacks, so what is kept of a source grows with the target and not with V^2.
     pairs_P, place_M = np.unique(np.concatenate([pairs.keys_M for pairs in found]), return_inverse=True)
     ends = np.cumsum([len(pairs.keys_M) for pairs in found])
-    starts_N = np.concatenate([starts + end - len(pairs.keys_M) for starts, end, pairs in zip(passages, ends, found, strict=True)])
+    starts_N = np.concatenate(
+        [starts + end - len(pairs.keys_M) for starts, end, pairs in zip(passages, ends, found, strict=True)]
+    )
 
     sources = plan.training_data()
     num_sources = len(catalog.sources)

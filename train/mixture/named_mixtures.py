@@ -32,7 +32,9 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: We
     return weights_K
 
 
-def counted_weights(plan: ProxyPlan, targets: Mapping[str, float], *, constraints: MixtureConstraints, count: Count | None = None) -> Float64s:
+def counted_weights(
+    plan: ProxyPlan, targets: Mapping[str, float], *, constraints: MixtureConstraints, count: Count | None = None
+) -> Float64s:
     """What is best by counts within the constraints, shape (K,), with no source entirely out of it.
 
     Args:

@@ -131,7 +131,7 @@ def evidence_block(evidence: Evidence) -> int:
     Every turn scores fresh sequences, but against a target gradient that is mostly the one before.
     """
     num_turns = len(evidence.centred_UK)
-    return max(1, min(round(num_turns ** (1 / 3)), num_turns // 2), min(math.ceil(evidence.span), num_turns // 2))
+    return min(max(1, round(float(num_turns ** (1 / 3))), math.ceil(evidence.span)), max(1, num_turns // 2))
 
 
 def _freedom(num_turns: int, block: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from fastmix_data.errors import InputError, MismatchError
-from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.recipe import PAPER, Recipe
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
@@ -70,6 +70,11 @@ class SearchPlan:
     def in_folder(self, folder: SearchFolder) -> SearchPlan:
         """The same search with its results elsewhere."""
         return replace(self, folder=folder)
+
+    def as_published(self) -> SearchPlan:
+        """The search by FastMix's own rule (search.method: paper), with the same data, proxy and bounds."""
+        search = SearchSection.model_validate({**self.search.model_dump(), **PAPER, "method": "paper"})
+        return replace(self, search=search, sections=self.sections.model_copy(update={"search": search}))
 
     def of_seeds(self, num_seeds: int) -> list[SearchPlan]:
         """The search with training.seed, training.seed + 1 and so on, each with a folder of its own in the search's folder."""

@@ -28,7 +28,6 @@ from train.scores.running_scores import SourceScores
 from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
 
-
 _SCORED_STREAM = 13
 
 
@@ -151,7 +150,9 @@ class ProxyRun:
             mean_loss_tokens_K=self._training.reader.mean_loss_tokens_K,
             global_batch=self._section.global_batch,
         )
-        self._training.train_step(sampling_weights(weights_K, exploration=exploration), lambda batch: self._train_on(batch, factor_K))
+        self._training.train_step(
+            sampling_weights(weights_K, exploration=exploration), lambda batch: self._train_on(batch, factor_K)
+        )
         self._evidence.num_steps += 1
 
     def _train_on(self, batch: MicroBatch, factor_K: Float64s) -> None:

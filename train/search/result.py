@@ -12,7 +12,16 @@ import numpy as np
 from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
-from fastmix_data.results.mixture import Intervals, Mixture, Origin, SearchRecord, StartRecord, TrialsRecord, load_mixture, save_mixture
+from fastmix_data.results.mixture import (
+    Intervals,
+    Mixture,
+    Origin,
+    SearchRecord,
+    StartRecord,
+    TrialsRecord,
+    load_mixture,
+    save_mixture,
+)
 from fastmix_data.results.searched_recipe import load_searched_recipe
 from fastmix_data.results.trajectory import Trajectory
 from fastmix_data.shards.held_out_halves import documents_seen

@@ -23,10 +23,10 @@ from train.proxy.checkpoint import load_checkpoint, save_checkpoint
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.search.plan import SearchPlan, check_proxy, check_search
+from train.search.proposals import propose
 from train.search.proxy_run import ProxyRun
 from train.search.result import RunRecord, discard_other_search, finished_mixture, write_result
 from train.search.seeds import adopt_single_search, write_mean
-from train.search.proposals import propose
 from train.search.start import Start, find_start
 from train.search.trials import Trials, run_trials
 from train.target.outcome import broken_limits, compare_with_reference, losses_by_target
@@ -189,9 +189,7 @@ def build_run(
     engine = proxy.build_engine(seed=proxy.training.seed)
     losses = reference.losses if reference else None
     target = Target.of_plan(proxy, plan.target, search, num_ranks=world_size, reference=losses)
-    run = ProxyRun(
-        proxy, search=search, engine=engine, target=target, initial_K=start.initial_K, constraints=plan.constraints
-    )
+    run = ProxyRun(proxy, search=search, engine=engine, target=target, initial_K=start.initial_K, constraints=plan.constraints)
     return run, engine, target
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s

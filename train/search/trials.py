@@ -8,7 +8,7 @@ target sequences that no other round reads. Mixtures that cannot win any more ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,9 @@ class Trials:
     def verdict(self, *, horizon_steps: int) -> Verdict | None:
         """What they say; None before two whole rounds."""
         rounds = {trial.round for trial in self.done}
-        return judge(self.done, names=list(self.candidates), horizon_steps=horizon_steps) if len(rounds) >= _FIRST_ROUNDS else None
+        return (
+            judge(self.done, names=list(self.candidates), horizon_steps=horizon_steps) if len(rounds) >= _FIRST_ROUNDS else None
+        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def _kept(plan: SearchPlan, identity: dict[str, Any]) -> Trials | None:
     return Trials(**{**saved, "done": [Trial(**trial) for trial in saved["done"]]})
 
 
-def answer_of(trials: Trials, probability_C: Sequence[float]) -> Float64s:
+def answer_of(trials: Trials, probability_C: Float64s) -> Float64s:
     """The mixtures, each as likely as it is the best, shape (K,): where two cannot be told apart, what lies between them."""
-    weights_K: Float64s = np.array(probability_C) @ np.array(list(trials.candidates.values()))
-    return weights_K / weights_K.sum()
+    weights_K: Float64s = probability_C @ np.array(list(trials.candidates.values()))
+    normalised_K: Float64s = weights_K / weights_K.sum()
+    return normalised_K

@@ -158,7 +158,7 @@ def _posterior(
     weighted_TC = design_TC / noise_T[:, None]
     # A ridge of nothing leaves the direction in which all mixtures move alike undetermined, which no difference asks for.
     precision_CC = weighted_TC.T @ weighted_TC + np.eye(num_candidates) * (1 / spread**2 if np.isfinite(spread) else 1e-9)
-    covariance_CC = np.linalg.inv(precision_CC)
+    covariance_CC: Float64s = np.linalg.inv(precision_CC).astype(np.float64)
     moment_C = weighted_TC.T @ (table.centred_T / noise_T)
     mean_C = covariance_CC @ moment_C
     evidence = (float(moment_C @ mean_C) - float(np.linalg.slogdet(precision_CC)[1])) / 2

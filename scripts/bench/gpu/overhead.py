@@ -14,7 +14,7 @@ from search_overhead import VOCABULARY, make_catalog, make_plan, paired_times
 from fastmix_data.shards.catalog import Catalog
 from train.proxy.engine import process_group
 from train.search.search import build_run
-from train.search.start import stated_start
+from train.search.start import counted_start
 
 PROXIES: dict[str, dict[str, Any]] = {
     "10 M": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 688},
@@ -44,7 +44,7 @@ def measure(size: str, catalog: Catalog) -> None:
         search={"target_batch": batch // 2, "initial_weights": "uniform"},  # as in the default recipe, half of the batch
     )
     reset_peak()
-    run, engine, _ = build_run(plan, 1, start=stated_start(plan))
+    run, engine, _ = build_run(plan, 1, start=counted_start(plan))
     pairs = list(paired_times(run.search_step, run.plain_step, times=plan.search.update_interval, rounds=rounds))
     num_parameters, memory = engine.num_parameters, peak()
     engine.close()

@@ -14,7 +14,7 @@ from search_overhead import VOCABULARY, make_catalog, make_plan, paired_times
 
 from train.proxy.engine import process_group
 from train.search.search import build_run
-from train.search.start import stated_start
+from train.search.start import counted_start
 
 STEPS, ROUNDS = (8, 4) if ON_GPU else (2, 1)
 
@@ -29,7 +29,7 @@ def main() -> None:
             training={"global_batch": batch, "sequence_length": length},
             search={"initial_weights": "uniform"},
         )
-        run, engine, _ = build_run(plan, 1, start=stated_start(plan))  # imports DeepSpeed the way that keeps it quiet
+        run, engine, _ = build_run(plan, 1, start=counted_start(plan))  # imports DeepSpeed the way that keeps it quiet
         import deepspeed
 
         model: Any = plan.proxy.build_model(seed=0)

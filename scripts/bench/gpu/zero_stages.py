@@ -16,7 +16,7 @@ from fastmix_data.workdir import SearchFolder
 from train.proxy.engine import ProxyEngine, process_group
 from train.search.plan import SearchPlan
 from train.search.search import build_run, search
-from train.search.start import stated_start
+from train.search.start import counted_start
 
 WIDTH, LAYERS = (256, 4) if ON_GPU else (32, 1)
 LENGTH, BATCH, STEPS = (256, 32, 160) if ON_GPU else (32, 8, 64)
@@ -57,7 +57,7 @@ def state_of(engine: ProxyEngine) -> list[torch.Tensor]:
 
 def speed_and_checkpoint(plan: SearchPlan) -> tuple[float, bool]:
     """Tokens a second of a search once it runs, and whether an engine that loads a checkpoint is the one that saved it."""
-    start, interval = stated_start(plan), plan.search.update_interval
+    start, interval = counted_start(plan), plan.search.update_interval
     run, engine, _ = build_run(plan, 1, start=start)
     seconds(run.search_step, 2 * interval)
     taken = seconds(run.search_step, 4 * interval)

@@ -17,11 +17,11 @@ from fastmix_data.recipe.load import load_recipe
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
-from train.mixture.mixmin import mixmin_loss, mixmin_weights
 from train.baselines.regmix import regmix_weights, smallest_leaf
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
 from train.mixture.constraints import MixtureConstraints, stated_constraints
+from train.mixture.mixmin import mixmin_loss, mixmin_weights
 from train.proxy.engine import process_group
 from train.proxy.training import train_on_mixture
 from train.search.plan import SearchPlan, plan_search
