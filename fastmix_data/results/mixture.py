@@ -95,17 +95,19 @@ class TrialsRecord(_Record):
 
     mixtures: dict[str, Shares] = Field(
         description="start, concentrated (the count's square), scores (what the run along the scores came to), proportional; one that is "
-        "nearly another is left out. The answer is their mean by `probability`."
+        "nearly another is left out."
     )
     losses: dict[str, dict[str, float]] = Field(
         description="By mixture and round: those of a round share the seed, the number of steps and the target sequences."
     )
     tokens: dict[str, int] = Field(description="Training tokens of each trial of a round.")
     probability: dict[str, float] = Field(description="How likely each mixture is the best.")
-    best: str = Field(description="The likeliest.")
+    winner: str = Field(
+        description="The answer: the likeliest best of those that are better than the start with 90% certainty, the start where none is."
+    )
     ahead: dict[str, tuple[float, float, float]] = Field(
-        description="How far the likeliest is ahead of each other mixture at horizon_tokens, in nats: mean, and ends of the 90% interval. "
-        "An interval that contains 0 is no winner."
+        description="How far the winner is ahead of each other mixture at horizon_tokens, in nats: mean, and ends of the 90% interval. "
+        "Where it contains 0 the two cannot be told apart."
     )
     noise: float = Field(
         description="Standard deviation of the loss of one of the longest trials beside what its round shares, in nats."

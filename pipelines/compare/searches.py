@@ -210,8 +210,8 @@ def found_by_trials(mixture: Mixture, plan: SearchPlan) -> FoundMixture:
         for number, loss in record.losses[name].items()
     ]
     verdict = judge(trials, names=names, horizon_steps=training.num_steps)
-    mixtures_CK = np.array([[record.mixtures[name][source] for source in plan.catalog.sources] for name in names])
+    answer = record.mixtures[verdict.winner]
     tokens = sum(trial.num_steps for trial in trials) * training.tokens_per_step
     share = tokens / max(1, mixture.search.num_tokens)
     cost = SearchCost(tokens, flops(matmul_parameters(plan.proxy), trained=tokens), share * mixture.search.seconds)
-    return FoundMixture(tuple((verdict.probability_C @ mixtures_CK).tolist()), cost)
+    return FoundMixture(tuple(answer[source] for source in plan.catalog.sources), cost)

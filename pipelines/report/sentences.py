@@ -76,15 +76,13 @@ _TRIED = {
 
 def about_trials(trials: TrialsRecord) -> str:
     """What the trials decided, with no claim below their noise."""
-    likely = sorted(trials.probability, key=lambda name: -trials.probability[name])
-    shares = joined([f"{_TRIED[name]} {trials.probability[name]:.0%}" for name in likely])
     count = sum(len(found) for found in trials.losses.values())
-    sentences = [f"{count} short trials decided. How likely each mixture is the best: {shares}."]
+    sentences = [f"The answer is {_TRIED[trials.winner]}, by {count} short trials."]
     for name, (mean, low, high) in trials.ahead.items():
-        pairs = trials.num_pairs(trials.best, name)
-        in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''}, 90% interval {low:.3f} to {high:.3f}"
+        pairs = trials.num_pairs(trials.winner, name)
+        in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''}, 90% interval {low:+.3f} to {high:+.3f}"
         if low > 0:
-            sentences.append(f"The likeliest is {mean:.3f} nats ahead of {_TRIED[name]} ({in_pairs}).")
+            sentences.append(f"It is {mean:.3f} nats ahead of {_TRIED[name]} ({in_pairs}).")
         else:
             sentences.append(f"It cannot be told from {_TRIED[name]} ({mean:+.3f} nats {in_pairs}).")
     sentences.append(

@@ -34,7 +34,7 @@ from train.search.plan import SearchPlan
 from train.search.proxy_run import ProxyRun
 from train.search.start import Start
 from train.search.stopping import StandStill, why_it_ended
-from train.search.trials import Trials, answer_of
+from train.search.trials import Trials
 from train.search.verdict import Verdict
 from train.target.outcome import LossesByTarget, ReferenceComparison, target_record
 
@@ -182,7 +182,7 @@ def write_result(
     if trials is None or verdict is None:
         answer_K, ends = found.weights_K, found.ends
     else:
-        answer_K = plan.constraints.project(answer_of(trials, verdict.probability_C))
+        answer_K = np.array(trials.candidates[verdict.winner])
         ends = _ends(trials, verdict)
     ends = np.minimum(ends[0], answer_K), np.maximum(ends[1], answer_K)
     num_documents = {name: documents_seen(plan.catalog, name) for name in plan.target.weights()}
@@ -252,18 +252,17 @@ def _ends(trials: Trials, verdict: Verdict) -> tuple[Float64s, Float64s]:
 def _trials_record(plan: SearchPlan, trials: Trials, verdict: Verdict) -> TrialsRecord:
     sources, names = plan.catalog.sources, list(trials.candidates)
     likely = dict(zip(names, verdict.probability_C.tolist(), strict=True))
-    best = max(likely, key=lambda name: likely[name])
     return TrialsRecord(
         mixtures={name: dict(zip(sources, weights, strict=True)) for name, weights in trials.candidates.items()},
         losses={name: {str(t.round): t.loss for t in trials.done if t.candidate == name} for name in names},
         tokens={str(t.round): t.num_steps * plan.proxy.training.tokens_per_step for t in trials.done},
         probability=likely,
-        best=best,
+        winner=verdict.winner,
         ahead={
             name: tuple(-part for part in (mean, high, low))
             for name in names
-            if name != best
-            for mean, low, high in [verdict.difference(best, name)]
+            if name != verdict.winner
+            for mean, low, high in [verdict.difference(verdict.winner, name)]
         },
         noise=verdict.noise,
         exponent=verdict.exponent,

@@ -144,7 +144,8 @@ def _trials(of_seeds: Mapping[str, TrialsRecord]) -> TrialsRecord | None:
     each = list(of_seeds.values())
     names = [name for name in each[0].mixtures if all(name in one.mixtures for one in each)]
     likely = {name: float(np.mean([one.probability[name] for one in each])) for name in names}
-    best = max(likely, key=lambda name: likely[name])
+    wins = [one.winner for one in each]
+    winner = max(names, key=lambda name: (wins.count(name), likely[name]))
     return TrialsRecord(
         mixtures={name: _mean_by_name([one.mixtures[name] for one in each]) for name in names},
         losses={
@@ -153,23 +154,23 @@ def _trials(of_seeds: Mapping[str, TrialsRecord]) -> TrialsRecord | None:
         },
         tokens={f"{seed}:{number}": tokens for seed, one in of_seeds.items() for number, tokens in one.tokens.items()},
         probability=likely,
-        best=best,
-        ahead={name: _ahead(each, best, name) for name in names if name != best},
+        winner=winner,
+        ahead={name: _ahead(each, winner, name) for name in names if name != winner},
         noise=float(np.sqrt(np.mean([one.noise**2 for one in each]))),
         exponent=float(np.mean([one.exponent for one in each])),
         horizon_tokens=each[0].horizon_tokens,
     )
 
 
-def _ahead(each: Sequence[TrialsRecord], best: str, name: str) -> tuple[float, float, float]:
+def _ahead(each: Sequence[TrialsRecord], winner: str, name: str) -> tuple[float, float, float]:
     """Mean of what each search says, and an interval as much narrower as there are more of them: their trials are independent."""
     means, halves = [], []
     for one in each:
         (first, first_low, first_high), (second, second_low, second_high) = (
-            one.ahead.get(which, (0.0, 0.0, 0.0)) for which in (name, best)
+            one.ahead.get(which, (0.0, 0.0, 0.0)) for which in (name, winner)
         )
         means.append(first - second)
-        # The two ends are of differences to the same likeliest mixture, so the wider of them is of this one too.
+        # The two ends are of differences to the same winner, so the wider of them is of this one too.
         halves.append(max(first_high - first_low, second_high - second_low) / 2)
     mean, half = float(np.mean(means)), float(np.sqrt(np.sum(np.square(halves)))) / len(each)
     return mean, mean - half, mean + half

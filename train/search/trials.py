@@ -186,10 +186,3 @@ def _kept(plan: SearchPlan, identity: dict[str, Any]) -> Trials | None:
     if saved.pop("identity", None) != identity:  # of another search
         return None
     return Trials(**{**saved, "done": [Trial(**trial) for trial in saved["done"]]})
-
-
-def answer_of(trials: Trials, probability_C: Float64s) -> Float64s:
-    """The mixtures, each as likely as it is the best, shape (K,): where two cannot be told apart, what lies between them."""
-    weights_K: Float64s = probability_C @ np.array(list(trials.candidates.values()))
-    normalised_K: Float64s = weights_K / weights_K.sum()
-    return normalised_K

@@ -23,6 +23,7 @@ _EXPONENTS = np.linspace(0, 1.5, 16)
 _SPREAD = 0.3  # nats; of differences before any trial: wide, so that trials decide
 _SHARED_FREEDOM = 2.0  # a length with few trials takes its noise from the others, which count as so many of its own
 _TINY_NOISE = 1e-6  # nats
+_SURE = 0.9  # that another mixture is better than the first, to leave that for it
 _NUM_DRAWS, _SEED = 4000, 0
 
 
@@ -65,6 +66,13 @@ class Verdict:
         best_N = self.draws_NC.argmin(axis=1)
         shares_C: Float64s = np.bincount(best_N, minlength=len(self.names)) / len(best_N)
         return shares_C
+
+    @property
+    def winner(self) -> str:
+        """The likeliest best of the mixtures that are better than the first with 90% certainty; the first where none is."""
+        better_C = (self.draws_NC < self.draws_NC[:, :1]).mean(axis=0)
+        likely_C = np.where(better_C >= _SURE, self.probability_C, -1.0)
+        return self.names[int(likely_C.argmax())] if likely_C.max() >= 0 else self.names[0]
 
     def difference(self, first: str, second: str) -> tuple[float, float, float]:
         """Loss of the first mixture less that of the second: mean, and the ends of the 90% interval."""
