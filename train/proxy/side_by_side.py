@@ -198,9 +198,7 @@ class SideBySideSteps:
     def _step(self) -> None:
         rows_NP, gradients_NP, training = self._proxies.rows_NP, self._gradients_NP, self._training
         inputs, labels_NBT = self._batch
-        self.losses_N.copy_(
-            self._proxies.gradients(inputs, labels_NBT, factor_N=self._factor_N, gradients_NP=gradients_NP)
-        )
+        self.losses_N.copy_(self._proxies.gradients(inputs, labels_NBT, factor_N=self._factor_N, gradients_NP=gradients_NP))
         if training.gradient_clipping:
             norms_N = torch.linalg.vector_norm(gradients_NP, dim=1)
             gradients_NP.mul_((training.gradient_clipping / (norms_N + 1e-6)).clamp(max=1.0)[:, None])

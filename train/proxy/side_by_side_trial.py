@@ -13,7 +13,7 @@ from fastmix_data.messages import first_line
 from fastmix_data.units import format_count
 from train.proxy.example_check import stir
 from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs
-from train.proxy.side_by_side import SideBySideSteps, empty_stack, fresh_proxies, stack_batches
+from train.proxy.side_by_side import SideBySideSteps, fresh_proxies, stack_batches
 from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan
 

@@ -77,9 +77,7 @@ class StackedProxies:
             name: rows_NP[:, start : start + shape.numel()].unflatten(1, shape) for name, (start, shape) in self._places.items()
         }
 
-    def gradients(
-        self, inputs: ModelInputs, labels_NBT: Tensor, *, factor_N: Tensor, gradients_NP: Tensor
-    ) -> Tensor:
+    def gradients(self, inputs: ModelInputs, labels_NBT: Tensor, *, factor_N: Tensor, gradients_NP: Tensor) -> Tensor:
         """Write the gradients of each proxy's loss on a batch of its own, factor * summed token losses, in rows like the parameters'.
 
         Args:
@@ -89,14 +87,22 @@ class StackedProxies:
             The losses, shape (N,).
         """
 
-        def loss_of(parameters: dict[str, Tensor], inputs: ModelInputs, mask: Tensor, labels_BT: Tensor, factor: Tensor) -> Tensor:
-            return sequence_losses(self._logits(parameters, inputs, mask), labels_BT).sum() * factor
+        def loss_of(
+            parameters: dict[str, Tensor],
+            tokens_BT: Tensor,
+            positions_BT: Tensor | None,
+            mask: Tensor,
+            labels_BT: Tensor,
+            factor: Tensor,
+        ) -> Tensor:
+            logits_BTV = self._logits(parameters, ModelInputs(tokens_BT, positions_BT), mask)
+            return sequence_losses(logits_BTV, labels_BT).sum() * factor
 
-        is_own = None if inputs.positions_BT is None else 0
-        each = vmap(grad_and_value(loss_of), in_dims=(0, ModelInputs(0, is_own), is_own, 0, 0))
-        found, losses_N = each(
-            self.parameters_of(self.rows_NP.to(self._dtype)), inputs, self._mask(inputs), labels_NBT, factor_N
-        )
+        tokens_NBT, positions_NBT = inputs
+        own = None if positions_NBT is None else 0  # without positions all have one mask
+        each = vmap(grad_and_value(loss_of), in_dims=(0, 0, own, own, 0, 0))
+        parameters = self.parameters_of(self.rows_NP.to(self._dtype))
+        found, losses_N = each(parameters, tokens_NBT, positions_NBT, self._mask(inputs), labels_NBT, factor_N)
         for name, rows in self.parameters_of(gradients_NP).items():
             rows.copy_(found[name])
         losses: Tensor = losses_N

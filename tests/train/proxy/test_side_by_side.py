@@ -82,7 +82,10 @@ def test_every_proxy_is_the_one_trained_alone(
     [
         (GPT2, r"GPT2LMHeadModel cannot be stacked \(.*random"),
         ({**MISTRAL, "sliding_window": 5}, "MistralForCausalLM computes something else when it is given a mask"),
-        ({"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}, "MambaForCausalLM cannot be stacked"),
+        (
+            {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+            "MambaForCausalLM cannot be stacked",
+        ),
     ],
     ids=["dropout", "sliding window", "no attention"],
 )
