@@ -117,9 +117,13 @@ def empty_stack(plan: ProxyPlan, *, num_proxies: int, device: torch.device) -> S
 
 def stack_batches(inputs: ModelInputs, labels: Tensor, *, num_proxies: int) -> StackedBatch:
     """Batches that lie one after the other, of shape (N * B, T), apart."""
-    tokens, positions = (None if part is None else part.unflatten(0, (num_proxies, -1)) for part in inputs)
-    assert tokens is not None
-    return StackedBatch(ModelInputs(tokens, positions), labels.unflatten(0, (num_proxies, -1)))
+
+    def apart(part: Tensor) -> Tensor:
+        parts: Tensor = part.unflatten(0, (num_proxies, -1))
+        return parts.contiguous()
+
+    tokens, positions = inputs
+    return StackedBatch(ModelInputs(apart(tokens), None if positions is None else apart(positions)), apart(labels))
 
 
 class SideBySideSteps:
@@ -134,14 +138,14 @@ class SideBySideSteps:
 
         Args:
             factor_N: of the summed token losses in the loss of each proxy.
-            like: a batch, for its shapes.
+            like: a batch, for its shapes; it is what a graph is recorded on.
         """
         self._proxies, self._training, device = proxies, training, proxies.device
         self._factor_N = torch.from_numpy(factor_N).to(device, torch.float32)
         # A graph reads and writes always the same memory: what changes from step to step is copied there.
+        (tokens, positions), labels = like
         self._batch = StackedBatch(
-            ModelInputs(*(None if part is None else torch.zeros_like(part, device=device) for part in like.inputs)),  # type: ignore[arg-type]
-            torch.zeros_like(like.labels_NBT, device=device),
+            ModelInputs(tokens.to(device), None if positions is None else positions.to(device)), labels.to(device)
         )
         self._gradients_NP, self._mean_NP, self._square_NP = (torch.zeros_like(proxies.rows_NP) for _ in range(3))
         self._rate, self._decay, self._root_correction = (torch.zeros((), device=device) for _ in range(3))

@@ -330,18 +330,18 @@ def test_side_by_side_a_comparison_finds_the_same(compared: Path, monkeypatch: p
 
 
 def test_side_by_side_only_what_is_missing_is_done_and_measured_as_one_by_one(compared: Path) -> None:
-    plan, workers = plan_of(compared), Workers(2, quiet=True)
+    plan, workers = plan_of(compared), Workers(1, quiet=True)
     run_side_by_side([job_of(plan, 7), job_of(plan, 8)], workers, description="there", wanted=True)
     runs = trained(compared)
     jobs = [replace(job_of(plan, seed), names=("mid", "low")) for seed in (7, 8, 9)]
-    run_side_by_side(jobs, Workers(1, quiet=True), description="here", wanted=True)
+    run_side_by_side(jobs, workers, description="here", wanted=True)
     again = trained(compared)
     assert all(again[path] == runs[path] for path in runs) and len(again) == len(runs) + 1
     for job in jobs:
         stacked = job.result().losses
         job.folder.losses.unlink()
         assert job.finished() is None
-        assert run_jobs([job], Workers(1, quiet=True), description="alone")[0].losses == pytest.approx(stacked, abs=1e-5)
+        assert run_jobs([job], workers, description="alone")[0].losses == pytest.approx(stacked, abs=1e-5)
 
 
 def test_side_by_side_a_proxy_that_diverges_is_not_kept(compared: Path) -> None:
