@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from fastmix_data.recipe.load import load_recipe
+from fastmix_data.recipe.proxy import LoraSection, ProxySection
 from train.proxy.engine import process_group
 from train.proxy.side_by_side import train_side_by_side
 from train.proxy.side_by_side_trial import try_side_by_side
+from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.search.plan import plan_search
 
@@ -66,15 +68,32 @@ def test_every_proxy_is_the_one_trained_alone(
     make_plan: Callable[..., ProxyPlan], sources: tuple[str, ...], config: dict[str, Any], training: dict[str, Any]
 ) -> None:
     plan = make_plan(sources, config, **training)
+    assert try_side_by_side(plan, device=CPU).most_at_once > 3
+    assert_same_as_alone(plan)
+
+
+def test_adapters_of_a_checkpoint_are_those_trained_alone_and_share_its_weights(
+    make_plan: Callable[..., ProxyPlan], tmp_path: Path
+) -> None:
+    plan = make_plan(PACKED)
+    model: Any = plan.build_model(seed=0)
+    model.save_pretrained(tmp_path / "base")
+    plan = replace(plan, proxy=ProxySection(checkpoint=str(tmp_path / "base"), lora=LoraSection(rank=2)))
+    assert assert_same_as_alone(plan).rows_NP.shape[1] < sum(parameter.numel() for parameter in model.parameters())
+
+
+def assert_same_as_alone(plan: ProxyPlan) -> StackedProxies:
+    """Train side by side, and each alone."""
     steps: list[int] = []
     run = train_side_by_side(plan, WEIGHTS_NK, seeds=SEEDS, device=CPU, on_step=steps.append)
-    assert steps == [1, 2, 3, 4] and run.is_finite_N.all() and try_side_by_side(plan, device=CPU).most_at_once > 3
+    assert steps == [1, 2, 3, 4] and run.is_finite_N.all()
     for number, (weights_K, seed) in enumerate(zip(WEIGHTS_NK, SEEDS, strict=True)):
         expected, found = trained_alone(plan, weights_K, seed), run.proxies.state_dict(number)
         assert found.keys() == expected.keys()
         worst = max(float((found[name] - value).abs().max()) for name, value in expected.items())
         # Adam makes steps of about 1e-3 of the smallest gradients too, in which rounding is seen.
         assert worst < 1e-5
+    return run.proxies
 
 
 @pytest.mark.parametrize(
