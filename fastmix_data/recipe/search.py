@@ -26,7 +26,6 @@ class MixtureRule:
         optimizer: exponentiated gradient, with scores in units of their spread, or Adam on the logits.
         precondition: whether the target gradient is divided by the root of the optimiser's second moment: the metric it steps in.
         smoothing: share of a source's earlier evidence kept when it is seen again.
-        warmup_steps: before the first update; scores are taken from the start.
         logit_rate: size of a move of the logits; None goes by the number of updates.
     """
 
@@ -34,7 +33,6 @@ class MixtureRule:
     optimizer: Literal["exponentiated_gradient", "adam"]
     precondition: bool
     smoothing: float
-    warmup_steps: int
     logit_rate: float | None
 
     def rate(self, num_updates: int) -> float:
@@ -45,9 +43,9 @@ class MixtureRule:
 
 
 RULES = {
-    "fastmix": MixtureRule(0.0, "exponentiated_gradient", precondition=True, smoothing=0.5, warmup_steps=20, logit_rate=None),
+    "fastmix": MixtureRule(0.0, "exponentiated_gradient", precondition=True, smoothing=0.5, logit_rate=None),
     # FastMix (arXiv 2606.14971): uniform sampling, mixture ratios as loss weights, AdamW on the logits.
-    "paper": MixtureRule(1.0, "adam", precondition=False, smoothing=0.0, warmup_steps=0, logit_rate=0.01),
+    "paper": MixtureRule(1.0, "adam", precondition=False, smoothing=0.0, logit_rate=0.01),
 }
 
 
@@ -137,7 +135,7 @@ class SearchSection(Section):
         Raises:
             ValueError: says what to raise or lower.
         """
-        first_update, left = self.first_update, training.num_steps
+        first_update, left = self.update_interval, training.num_steps
         if left < first_update:
             raise ValueError(
                 f"training.token_budget {training.token_budget} is {left} steps, which end before the first update of the mixture (step "
@@ -150,16 +148,7 @@ class SearchSection(Section):
                 f"the mixture (step {first_update}); lower it, or raise training.token_budget"
             )
 
-    @property
-    def first_update(self) -> int:
-        """Step after which the mixture is first moved."""
-        return (self.rule.warmup_steps // self.update_interval + 1) * self.update_interval
-
     def trial_steps(self, training: TrainingSection, *, targets_move: bool) -> int:
         """Optimiser steps of all trials together; 0 where two rounds of three shortest trials would not fit."""
         steps = int(self.trial_fraction * training.num_steps)
         return steps if steps >= 6 * FEWEST_TRIAL_STEPS and not targets_move else 0
-
-    def num_updates(self, num_steps: int) -> int:
-        """Moves of the mixture in a run of this many steps."""
-        return max(0, num_steps // self.update_interval - self.first_update // self.update_interval + 1)

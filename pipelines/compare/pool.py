@@ -39,7 +39,7 @@ def run_jobs(jobs: Sequence[Job[Result]], workers: Workers, *, description: str)
     """
     if not jobs:
         return []
-    num_workers = min(workers.num_workers or _num_places(), len(jobs))
+    num_workers = min(workers.num_workers or num_places(), len(jobs))
     with progress(description, total=sum(job.num_tokens for job in jobs), quiet=workers.quiet) as advance:
         if num_workers == 1 and workers.scheduler is None:
             return [_work(job, advance, num_threads=None) for job in jobs]
@@ -49,7 +49,7 @@ def run_jobs(jobs: Sequence[Job[Result]], workers: Workers, *, description: str)
             return run_on_cluster(client, _work, jobs, advance=advance, remedy="a smaller proxy", num_threads=num_threads)
 
 
-def _num_places() -> int:
+def num_places() -> int:
     """Proxies that this machine trains at once without slowing each other: one on each GPU, or on each core where there is none."""
     import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,9 @@ class ProxyJob:
         """The result, if run and losses are on disk."""
         folder = self.folder
         record = _read_record(folder)
-        if record is None:
+        if record is None or self.unmeasured:
             return None
         known = _read_losses(folder).get(self._losses_key, {})
-        if any(name not in known for name in self.names):
-            return None
         return ProxyResult(int(record["num_tokens"]), float(record["seconds"]), {name: known[name] for name in self.names})
 
     def result(self) -> ProxyResult:
@@ -105,30 +104,55 @@ class ProxyJob:
         if done is not None:
             on_tokens(self.num_tokens)
             return done
-        plan, folder = self.plan, self.folder
-        if _read_record(folder) is None:
+        plan = self.plan
+        if self.is_trained:
+            engine = plan.build_engine(seed=0, parameters=self.folder.proxy)
+            on_tokens(self.num_tokens)
+        else:
             per_step = plan.training.tokens_per_step
             plain = train_on_mixture(plan, np.array(self.weights), seed=self.seed, on_step=lambda *_: on_tokens(per_step))
-            folder.root.mkdir(parents=True, exist_ok=True)
-            partial = folder.proxy.with_name(f"{folder.proxy.name}{PARTIAL_SUFFIX}")
-            plain.save(partial)
-            partial.replace(folder.proxy)
-            fsync_directory(folder.root)
-            weights = dict(zip(plan.catalog.sources, self.weights, strict=True))
-            cost = {"num_tokens": self.num_tokens, "seconds": round(plain.seconds, 3)}
-            write_json(folder.record, {"weights": weights, "seed": self.seed, **cost})
+            self.keep_proxy(plain.save, seconds=plain.seconds)
             engine = plain.engine
-        else:
-            engine = plan.build_engine(seed=0, parameters=folder.proxy)
-            on_tokens(self.num_tokens)
-        losses = _read_losses(folder)
-        known = losses.setdefault(self._losses_key, {})
-        for name in self.names:  # one at a time: the sample of a target must not depend on the others
-            if name not in known:
-                known |= target_losses(engine, plan, names=[name], half=self.half, num_sequences=self.num_sequences)
+        found: dict[str, float] = {}
+        for name in self.unmeasured:  # one at a time: the sample of a target must not depend on the others
+            found |= target_losses(engine, plan, names=[name], half=self.half, num_sequences=self.num_sequences)
         engine.close()
-        write_json(folder.losses, losses)
+        self.keep_losses(found)
         return self.result()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the proxy is on disk."""
+        return _read_record(self.folder) is not None
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Targets whose losses are not on disk."""
+        known = _read_losses(self.folder).get(self._losses_key, {})
+        return tuple(name for name in self.names if name not in known)
+
+    def keep_proxy(self, save: Callable[[Path], None], *, seconds: float) -> None:
+        """Put a trained proxy on disk, and then what it cost.
+
+        Args:
+            save: writes the parameters, from which `ProxyPlan.build_engine` makes the proxy again.
+            seconds: of its training.
+        """
+        folder = self.folder
+        folder.root.mkdir(parents=True, exist_ok=True)
+        partial = folder.proxy.with_name(f"{folder.proxy.name}{PARTIAL_SUFFIX}")
+        save(partial)
+        partial.replace(folder.proxy)
+        fsync_directory(folder.root)
+        weights = dict(zip(self.plan.catalog.sources, self.weights, strict=True))
+        cost = {"num_tokens": self.num_tokens, "seconds": round(seconds, 3)}
+        write_json(folder.record, {"weights": weights, "seed": self.seed, **cost})
+
+    def keep_losses(self, found: dict[str, float]) -> None:
+        """Put losses of targets on disk, beside those that are there."""
+        losses = _read_losses(self.folder)
+        losses.setdefault(self._losses_key, {}).update(found)
+        write_json(self.folder.losses, losses)
 
     @property
     def _losses_key(self) -> str:

@@ -34,6 +34,7 @@ from pipelines.compare.searches import (
     stated_mixture,
     swarm_jobs,
 )
+from pipelines.compare.side_by_side import run_side_by_side
 from pipelines.compare.table import draw_comparison
 from train.search.plan import SearchPlan, check_proxy, check_search
 
@@ -66,6 +67,7 @@ def compare(
     workers: Workers | None = None,
     replace: bool = False,
     directory: Path | None = None,
+    side_by_side: bool | None = None,
 ) -> CompareResult:
     """Compare methods on a preprocessed workdir, or go on with a comparison that was stopped.
 
@@ -76,6 +78,7 @@ def compare(
         num_seeds: confirming proxies of each mixture.
         replace: discard a result that was made from another recipe or other data.
         directory: folder of the result and its picture; that of comparisons in the workdir when not given.
+        side_by_side: whether proxies are trained in batches; where there is a GPU when not given.
 
     Raises:
         RecipeError: a method or the recipe cannot work; found before anything is trained.
@@ -95,9 +98,11 @@ def compare(
     scored = any(method.kind == "doge" for method in wanted)  # fastmix's own search checks for itself
     check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope="all" if scored else None, **plan.proxy.kept_apart)
     with exclusive_lock(kept.lock, command="compare"):
-        found = _find_mixtures(wanted, plan, workers)
+        found = _find_mixtures(wanted, plan, workers, side_by_side=side_by_side)
         jobs = _confirmations(found, plan, seeds=seeds)
-        run_jobs(unfinished([job for row in jobs.values() for job in row]), workers, description="confirm")
+        confirming = [job for row in jobs.values() for job in row]
+        run_side_by_side(confirming, workers, description="confirm", wanted=side_by_side)
+        run_jobs(unfinished(confirming), workers, description="confirm")
         comparison = Comparison(
             recipe_hash=plan.recipe_hash,
             catalog_hash=plan.catalog.fingerprint,
@@ -144,7 +149,9 @@ def _finished(
     return found if same else None
 
 
-def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers) -> dict[str, FoundMixture]:
+def _find_mixtures(
+    wanted: Sequence[Method], plan: SearchPlan, workers: Workers, *, side_by_side: bool | None
+) -> dict[str, FoundMixture]:
     """The mixture of every method; fastmix first and alone, so that its seconds are those of a machine it has to itself."""
     kinds = {method.kind for method in wanted}
     found = {method.name: stated_mixture(method, plan) for method in wanted if method.is_stated}
@@ -162,6 +169,9 @@ def _find_mixtures(wanted: Sequence[Method], plan: SearchPlan, workers: Workers)
     }
     one_source = mixmin_jobs(plan) if "mixmin" in kinds else []
     reweighting = [ReweightingJob(plan, kind) for kind in ("doge", "doremi") if kind in kinds]
+    proxies = [job for swarm in swarms.values() for job in swarm] + [job.trained for job in one_source]
+    proxies += [job.reference for job in reweighting if job.kind == "doremi" and job.finished() is None]
+    run_side_by_side(proxies, workers, description="searches", wanted=side_by_side)
     missing: list[Job[Any]] = [job for job in reweighting if job.finished() is None]
     missing += unfinished([job for swarm in swarms.values() for job in swarm])
     missing += [job for job in one_source if job.finished() is None]

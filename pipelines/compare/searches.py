@@ -68,7 +68,7 @@ class ReweightingJob:
         if self.kind == "doge":
             identity |= {"target": plan.target.weights(), "target_batch": plan.search.target_batch}
         else:
-            identity |= {"reference": list(self._reference.weights)}
+            identity |= {"reference": list(self.reference.weights)}
         return Workdir(plan.catalog.root).compare.found(self.kind, short_hash(identity))
 
     def finished(self) -> FoundMixture | None:
@@ -84,7 +84,7 @@ class ReweightingJob:
         if self.kind == "doge":
             weights_K, cost = search_doge(proxy, self.plan.target, self.plan.search, on_tokens=on_tokens)
         else:
-            job = self._reference
+            job = self.reference
             trained = job.run(on_tokens)
             reference = proxy.build_engine(seed=0, parameters=job.folder.proxy)
             weights_K, cost = search_doremi(proxy, reference=reference, on_tokens=on_tokens)
@@ -95,7 +95,7 @@ class ReweightingJob:
         return FoundMixture(tuple(weights.values()), cost)
 
     @property
-    def _reference(self) -> ProxyJob:
+    def reference(self) -> ProxyJob:
         """DoReMi's reference proxy, trained on the stated start: uniform, or by size as in the paper."""
         prior_K = swarm_centre(self.plan.search, self.plan.catalog)
         return proxy_job(self.plan, prior_K, names=(), half="search")

@@ -15,6 +15,7 @@ from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import unfinished
 from pipelines.compare.run import confirming_seeds
 from pipelines.compare.searches import FoundMixture, proxy_job, search_fastmix
+from pipelines.compare.side_by_side import run_side_by_side
 from train.search.plan import SearchPlan
 
 
@@ -41,8 +42,9 @@ def confirm_all(plans: Sequence[SearchPlan], mixtures: Sequence[FoundMixture], *
         )
     # By target: two jobs on one mixture that measure different targets would train the same proxy twice.
     for names in {job.names for jobs, _ in losses for job in jobs}:
-        missing = unfinished([job for jobs, _ in losses for job in jobs if job.names == names])
-        run_jobs(missing, Workers(num_workers=workers), description=f"confirm {names[0]}")
+        confirming = [job for jobs, _ in losses for job in jobs if job.names == names]
+        run_side_by_side(confirming, Workers(num_workers=workers), description=f"confirm {names[0]}")
+        run_jobs(unfinished(confirming), Workers(num_workers=workers), description=f"confirm {names[0]}")
     return np.array(
         [
             np.mean([sum(importance[name] * loss for name, loss in job.result().losses.items()) for job in jobs])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmix_data.errors import MismatchError
-from fastmix_data.sampler import BatchPlan, MixtureSampler, apportion, sequence_numbers
+from fastmix_data.sampler import BatchPlan, ManySamplers, MixtureSampler, apportion, sequence_numbers
 
 
 def make_sampler(num_sources: int, *, global_batch: int = 8, size: int = 50, seed: int = 0, window: int = 0) -> MixtureSampler:
@@ -68,6 +68,27 @@ def test_every_epoch_is_a_permutation_with_and_without_windows(size: int, epoch:
     if window:
         windows = numbers // window
         assert (np.diff(windows) != 0).sum() == len(set(windows.tolist())) - 1  # each window is visited once, in one go
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    num_trainings=st.integers(1, 4),
+    num_sources=st.integers(1, 30),
+    global_batch=st.integers(1, 40),
+    window=st.sampled_from([0, 7]),
+    seed=st.integers(0, 2**31),
+)
+def test_many_samplers_at_once_draw_what_each_alone_draws(
+    num_trainings: int, num_sources: int, global_batch: int, window: int, seed: int
+) -> None:
+    rng, seeds = np.random.default_rng(seed), [seed, seed + 1, seed, 5][:num_trainings]
+    many = ManySamplers(np.full(num_sources, 50), seeds_N=seeds, global_batch=global_batch, window=window)
+    alone = [make_sampler(num_sources, global_batch=global_batch, seed=each, window=window) for each in seeds]
+    for _ in range(10):
+        weights_NK = np.stack([random_weights(rng, num_sources, 0.1) for _ in seeds])
+        found, expected = many.next(weights_NK), [one.next(weights_K) for one, weights_K in zip(alone, weights_NK, strict=True)]
+        assert np.array_equal(found.source_B, np.concatenate([plan.source_B for plan in expected]))
+        assert np.array_equal(found.sequence_B, np.concatenate([plan.sequence_B for plan in expected]))
 
 
 def test_two_epochs_differ_in_order() -> None:

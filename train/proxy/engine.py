@@ -45,6 +45,13 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+def computes_in_bf16(training: TrainingSection) -> bool:
+    """Whether parameters are bf16 in passes; the optimiser moves ones in float32 whatever the precision."""
+    return training.precision == "bf16" or (
+        training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+
+
 @contextmanager
 def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) -> Iterator[None]:
     """Join the ranks of this run: NCCL with GPUs, gloo without.
@@ -104,9 +111,7 @@ class ProxyEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        use_bf16 = training.precision == "bf16" or (
-            training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        use_bf16 = computes_in_bf16(training)
         # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What
         # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
         self._zero_stage = max(deepspeed.zero_stage, 1) if use_bf16 else deepspeed.zero_stage
@@ -249,11 +254,15 @@ def _forget_partitioned(module: nn.Module) -> None:
     nn.functional.linear = InsertPostInitMethodToModuleSubClasses.linear_bk
 
 
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay is for it: matrices decay, vectors (norms and biases) do not."""
+    return parameter.dim() >= 2
+
+
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms and biases) do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -32,7 +32,7 @@ def check_examples_apart(model: Any, *, remedy: str) -> None:
     with_positions, vocab_size = has_learned_positions(model), model.config.get_text_config().vocab_size
     tokens_BT = torch.randint(vocab_size, (len(_PACKED), sum(_PACKED[0])), generator=torch.Generator().manual_seed(0))
     positions_BT = torch.stack([torch.cat([torch.arange(length) for length in lengths]) for lengths in _PACKED])
-    _stir(model)
+    stir(model)
     model.eval()
     try:
         with torch.no_grad():
@@ -55,7 +55,7 @@ def _logits(model: Any, inputs: ModelInputs, *, with_positions: bool) -> Tensor:
     return logits
 
 
-def _stir(model: nn.Module) -> None:
+def stir(model: nn.Module) -> None:
     """Move parameters away from where they start: zeros there, and products of small numbers, hide what is to pass through them.
 
     A fresh lfm2's convolutions move logits by 1e-4 of the largest, one with parameters of this size by a quarter of it.

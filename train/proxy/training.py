@@ -136,6 +136,13 @@ def learning_rate_at(step: int, training: TrainingSection) -> float:
     return training.learning_rate * scale
 
 
+def loss_factor(weights_NK: Float64s, *, mean_loss_tokens_K: Float64s, training: TrainingSection) -> Float64s:
+    """Factor of the summed token losses of a batch that was drawn by a mixture of shape (K,), or by each of N mixtures, shape (N, K)."""
+    # What is drawn by the weights is not weighted again, but each batch is divided by the loss tokens it has in expectation.
+    factor_N: Float64s = 1 / (training.global_batch * (weights_NK @ mean_loss_tokens_K))
+    return factor_N
+
+
 def not_finite(training: TrainingSection, *, step: int | None = None) -> FastmixError:
     """The error for a proxy that diverged."""
     at = "" if step is None else f" at step {step}"
@@ -253,8 +260,7 @@ def train_on_mixture(
     """
     engine = plan.build_engine(seed=seed)
     run = MixtureTraining(plan, engine, seed=seed)
-    # What is drawn by the weights is not weighted again, but each batch is divided by the loss tokens it has in expectation.
-    factor = 1 / (plan.training.global_batch * float(weights_K @ run.reader.mean_loss_tokens_K))
+    factor = float(loss_factor(weights_K, mean_loss_tokens_K=run.reader.mean_loss_tokens_K, training=plan.training))
     loss = torch.zeros(())
 
     def train_on(batch: MicroBatch) -> None:

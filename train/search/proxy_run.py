@@ -90,7 +90,7 @@ class ProxyRun:
         self.mixture = MixtureOptimizer(
             initial_K,
             rule=search.rule.optimizer,
-            learning_rate=search.rule.rate(search.num_updates(plan.training.num_steps)),
+            learning_rate=search.rule.rate(plan.training.num_steps // search.update_interval),
             project=self.within_bounds,
         )
         self.initial_K = self.mixture.weights_K
@@ -226,23 +226,22 @@ class ProxyRun:
         alignment_K, divisor_K, loss_K = reduced[:-2].reshape(3, num_sources)
         self._scores.add(alignment_K, divisor_K)
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
-        if self.step >= self._search.first_update:
-            scores_K = self._move_mixture()
-            self.trajectory.rows.append(
-                TrajectoryRow(
-                    step=self.step,
-                    tokens=self.step * self._section.tokens_per_step,
-                    weights=self.mixture.weights_K.tolist(),
-                    scores=scores_K.tolist(),
-                    train_loss=train_loss,
-                    target_loss=target_loss,
-                    target_weights=self._target.weights_G.tolist(),
-                    target_losses=self._target.losses,
-                    alignment=alignment_K.tolist(),
-                    divisor=divisor_K.tolist(),
-                    loss=loss_K.tolist(),
-                )
+        scores_K = self._move_mixture()
+        self.trajectory.rows.append(
+            TrajectoryRow(
+                step=self.step,
+                tokens=self.step * self._section.tokens_per_step,
+                weights=self.mixture.weights_K.tolist(),
+                scores=scores_K.tolist(),
+                train_loss=train_loss,
+                target_loss=target_loss,
+                target_weights=self._target.weights_G.tolist(),
+                target_losses=self._target.losses,
+                alignment=alignment_K.tolist(),
+                divisor=divisor_K.tolist(),
+                loss=loss_K.tolist(),
             )
+        )
         return bool(reduced[-1] > 0)
 
     def _move_mixture(self) -> Float64s:

@@ -18,6 +18,7 @@ from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import on_device, sampling_weights, sequence_losses, to_tensors
+from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, micro_batch
 from train.target.target_weights import ReferenceLosses, TargetBalance, TargetLossEstimates
 
@@ -168,33 +169,36 @@ class Target:
         Args:
             sample: which of the samples; two of them share a sequence only by chance, or where there are too few.
         """
-        reader = self._readers[half]
         sums_G2 = torch.zeros(len(self.names), 2, dtype=torch.float64, device=engine.device)
         was_training = engine.module.training
         engine.module.eval()
         with torch.no_grad():
-            for group, available in enumerate(reader.num_sequences_K):
-                chosen = self._fixed_sample(group, int(available), min(num_sequences, int(available)), sample=sample)
-                sums_G2[group] = self._sum_losses(engine, reader, group, chosen)
+            read = self.evaluated(half=half, num_sequences=num_sequences, sample=sample)
+            for group, (reader, source_N, sequence_N) in enumerate(read):
+                sums_G2[group] = self._sum_losses(engine, reader, source_N, sequence_N)
         engine.module.train(was_training)
         sums = engine.sum_over_ranks(sums_G2).cpu().numpy()
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
         return means_G
 
-    def _fixed_sample(self, group: int, available: int, count: int, *, sample: int) -> Int64s:
-        key = derive_keys(self._seed, _EVALUATION_STREAM, group)
-        # One permutation after another: a sample goes on where the one before ended.
-        return permute((sample * count + np.arange(count)) % available, size=available, key=key)
+    def evaluated(self, *, half: Half, num_sequences: int, sample: int = 0) -> Iterator[tuple[SequenceReader, Int64s, Int64s]]:
+        """Where the fixed sample of each target is read: the reader, and sources and numbers of its sequences, both of shape (N,)."""
+        reader = self._readers[half]
+        for group, available in enumerate(reader.num_sequences_K.tolist()):
+            key, count = derive_keys(self._seed, _EVALUATION_STREAM, group), min(num_sequences, available)
+            # One permutation for all: a sample goes on where the one before ended.
+            sequence_N = permute((sample * count + np.arange(count)) % available, size=available, key=key)
+            yield reader, np.full(len(sequence_N), group, np.int64), sequence_N
 
-    def _sum_losses(self, engine: ProxyEngine, reader: SequenceReader, group: int, sequences_N: Int64s) -> Tensor:
+    def _sum_losses(self, engine: ProxyEngine, reader: SequenceReader, source_N: Int64s, sequence_N: Int64s) -> Tensor:
         """Summed loss and number of loss tokens over this rank's sequences; every rank makes as many passes (ZeRO-3 needs it)."""
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
         per_pass = self._micro_batch * engine.world_size
-        for start in range(0, len(sequences_N), per_pass):
-            mine = sequences_N[start : start + per_pass][engine.rank :: engine.world_size]
+        for start in range(0, len(sequence_N), per_pass):
+            mine = sequence_N[start : start + per_pass][engine.rank :: engine.world_size]
             weight = float(len(mine) > 0)
-            mine = mine if len(mine) else sequences_N[:1]
-            losses_B, num_loss_tokens_B = _losses(engine, reader, np.full(len(mine), group, np.int64), mine)
+            mine = mine if len(mine) else sequence_N[:1]
+            losses_B, num_loss_tokens_B = _losses(engine, reader, source_N[: len(mine)], mine)
             sums += weight * torch.stack([losses_B.double().sum(), num_loss_tokens_B.double().sum()])
         return sums
 
@@ -223,7 +227,29 @@ def target_losses(
     Args:
         names: sources or target files; every one gets `num_sequences` sequences, the same for every proxy.
     """
-    target = Target(
+    losses_G = _target_of_nobody(plan, names).evaluate_each(engine, half=half, num_sequences=num_sequences)
+    return dict(zip(names, losses_G.tolist(), strict=True))
+
+
+def stacked_target_losses(
+    proxies: StackedProxies, plan: ProxyPlan, *, names: Sequence[str], half: Half, num_sequences: int
+) -> list[dict[str, float]]:
+    """What `target_losses` finds for each of several proxies, in passes of all of them."""
+    losses_GN = []
+    for reader, source_N, sequence_N in _target_of_nobody(plan, names).evaluated(half=half, num_sequences=num_sequences):
+        sums_N, num_loss_tokens = torch.zeros(proxies.num_proxies, dtype=torch.float64, device=proxies.device), 0
+        # No pass keeps anything for a gradient, so that twice as many sequences as in a step take less memory.
+        for start in range(0, len(sequence_N), 2 * plan.training.global_batch):
+            part = slice(start, start + 2 * plan.training.global_batch)
+            read = reader.read(source_N[part], sequence_N[part])
+            sums_N += proxies.sequence_losses(*to_tensors(read, device=proxies.device)).double().sum(dim=1)
+            num_loss_tokens += int(read.carries_loss_BT.sum())
+        losses_GN.append((sums_N / max(1, num_loss_tokens)).tolist())
+    return [dict(zip(names, losses_G, strict=True)) for losses_G in zip(*losses_GN, strict=True)]
+
+
+def _target_of_nobody(plan: ProxyPlan, names: Sequence[str]) -> Target:
+    return Target(
         plan.catalog,
         weights=dict.fromkeys(names, 1 / len(names)),
         sequence_length=plan.training.sequence_length,
@@ -232,8 +258,6 @@ def target_losses(
         seed=0,  # not the search's: the sample must not depend on who searched
         document_attention=plan.training.document_attention,
     )
-    losses_G = target.evaluate_each(engine, half=half, num_sequences=num_sequences)
-    return dict(zip(names, losses_G.tolist(), strict=True))
 
 
 def _losses(engine: ProxyEngine, reader: SequenceReader, source_B: Int64s, sequence_B: Int64s) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ def measured_steps(search: SearchSection, training: TrainingSection, *, num_targ
     measuring = _FORWARD_COST * num_targets * num_measured_sequences(search)
     every = max(_MIN_UPDATES_BETWEEN, math.ceil(measuring / (_LARGEST_COST * trained)))
     # While the mixture stands, weights of targets would only follow what the proxy happens to learn first.
-    return list(range(search.first_update, training.num_steps + 1, every * search.update_interval))
+    return list(range(search.update_interval, training.num_steps + 1, every * search.update_interval))
 
 
 def foreseen_excess(excess_G: Float64s, last_G: Float64s, *, foresight: float = _FORESIGHT) -> Float64s:

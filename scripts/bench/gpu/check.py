@@ -35,6 +35,7 @@ PARTS = (
     Part("zero_stages", 180),
     Part("overhead", 150),
     Part("demo_run", 150),
+    Part("side_by_side", 90),
     Part("two_processes", 90),
     Part("peer", 90),
 )
