@@ -30,7 +30,7 @@ from train.search.plan import SearchPlan
 from train.search.proposals import SCORES
 from train.search.result import finished_mixture
 from train.search.search import search
-from train.search.verdict import Trial, judge
+from train.trials.verdict import Trial, judge
 
 _FORMAT_VERSION = 1
 

@@ -215,7 +215,7 @@ class ProxyEngine:
 
     def any_rank(self, asked: bool) -> bool:
         """Whether any rank asks; all ranks call it together."""
-        return bool(self.sum_over_ranks(torch.tensor([float(asked)], device=self.device)) > 0)
+        return any_rank(asked)
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over ranks, in place."""
@@ -235,6 +235,16 @@ class ProxyEngine:
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote, under the same number of ranks and ZeRO stage."""
         self._engine.load_checkpoint(str(directory.parent), tag=directory.name)
+
+
+def any_rank(asked: bool) -> bool:
+    """Whether any rank asks; all ranks of the process group call it together."""
+    if dist.get_world_size() == 1:
+        return asked
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    asks = torch.tensor([float(asked)], device=device)
+    dist.all_reduce(asks)
+    return bool(asks > 0)
 
 
 def _forget_partitioned(module: nn.Module) -> None:

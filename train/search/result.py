@@ -35,8 +35,8 @@ from train.search.proxy_run import ProxyRun
 from train.search.start import Start
 from train.search.stopping import StandStill, why_it_ended
 from train.search.trials import Trials
-from train.search.verdict import Verdict
 from train.target.outcome import LossesByTarget, ReferenceComparison, target_record
+from train.trials.verdict import Verdict
 
 
 def finished_mixture(plan: SearchPlan, *, replace: bool, num_seeds: int | None = None) -> Mixture | None:

@@ -21,11 +21,12 @@ from fastmix_data.errors import Interrupted
 from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.search import FEWEST_TRIAL_STEPS
-from train.proxy.engine import ProxyEngine
-from train.proxy.training import ProxyPlan, train_on_mixture
+from train.proxy.engine import any_rank
+from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan
-from train.search.verdict import Trial, Verdict, judge
 from train.target.target import Target
+from train.trials.round_losses import Measured, TrialRunner
+from train.trials.verdict import Trial, Verdict, judge
 
 _TRIAL_STREAM = 43
 _FIRST_ROUNDS = 2  # of the shortest length, and with every mixture: one pair says nothing of the noise
@@ -108,6 +109,7 @@ def run_trials(
     identity: dict[str, Any],
     stop_asked: Callable[[], bool],
     quiet: bool,
+    side_by_side: bool | None = None,
 ) -> Trials:
     """Make the trials on all ranks together; those that are kept in the search's folder are not made again.
 
@@ -115,6 +117,7 @@ def run_trials(
         candidates: mixtures by name, of shape (K,), within the constraints; the first is the start.
         target: with fixed weights.
         identity: what a run must share with the kept ones to use them.
+        side_by_side: as of `TrialRunner`.
 
     Raises:
         Interrupted: a stop was asked for.
@@ -125,60 +128,53 @@ def run_trials(
     spent = sum(trial.num_steps for trial in trials.done)
     per_step = plan.proxy.training.tokens_per_step
     with progress("trials", total=budget * per_step, done=spent * per_step, quiet=quiet) as advance:
+        watch = _StopBetweenSteps(plan, stop_asked, advance)
+        runner = TrialRunner(watch, side_by_side=side_by_side)
         while (coming := next_round(trials, budget_steps=budget, horizon_steps=horizon)) is not None:
             made = {trial.candidate for trial in trials.done if trial.round == coming.number}
-            name = next(name for name in coming.names if name not in made)
-            stop = _StopBetweenSteps(plan.proxy, stop_asked, advance, interval=plan.search.update_interval, done=len(trials.done))
-            started, proxy = time.monotonic(), plan.proxy.with_steps(coming.num_steps)
-            weights_K = np.array(trials.candidates[name])
-            num_sequences = _num_measured(proxy, target, most=plan.search.eval_sequences)
-            loss = _trial_loss(
-                proxy, weights_K, round_number=coming.number, target=target, num_sequences=num_sequences, on_step=stop
+            names = [name for name in coming.names if name not in made]
+            proxy = plan.proxy.with_steps(coming.num_steps)
+            shared = Measured(
+                proxy,
+                seed=int(derive_keys(proxy.training.seed, _TRIAL_STREAM, coming.number)[0] >> np.uint64(33)),
+                target=target,
+                num_sequences=_num_measured(proxy, target, most=plan.search.eval_sequences),
+                sample=coming.number,
             )
-            trials = trials.after(
-                Trial(name, coming.number, coming.num_steps, loss),
-                num_tokens=proxy.training.num_tokens + target.num_evaluated_tokens(num_sequences),
-                seconds=time.monotonic() - started,
-            )
-            if dist.get_rank() == 0:
-                write_json(plan.folder.trials, {"identity": identity, **asdict(trials)})
+            cost = proxy.training.num_tokens + target.num_evaluated_tokens(shared.num_sequences)
+            watch.num_done, started = len(trials.done), time.monotonic()
+            for losses in runner.losses([np.array(trials.candidates[name]) for name in names], shared):
+                for loss in losses:
+                    trial = Trial(names.pop(0), coming.number, coming.num_steps, loss)
+                    trials = trials.after(trial, num_tokens=cost, seconds=(time.monotonic() - started) / len(losses))
+                watch.num_done, started = len(trials.done), time.monotonic()
+                if dist.get_rank() == 0:
+                    write_json(plan.folder.trials, {"identity": identity, **asdict(trials)})
     return trials
 
 
 class _StopBetweenSteps:
-    """Moves the progress bar, and ends a trial on all ranks if any was asked to stop."""
+    """Moves the progress bar, and ends a round on all ranks if any was asked to stop.
 
-    def __init__(self, proxy: ProxyPlan, stop_asked: Callable[[], bool], advance: Advance, *, interval: int, done: int) -> None:
-        self._per_step, self._stop_asked, self._advance = proxy.training.tokens_per_step, stop_asked, advance
-        self._interval, self._done = interval, done
+    Attributes:
+        num_done: trials that are saved.
+    """
 
-    def __call__(self, step: int, engine: ProxyEngine) -> None:
-        self._advance(self._per_step)
-        if step % self._interval == 0 and engine.any_rank(self._stop_asked()):
-            raise Interrupted("", f"{self._done} trials of the search are saved", "the same command goes on from there")
+    def __init__(self, plan: SearchPlan, stop_asked: Callable[[], bool], advance: Advance) -> None:
+        self._per_step, self._interval = plan.proxy.training.tokens_per_step, plan.search.update_interval
+        self._stop_asked, self._advance = stop_asked, advance
+        self.num_done = 0
+
+    def __call__(self, step: int, num_trials: int) -> None:
+        self._advance(num_trials * self._per_step)
+        if step % self._interval == 0 and any_rank(self._stop_asked()):
+            raise Interrupted("", f"{self.num_done} trials of the search are saved", "the same command goes on from there")
 
 
 def _num_measured(proxy: ProxyPlan, target: Target, *, most: int) -> int:
     """Sequences of each target that a trial is measured on."""
     of_each = proxy.training.num_steps * proxy.training.global_batch // (_MEASURED_SHARE * len(target.names))
     return min(most, max(_FEWEST_MEASURED, of_each))
-
-
-def _trial_loss(
-    proxy: ProxyPlan,
-    weights_K: Float64s,
-    *,
-    round_number: int,
-    target: Target,
-    num_sequences: int,
-    on_step: Callable[[int, ProxyEngine], None],
-) -> float:
-    """Loss of a fresh proxy on the search's half of the target."""
-    seed = int(derive_keys(proxy.training.seed, _TRIAL_STREAM, round_number)[0] >> np.uint64(33))
-    engine = train_on_mixture(proxy, weights_K, seed=seed, on_step=on_step).engine
-    losses_G = target.evaluate_each(engine, half="search", num_sequences=num_sequences, sample=round_number)
-    engine.close()
-    return float(target.weights_G @ losses_G)
 
 
 def _kept(plan: SearchPlan, identity: dict[str, Any]) -> Trials | None:

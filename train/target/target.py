@@ -181,6 +181,20 @@ class Target:
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
         return means_G
 
+    def evaluate_stacked(self, proxies: StackedProxies, *, half: Half, num_sequences: int, sample: int = 0) -> Float64s:
+        """What `evaluate_each` finds for each of N proxies on one device, in passes of all of them, shape (N, G)."""
+        losses_GN = []
+        for reader, source_N, sequence_N in self.evaluated(half=half, num_sequences=num_sequences, sample=sample):
+            sums_N, num_loss_tokens = torch.zeros(proxies.num_proxies, dtype=torch.float64, device=proxies.device), 0
+            # No pass keeps anything for a gradient, so that twice as many sequences as in a step take less memory.
+            for start in range(0, len(sequence_N), 2 * self._micro_batch):
+                part = slice(start, start + 2 * self._micro_batch)
+                read = reader.read(source_N[part], sequence_N[part])
+                sums_N += proxies.sequence_losses(*to_tensors(read, device=proxies.device)).double().sum(dim=1)
+                num_loss_tokens += int(read.carries_loss_BT.sum())
+            losses_GN.append((sums_N / max(1, num_loss_tokens)).tolist())
+        return np.array(losses_GN).T
+
     def evaluated(self, *, half: Half, num_sequences: int, sample: int = 0) -> Iterator[tuple[SequenceReader, Int64s, Int64s]]:
         """Where the fixed sample of each target is read: the reader, and sources and numbers of its sequences, both of shape (N,)."""
         reader = self._readers[half]
@@ -235,17 +249,8 @@ def stacked_target_losses(
     proxies: StackedProxies, plan: ProxyPlan, *, names: Sequence[str], half: Half, num_sequences: int
 ) -> list[dict[str, float]]:
     """What `target_losses` finds for each of several proxies, in passes of all of them."""
-    losses_GN = []
-    for reader, source_N, sequence_N in _target_of_nobody(plan, names).evaluated(half=half, num_sequences=num_sequences):
-        sums_N, num_loss_tokens = torch.zeros(proxies.num_proxies, dtype=torch.float64, device=proxies.device), 0
-        # No pass keeps anything for a gradient, so that twice as many sequences as in a step take less memory.
-        for start in range(0, len(sequence_N), 2 * plan.training.global_batch):
-            part = slice(start, start + 2 * plan.training.global_batch)
-            read = reader.read(source_N[part], sequence_N[part])
-            sums_N += proxies.sequence_losses(*to_tensors(read, device=proxies.device)).double().sum(dim=1)
-            num_loss_tokens += int(read.carries_loss_BT.sum())
-        losses_GN.append((sums_N / max(1, num_loss_tokens)).tolist())
-    return [dict(zip(names, losses_G, strict=True)) for losses_G in zip(*losses_GN, strict=True)]
+    losses_NG = _target_of_nobody(plan, names).evaluate_stacked(proxies, half=half, num_sequences=num_sequences)
+    return [dict(zip(names, losses_G, strict=True)) for losses_G in losses_NG.tolist()]
 
 
 def _target_of_nobody(plan: ProxyPlan, names: Sequence[str]) -> Target:
