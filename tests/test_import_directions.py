@@ -37,7 +37,8 @@ ARROWS = {
         "scores": "proxy",
         "mixture": "proxy scores",
         "target": "proxy scores mixture",
-        "search": "proxy scores mixture target",
+        "trials": "proxy scores mixture target",
+        "search": "proxy scores mixture target trials",
         "baselines": "proxy scores mixture target",
     },
     "pipelines": {
@@ -61,7 +62,7 @@ LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
 # Files of a workdir, and those of its folders whose names are no plain words; the last test keeps the list complete.
 ARTEFACTS = {
     "catalog.parquet", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "origin.json", "preprocess.recipe.json",
-    ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "start.json", "reference.json",
+    ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "trials.json", "reference.json",
     "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "likelihoods.json",
     "manifest.json", "parts.parquet", "report.html",
 }  # fmt: skip
