@@ -107,8 +107,8 @@ class SearchSection(Section):
         0.5,
         ge=0,
         lt=1,
-        description="Share of training.token_budget for trials: short proxies, each trained on one of the mixtures proposed (the start, a "
-        "more concentrated one, what the scores came to, proportional), in pairs of one seed. The answer is what they say is best. 0 for "
+        description="Share of training.token_budget for trials: short proxies, each trained on one of the mixtures proposed (the start, "
+        "what the scores came to, what counts say or a more concentrated form of it, proportional), in pairs of one seed. The answer is what they say is best. 0 for "
         "none, as where one would be shorter than 30 steps or the targets' weights move; the scores decide then.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
@@ -120,7 +120,9 @@ class SearchSection(Section):
     stop: StopSection | None = Field(
         None, description="End early once the mixture stands still; without it the budget is used up."
     )
-    average_fraction: float = Field(1.0, gt=0, le=1, description="Last share of the trajectory that is averaged into the answer.")
+    average_fraction: float = Field(
+        0.5, gt=0, le=1, description="Last share of the trajectory whose average is what the scores propose."
+    )
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
 

@@ -68,6 +68,7 @@ def _about_search(mixture: Mixture) -> list[str]:
 
 _TRIED = {
     "start": "where the search started",
+    "count": "what counts say",
     "concentrated": "a more concentrated form of it",
     "scores": "where the scores led",
     "proportional": "proportional to size",

@@ -48,18 +48,9 @@ def counted_weights(
     return constraints.concentrated(best_weights(count or count_passages(plan, targets), constraints=constraints), 1)
 
 
-def starting_weights(
-    search: SearchSection,
-    plan: ProxyPlan,
-    targets: Mapping[str, float],
-    *,
-    constraints: MixtureConstraints,
-    count: Count | None = None,
-) -> Float64s:
-    """Where a search starts, within the constraints, shape (K,); arguments and errors as of `counted_weights`."""
-    if search.initial_weights == "count":
-        return counted_weights(plan, targets, constraints=constraints, count=count)
-    return constraints.project(stated_weights(plan.catalog, search.initial_weights, unit=search.weight_unit))
+def stated_start(search: SearchSection, catalog: Catalog, *, constraints: MixtureConstraints) -> Float64s:
+    """The start that a recipe states by a word or by names, brought within the constraints, shape (K,)."""
+    return constraints.project(stated_weights(catalog, search.initial_weights, unit=search.weight_unit))
 
 
 def swarm_centre(search: SearchSection, catalog: Catalog) -> Float64s:

@@ -5,37 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
 from train.mixture.constraints import MixtureConstraints
 from train.mixture.named_mixtures import stated_weights
 from train.search.plan import SearchPlan
+from train.search.start import Start
 
-START, CONCENTRATED, SCORES, PROPORTIONAL = "start", "concentrated", "scores", "proportional"
+START, SCORES, COUNT, CONCENTRATED, PROPORTIONAL = "start", "scores", "count", "concentrated", "proportional"
 _POWER = 2
 _SAME = 0.01  # half the sum of differences: no short proxy tells mixtures apart that differ in one token of a hundred
 
 
-def propose(plan: SearchPlan, *, start_K: Float64s, scores_K: Float64s) -> dict[str, Float64s]:
+def propose(plan: SearchPlan, *, start: Start, scores_K: Float64s) -> dict[str, Float64s]:
     """Mixtures to try by name, of shape (K,), within the constraints; the start first, and none that is nearly one before it.
 
     Args:
-        start_K: where the search started.
-        scores_K: what it came to along the scores.
+        scores_K: what the search came to along the scores.
     """
-    return distinct(
-        {
-            START: start_K,
-            SCORES: scores_K,
-            **_concentrated(plan.search, start_K, plan.constraints),
-            PROPORTIONAL: _proportional(plan.catalog, plan.constraints),
-        }
-    )
-
-
-def _concentrated(search: SearchSection, start_K: Float64s, constraints: MixtureConstraints) -> dict[str, Float64s]:
-    """The count's square: counts know what is alike, not how far a proxy should concentrate on it. Of a stated start nothing is known."""
-    return {CONCENTRATED: constraints.concentrated(start_K, _POWER)} if search.initial_weights == "count" else {}
+    counted_K, bounds = start.counted_K, plan.constraints
+    if plan.search.initial_weights == "count":
+        # Counts know what is alike, not how far a proxy should concentrate on it.
+        by_counts = {CONCENTRATED: bounds.concentrated(counted_K, _POWER)}
+    else:
+        by_counts = {COUNT: counted_K}
+    proportional_K = _proportional(plan.catalog, bounds)
+    return distinct({START: start.initial_K, SCORES: scores_K, **by_counts, PROPORTIONAL: proportional_K})
 
 
 def _proportional(catalog: Catalog, constraints: MixtureConstraints) -> Float64s:

@@ -201,7 +201,7 @@ def _search(plan: SearchPlan, *, identity: dict[str, Any], quiet: bool) -> None:
     trials: Trials | None = None
     if plan.trial_steps:
         with _stop_on_signal() as stop_asked:
-            candidates = propose(plan, start_K=start.initial_K, scores_K=found.weights_K)
+            candidates = propose(plan, start=start, scores_K=found.weights_K)
             trials = run_trials(plan, candidates, target=fixed, identity=identity, stop_asked=stop_asked, quiet=quiet)
     if found.rank == 0:
         num_tokens = found.num_tokens + (reference.num_tokens if reference else 0)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s
 from train.mixture.count import count_passages
-from train.mixture.named_mixtures import starting_weights
+from train.mixture.named_mixtures import counted_weights, stated_start
 from train.search.other_documents import document_width
 from train.search.plan import SearchPlan
 
@@ -22,11 +22,13 @@ class Start:
 
     Attributes:
         initial_K: within the constraints, shape (K,).
+        counted_K: what is best by counts, likewise: the start itself, or one of the mixtures that are tried.
         document_width_K: see `other_documents`, shape (K,).
         seconds: of counting.
     """
 
     initial_K: Float64s
+    counted_K: Float64s
     document_width_K: Float64s
     seconds: float
 
@@ -45,9 +47,11 @@ def counted_start(plan: SearchPlan) -> Start:
     started = time.monotonic()
     targets = plan.target.weights()
     count = count_passages(plan.proxy, targets)
-    initial_K = starting_weights(plan.search, plan.proxy, targets, constraints=plan.constraints, count=count)
+    counted_K = counted_weights(plan.proxy, targets, constraints=plan.constraints, count=count)
+    is_counted = plan.search.initial_weights == "count"
+    initial_K = counted_K if is_counted else stated_start(plan.search, plan.catalog, constraints=plan.constraints)
     width_K = document_width(count, constraints=plan.constraints)
-    return Start(initial_K, width_K, time.monotonic() - started)
+    return Start(initial_K, counted_K, width_K, time.monotonic() - started)
 
 
 def _from_first_rank(make: Callable[[], Start]) -> Start:
