@@ -108,8 +108,8 @@ class SearchSection(Section):
         ge=0,
         lt=1,
         description="Share of training.token_budget for trials: short proxies, each trained on one of the mixtures proposed (the start, "
-        "what the scores came to, what counts say or a more concentrated form of it, proportional), in pairs of one seed. The answer is what they say is best. 0 for "
-        "none, as where one would be shorter than 30 steps or the targets' weights move; the scores decide then.",
+        "what the scores came to, what counts say or a more concentrated form of it, proportional), in pairs of one seed. The answer is "
+        "what they say is best. 0 for none, as where their share is below 240 steps or the targets' weights move; the scores decide then.",
     )
     constraints: ConstraintsSection = Field(default_factory=ConstraintsSection)
     match_repetition: bool = Field(
@@ -151,6 +151,6 @@ class SearchSection(Section):
             )
 
     def trial_steps(self, training: TrainingSection, *, targets_move: bool) -> int:
-        """Optimiser steps of all trials together; 0 where two rounds of three shortest trials would not fit."""
+        """Optimiser steps of all trials together; 0 where two rounds of four shortest trials would not fit."""
         steps = int(self.trial_fraction * training.num_steps)
-        return steps if steps >= 6 * FEWEST_TRIAL_STEPS and not targets_move else 0
+        return steps if steps >= 8 * FEWEST_TRIAL_STEPS and not targets_move else 0

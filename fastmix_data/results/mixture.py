@@ -94,8 +94,8 @@ class TrialsRecord(_Record):
     """What short proxies on the mixtures proposed said; losses in nats per loss token on the half that searches see."""
 
     mixtures: dict[str, Shares] = Field(
-        description="start, scores (what the run along the scores came to), concentrated (the square of a counted start) or count (where the "
-        "start is another), proportional; one that is "
+        description="start, scores (what the run along the scores came to), concentrated (the square of a counted start) or count (where "
+        "the start is another), proportional; one that is "
         "nearly another is left out."
     )
     losses: dict[str, dict[str, float]] = Field(

@@ -23,11 +23,9 @@ def propose(plan: SearchPlan, *, start: Start, scores_K: Float64s) -> dict[str, 
         scores_K: what the search came to along the scores.
     """
     counted_K, bounds = start.counted_K, plan.constraints
-    if plan.search.initial_weights == "count":
-        # Counts know what is alike, not how far a proxy should concentrate on it.
-        by_counts = {CONCENTRATED: bounds.concentrated(counted_K, _POWER)}
-    else:
-        by_counts = {COUNT: counted_K}
+    # Counts know what is alike, not how far a proxy should concentrate on it.
+    squared = {CONCENTRATED: bounds.concentrated(counted_K, _POWER)}
+    by_counts = squared if plan.search.initial_weights == "count" else {COUNT: counted_K}
     proportional_K = _proportional(plan.catalog, bounds)
     return distinct({START: start.initial_K, SCORES: scores_K, **by_counts, PROPORTIONAL: proportional_K})
 
