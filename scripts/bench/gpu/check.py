@@ -38,6 +38,7 @@ PARTS = (
     Part("side_by_side", 90),
     Part("two_processes", 90),
     Part("peer", 90),
+    Part("long_search", 300),
 )
 _FEWEST_SECONDS = 15  # less is not even enough to import everything
 
