@@ -167,7 +167,7 @@ def preprocess(recipe: Recipe, workers: Workers, replace: bool, console: Console
 @click.option("--local_rank", hidden=True, expose_value=False, help="Given by the deepspeed launcher, beside its environment.")
 @_recipe_command
 def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool, console: Console) -> None:
-    """Learn the mixture while one proxy trains.
+    """Learn the mixture: counts propose, a proxy's scores propose, and short trials decide.
 
     On several nodes, start it on each with a launcher: `torchrun --nnodes ... -m train.search RECIPE`, or
     `deepspeed --module train.search RECIPE`. Either takes the options of this command.
@@ -196,7 +196,7 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
 @main.command()
 @click.option(
     "--methods",
-    default="fastmix,uniform,proportional,prior,doge,doremi,regmix:32,olmix:32",
+    default="fastmix,trials,count,uniform,proportional,paper,doge,doremi,regmix:32,olmix:32,additive:32",
     show_default=True,
     help="Methods, with the number of proxies of a swarm; uniform is always among them.",
 )
@@ -209,9 +209,10 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
 def compare(recipe: Recipe, workers: Workers, methods: str, num_seeds: int, replace: bool, console: Console) -> None:
     """Compare methods at their own search cost, each mixture confirmed by fresh proxies.
 
-    fastmix is the recipe's search; doge and doremi train one proxy (and doremi a reference), mixmin a short one for each source; regmix:N,
-    olmix:N and additive:N fit the losses of N proxies, which all targets share, and regmix-count:N those of N proxies around the target's
-    count. Proxies and searches are kept, so a list with one more method costs only that method.
+    fastmix is the recipe's search, trials what its trials say without the mixture of its scores, and count where it starts from by default;
+    mde is the count without passages. paper is FastMix's rule as published. doge and doremi train one proxy (and doremi a reference), mixmin
+    a short one for each source; regmix:N, olmix:N and additive:N fit the losses of N proxies, which all targets share, and regmix-count:N
+    those of N proxies around the target's count. Proxies and searches are kept, so a list with one more method costs only that method.
     """
     from pipelines.compare.run import compare as work
     from pipelines.compare.table import comparison_table

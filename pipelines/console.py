@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
     from pathlib import Path
 
     from fastmix_data.manifest.manifest import Manifest
-    from fastmix_data.results.mixture import Mixture
+    from fastmix_data.results.mixture import Mixture, TrialsRecord
 
 _BAR_WIDTH = 24
 
@@ -100,8 +100,9 @@ def _interval_texts(interval: Mapping[str, tuple[float, float]]) -> dict[str, st
 
 
 def mixture_notes(mixture: Mixture) -> list[str]:
-    """A line for each group of interchangeable sources, one of the target's documents, and one that says why the search ended."""
-    notes = [
+    """What trials said, a line for each group of interchangeable sources, one of the target's documents, and why the search ended."""
+    notes = _trial_notes(mixture.trials) if mixture.trials is not None else []
+    notes += [
         f"{joined(group)} are interchangeable: their scores cannot be told apart; only the sum of their shares "
         f"({sum(mixture.weights[name] for name in group):.1%}) is meaningful"
         for group in mixture.certainty.interchangeable
@@ -112,6 +113,19 @@ def mixture_notes(mixture: Mixture) -> list[str]:
         notes.append(f"documents of the target that the search saw: {listed}; the interval is over other ones too")
     notes += [f"warning: {warning}" for warning in mixture.certainty.warnings]
     return [*notes, f"end of search: {mixture.search.stopped}"] if mixture.search.stopped else notes
+
+
+def _trial_notes(trials: TrialsRecord) -> list[str]:
+    """The winner beside what most people would do, or else beside the start, with no claim below the noise."""
+    winner = trials.winner
+    other = next((name for name in ("proportional", "start") if name in trials.ahead), "")
+    if not other:
+        return []
+    mean, low, high = trials.ahead[other]
+    pairs = trials.num_pairs(winner, other)
+    in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''} of trials (90% interval {low:+.3f} to {high:+.3f})"
+    said = f"is {mean:.3f} nats ahead of {other}" if low > 0 else f"cannot be told from {other}"
+    return [f"the answer, {winner}, {said} {in_pairs}; one proxy's loss is known to {trials.noise:.3f}"]
 
 
 def fit_summary(mixture: Mixture) -> str:
@@ -142,7 +156,7 @@ def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dic
         f"\nmixture, learned in {cost.seconds:.0f} s from {cost.num_tokens:,} proxy tokens (times each source is read at the end):",
         mixture_table(mixture, epochs),
         *mixture_notes(mixture),
-        f"target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
+        f"the proxy's target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
         f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
         f"report:   {report}",
     ]

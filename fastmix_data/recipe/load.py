@@ -22,6 +22,11 @@ from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.recipe.yaml_mistakes import explain_yaml
 
 _NO_SPACE = re.compile(r"[\w-]+:\S")
+# Keys of a search's section that it no longer has: what they set by hand, trials decide.
+_GONE_FROM_SEARCH = frozenset(
+    ("exploration", "precondition", "score", "weights_optimizer", "weights_learning_rate", "weights_warmup_steps")
+    + ("shrink_scores", "score_smoothing", "prior", "prior_strength")
+)
 
 
 class _KeyGivenTwice(Exception):
@@ -87,7 +92,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     """Validate a recipe given as nested mappings; `name` starts the error message."""
-    unknown = _find_moved_keys(content) or _find_unknown_key(content, Recipe, ())
+    unknown = _find_moved_keys(content) or _find_gone_keys(content) or _find_unknown_key(content, Recipe, ())
     if unknown is not None:
         raise RecipeError(f"{name}: {unknown.key}", unknown.problem, unknown.remedy)
     try:
@@ -140,6 +145,17 @@ def _find_moved_keys(content: Mapping[str, Any]) -> _UnknownKey | None:
     is_one = len(moved) == 1
     remedy = f"write {'it' if is_one else 'them'} as {', '.join(moved.values())}"
     return _UnknownKey(", ".join(moved), "has moved" if is_one else "have moved", remedy)
+
+
+def _find_gone_keys(content: Mapping[str, Any]) -> _UnknownKey | None:
+    """Keys that searches no longer have."""
+    search = content.get("search")
+    gone = [f"search.{key}" for key in search if key in _GONE_FROM_SEARCH] if isinstance(search, Mapping) else []
+    if not gone:
+        return None
+    is_one = len(gone) == 1
+    remedy = f"leave {'it' if is_one else 'them'} out; search.method: paper is the rule as published"
+    return _UnknownKey(", ".join(gone), "is gone, trials decide now" if is_one else "are gone, trials decide now", remedy)
 
 
 def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> _UnknownKey | None:

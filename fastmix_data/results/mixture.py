@@ -120,6 +120,20 @@ class TrialsRecord(_Record):
         """Rounds in which both were tried."""
         return len(self.losses[first].keys() & self.losses[second].keys())
 
+    @property
+    def num_trials(self) -> int:
+        """Proxies trained."""
+        return sum(len(losses) for losses in self.losses.values())
+
+    @property
+    def noise_floor(self) -> float:
+        """What two single trials may differ by in 90 of 100 pairs where nothing but chance tells them apart, in nats."""
+        return 1.645 * math.sqrt(2) * self.noise
+
+    def factor_at(self, num_tokens: int) -> float:
+        """What differences at horizon_tokens are to be multiplied by for those after so many tokens."""
+        return (self.horizon_tokens / num_tokens) ** self.exponent
+
 
 class SearchRecord(_Record):
     """The run that found the weights, and what it cost; of several searches, the sums."""

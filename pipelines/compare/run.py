@@ -26,6 +26,7 @@ from pipelines.compare.searches import (
     FoundMixture,
     ReweightingJob,
     centre_of,
+    check_paper,
     fit_swarm,
     found_by_search,
     found_by_trials,
@@ -86,8 +87,9 @@ def compare(
     """
     wanted, workers = parse_methods(methods), workers or Workers()
     check_search(plan, num_ranks=1)
-    if any(method.kind == "mixmin" for method in wanted):
-        check_mixmin(plan)
+    for kind, check in (("mixmin", check_mixmin), ("paper", check_paper)):
+        if any(method.kind == kind for method in wanted):
+            check(plan)
     kept = Workdir(plan.catalog.root).compare
     result = kept if directory is None else CompareFolder(directory)
     seeds = confirming_seeds(plan.proxy.training.seed, num_seeds=num_seeds)

@@ -11,9 +11,10 @@ import numpy as np
 
 from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import read_json, write_json
-from fastmix_data.errors import FastmixError
+from fastmix_data.errors import FastmixError, RecipeError
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.sequences import Half
+from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
 from pipelines.compare.methods import AROUND_COUNT, Method
 from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_identity
@@ -184,6 +185,22 @@ def search_mixture(plan: SearchPlan, *, quiet: bool) -> Mixture:
         folder = Workdir(plan.catalog.root).compare.search(plan.recipe_hash[:20])
         mixture = search(plan.in_folder(folder), quiet=quiet).mixture
     return mixture
+
+
+def check_paper(plan: SearchPlan) -> None:
+    """Refuse a budget that ends before the published rule moves its mixture.
+
+    Raises:
+        RecipeError: says how much would not.
+    """
+    training, interval = plan.proxy.training, plan.as_published().search.update_interval
+    if training.num_steps < interval:
+        needed = interval * training.tokens_per_step
+        raise RecipeError(
+            "training.token_budget",
+            f"paper moves its mixture every {interval} steps, and the budget is {training.num_steps}",
+            f"raise it to {needed} ({format_count(needed)}), or leave paper out",
+        )
 
 
 def found_by_search(mixture: Mixture, plan: SearchPlan) -> FoundMixture:

@@ -12,7 +12,7 @@ from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.manifest import Manifest, ManifestSource, load_manifest
 from fastmix_data.recipe.constraints import GroupSection
 from fastmix_data.results.comparison import Comparison, load_comparison
-from fastmix_data.results.mixture import Certainty, Mixture, Origin, TargetRecord, load_mixture
+from fastmix_data.results.mixture import Certainty, Mixture, Origin, TargetRecord, TrialsRecord, load_mixture
 from fastmix_data.results.searched_recipe import SearchedRecipe, load_searched_recipe
 from fastmix_data.results.trajectory import TrajectoryTable, read_trajectory
 from fastmix_data.shards.catalog import Catalog, load_catalog
@@ -100,6 +100,18 @@ class ReportInputs:
     def certainty(self) -> Certainty:
         """How far to trust the weights; empty without a mixture."""
         return self.mixture.certainty if self.mixture is not None else Certainty()
+
+    @property
+    def trials(self) -> TrialsRecord | None:
+        """What trials said of the mixtures proposed; None where there were none."""
+        return self.mixture.trials if self.mixture is not None else None
+
+    @property
+    def production_tokens(self) -> int | None:
+        """Length of the run that the mixture is for: the manifest's budget, else emit's as far as the search went by it."""
+        if self.manifest is not None:
+            return self.manifest.token_budget
+        return self.recipe.emit.token_budget if self.recipe is not None and self.recipe.emit is not None else None
 
     @property
     def target(self) -> TargetRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastmix_data.messages import and_more, joined
+from pipelines.report.format import times, tokens
 from pipelines.report.inputs import ReportInputs
 
 _MOST_NAMES = 5
@@ -17,6 +18,7 @@ def notes(inputs: ReportInputs) -> dict[str, list[str]]:
     return {
         "mixture": [first] if inputs.certainty.num_searches > 1 else [],
         "weights": [*_documents(inputs), *_several_searches(inputs), *_binding(inputs), *_interchangeable(inputs)],
+        "trials": _trials(inputs),
         "targets": _worst(inputs),
     }
 
@@ -34,6 +36,21 @@ def _several_searches(inputs: ReportInputs) -> list[str]:
     return [
         f"The weights are the mean of {count} searches. Circles: what each seed found; thin lines: where one more would lie (90%)."
     ]
+
+
+def _trials(inputs: ReportInputs) -> list[str]:
+    trials, production = inputs.trials, inputs.production_tokens
+    if trials is None:
+        return []
+    found = [
+        f"One trial is known to {trials.noise:.3f} nats: two of them on one mixture differ by up to {trials.noise_floor:.3f} (90%).",
+        f"Differences are those after {tokens(trials.horizon_tokens)} training tokens, taken to shrink as tokens to the power "
+        f"-{trials.exponent:.1f}.",
+    ]
+    if production:
+        factor = times(trials.factor_at(production))
+        found.append(f"Carried on to the {tokens(production)} tokens of production they are {factor} that, for a model like the proxy.")
+    return found
 
 
 def _documents(inputs: ReportInputs) -> list[str]:

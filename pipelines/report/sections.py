@@ -5,12 +5,17 @@ from __future__ import annotations
 SECTIONS = {
     "weights": (
         "The mixture",
-        "Share of training tokens of each source: the average over the search (search.average_fraction), with 90% intervals. They show "
-        "how steady this search was and what other documents of the target would change, not how another seed would differ.",
+        "Share of training tokens of each source: what trials chose, or without trials the average over the search. The 90% intervals are "
+        "of what this search leaves open and of what other documents of the target would change, not of how another seed would differ.",
     ),
     "groups": (
         "Groups of sources",
         "Total share of each group, with the bounds that the recipe sets, if any. The table below has the sources of each.",
+    ),
+    "trials": (
+        "What trials say",
+        "Short proxies were trained from scratch on each mixture, in pairs of one seed and one length, and measured on the target. The "
+        "start stays the answer unless another mixture is better with 90% certainty; an interval that contains 0 is no difference.",
     ),
     "compare": (
         "Compared with other methods",
@@ -18,7 +23,11 @@ SECTIONS = {
         "one seed each, against uniform with the same seed; bars: 90% Student intervals of their mean. The attainable gain is what the "
         "best of these methods gains over uniform. Tokens, floating point operations and time are those of the search alone.",
     ),
-    "mixture": ("How the mixture got there", "Share of each source after every update, as the proxy trained."),
+    "mixture": (
+        "Where the scores led",
+        "Share of each source after every update, as the proxy trained. The average is one of the mixtures that were tried; without trials "
+        "it is the answer.",
+    ),
     "loss": (
         "Loss",
         "Dots: the proxy's loss on fixed samples of the target before and after, on the half that drives the search and on the half "

@@ -7,6 +7,13 @@ from fastmix_data.results.mixture import Mixture, TrialsRecord
 from pipelines.report.format import duration, percent, tokens
 from pipelines.report.inputs import ReportInputs
 
+TRIED = {
+    "start": "where the search started",
+    "count": "what counts say",
+    "concentrated": "a more concentrated form of it",
+    "scores": "where the scores led",
+    "proportional": "proportional to size",
+}
 _NAMED_SOURCES = 4
 _ENOUGH = 0.9
 _MOST_CAPPED = 3
@@ -66,30 +73,20 @@ def _about_search(mixture: Mixture) -> list[str]:
     return sentences
 
 
-_TRIED = {
-    "start": "where the search started",
-    "count": "what counts say",
-    "concentrated": "a more concentrated form of it",
-    "scores": "where the scores led",
-    "proportional": "proportional to size",
-}
-
-
 def about_trials(trials: TrialsRecord) -> str:
     """What the trials decided, with no claim below their noise."""
-    count = sum(len(found) for found in trials.losses.values())
-    sentences = [f"The answer is {_TRIED[trials.winner]}, by {count} short trials."]
-    for name, (mean, low, high) in trials.ahead.items():
+    ahead, level = [], []
+    for name, (mean, low, _) in trials.ahead.items():
         pairs = trials.num_pairs(trials.winner, name)
-        in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''}, 90% interval {low:+.3f} to {high:+.3f}"
+        in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''}"
         if low > 0:
-            sentences.append(f"It is {mean:.3f} nats ahead of {_TRIED[name]} ({in_pairs}).")
+            ahead.append(f"{mean:.3f} nats ahead of {TRIED[name]} {in_pairs}")
         else:
-            sentences.append(f"It cannot be told from {_TRIED[name]} ({mean:+.3f} nats {in_pairs}).")
-    sentences.append(
-        f"One trial's loss has a noise of {trials.noise:.3f} nats; differences are extrapolated to {tokens(trials.horizon_tokens)} tokens "
-        f"as tokens to the power -{trials.exponent:.1f}."
-    )
+            level.append(f"{TRIED[name]} {in_pairs}")
+    answer = f"The answer is {TRIED[trials.winner]}, by {trials.num_trials} short trials"
+    sentences = [f"{answer}: {joined(ahead)}." if ahead else f"{answer}."]
+    if level:
+        sentences.append(f"It cannot be told from {joined(level)}.")
     return " ".join(sentences)
 
 

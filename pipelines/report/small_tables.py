@@ -14,6 +14,7 @@ _TARGET_LOSSES = {
     "search_end": "search half, end",
     "reference_end": "reference run, end",
 }
+_SHARES_OF_A_MIXTURE = 3
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,32 @@ class TextTable:
 
 def small_tables(inputs: ReportInputs) -> dict[str, TextTable]:
     """The tables of the page by the section that they belong to."""
-    found = {"compare": _comparison(inputs), "loss": _losses(inputs), "targets": _targets(inputs)}
+    found = {"trials": _trials(inputs), "compare": _comparison(inputs), "loss": _losses(inputs), "targets": _targets(inputs)}
     return {name: table for name, table in found.items() if table.rows}
+
+
+def _trials(inputs: ReportInputs) -> TextTable:
+    """The mixtures tried, the answer first and then the likeliest."""
+    trials, production = inputs.trials, inputs.production_tokens
+    if trials is None:
+        return TextTable((), [])
+    heads = ("mixture", "largest shares", "likely the best", "answer ahead by, nats", "90% interval", "pairs")
+    rows = []
+    for name in sorted(trials.mixtures, key=lambda name: (name != trials.winner, -trials.probability[name])):
+        row = (f"{name} (the answer)" if name == trials.winner else name, _largest(trials.mixtures[name]))
+        row += (f"{100 * trials.probability[name]:.0f}%",)
+        if name == trials.winner:
+            rows.append((*row, "", "", "", *([""] if production else [])))
+            continue
+        mean, low, high = trials.ahead[name]
+        row += (f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{trials.num_pairs(trials.winner, name)}")
+        rows.append((*row, *([f"{mean * trials.factor_at(production):+.3f}"] if production else [])))
+    return TextTable((*heads, *([f"at {tokens(production)} tokens"] if production else [])), rows)
+
+
+def _largest(shares: dict[str, float]) -> str:
+    names = sorted(shares, key=lambda name: -shares[name])[:_SHARES_OF_A_MIXTURE]
+    return ", ".join(f"{100 * shares[name]:.0f}% {name}" for name in names)
 
 
 def _losses(inputs: ReportInputs) -> TextTable:

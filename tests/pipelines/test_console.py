@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastmix_data.errors import CorruptArtefactError, RecipeError
-from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord
+from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord, TrialsRecord
 from pipelines.console import Console, mixture_notes, mixture_table
 
 WEIGHTS = {"web": 0.25, "code": 0.7, "copy": 0.05}
@@ -70,3 +70,27 @@ def test_notes_say_how_many_documents_the_answer_rests_on_and_warn_of_few() -> N
         "documents of the target that the search saw: 2,000 of exam and 5 of style; the interval is over other ones too",
         "warning: the search sees fewer than 10 documents of a target (style 5), so its mixture may be that of chance; hold out more",
     ]
+
+
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        (0.02, "the answer, scores, is 0.100 nats ahead of proportional in 2 pairs of trials (90% interval +0.020 to +0.180)"),
+        (-0.02, "the answer, scores, cannot be told from proportional in 2 pairs of trials (90% interval -0.020 to +0.180)"),
+    ],
+)
+def test_notes_say_how_far_ahead_the_answer_is_and_claim_nothing_below_the_noise(low: float, said: str) -> None:
+    trials = TrialsRecord(
+        mixtures=dict.fromkeys(("start", "scores", "proportional"), WEIGHTS),
+        losses=dict.fromkeys(("start", "scores", "proportional"), {"0": 4.0, "1": 4.0}),
+        tokens={"0": 1, "1": 1},
+        probability={"start": 0.1, "scores": 0.9, "proportional": 0.0},
+        winner="scores",
+        ahead={"start": (0.05, 0.01, 0.09), "proportional": (0.1, low, 0.18)},
+        noise=0.015,
+        exponent=0.5,
+        horizon_tokens=2,
+    )
+    assert mixture_notes(Mixture(weights=WEIGHTS, trials=trials)) == [f"{said}; one proxy's loss is known to 0.015"]
+    alone = trials.model_copy(update={"ahead": {}})
+    assert mixture_notes(Mixture(weights=WEIGHTS, trials=alone)) == []

@@ -40,7 +40,10 @@ def mixture_plot(inputs: ReportInputs, trajectory: TrajectoryTable) -> Canvas:
             plot.band(label, lower_U, upper_U, f"area {colour(rank)}")
         middles.append((plot.y(upper_U[-1]) + plot.y(lower_U[-1])) / 2)
     if inputs.recipe is not None:
-        _averaged_bracket(plot, inputs.recipe.search.average_fraction)
+        is_answer = inputs.trials is None or inputs.trials.winner == "scores"
+        _averaged_bracket(
+            plot, inputs.recipe.search.average_fraction, f"averaged {'into the answer' if is_answer else 'and tried'}"
+        )
     label_groups(plot.frame, list(bands), middles, range(len(bands)))
     return plot.canvas
 
@@ -60,11 +63,11 @@ def _bands(inputs: ReportInputs) -> dict[str, list[str]]:
     return bands | {f"{label}: {len(names)} others" if len(names) > 1 else names[0]: names for label, names in rests}
 
 
-def _averaged_bracket(plot: SearchPlot, fraction: float) -> None:
-    """Mark the part of the search whose mean is the answer."""
+def _averaged_bracket(plot: SearchPlot, fraction: float, label: str) -> None:
+    """Mark the part of the search whose mean the scores propose."""
     frame, canvas, height = plot.frame, plot.canvas, plot.frame.top - 6
     start = plot.x(float(plot.tokens_U[-1]) * (1 - fraction))
     canvas.line(start, height, frame.right, height, "bracket")
     for end in (start, frame.right):
         canvas.line(end, height - 3, end, height + 4, "bracket")
-    canvas.text((start + frame.right) / 2, height - 10, "averaged into the answer", "dim small", anchor="middle")
+    canvas.text((start + frame.right) / 2, height - 10, label, "dim small", anchor="middle")

@@ -21,22 +21,22 @@ from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.comparison import Comparison, load_comparison
-from fastmix_data.results.mixture import load_mixture
+from fastmix_data.results.mixture import Mixture, TrialsRecord, load_mixture
 from fastmix_data.workdir import Workdir
 from pipelines.cli import main
 from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import ProxyJob
 from pipelines.compare.run import compare
-from pipelines.compare.searches import ReweightingJob, centre_of, proxy_job, swarm_jobs
+from pipelines.compare.searches import ReweightingJob, centre_of, found_by_trials, proxy_job, swarm_jobs
 from pipelines.compare.side_by_side import run_side_by_side
 from pipelines.compare.table import mean_ranks
 from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan, plan_search
 
-METHODS = "fastmix,uniform,regmix:3,regmix-count:3,olmix:3,additive:3,doge,doremi"
+METHODS = "fastmix,trials,count,paper,uniform,regmix:3,regmix-count:3,olmix:3,additive:3,doge,doremi"
 ALPHABETS = {"low": "abcdef ", "mid": "ghijkl ", "high": "uvwxyz "}
-STEPS, BATCH, LENGTH = 16, 8, 32
+STEPS, BATCH, LENGTH = 20, 8, 32
 
 
 def write_recipe(folder: Path) -> Path:
@@ -66,7 +66,7 @@ def write_recipe(folder: Path) -> Path:
             "global_batch": BATCH,
             "learning_rate": 0.02,
         },
-        "search": {"target_batch": 4, "update_interval": 2, "weights_warmup_steps": 2, "eval_sequences": 8},
+        "search": {"target_batch": 4, "update_interval": 2, "eval_sequences": 8},
         "emit": {"token_budget": 5000},
     }
     path = folder / "recipe.yaml"
@@ -132,6 +132,9 @@ def test_every_method_has_weights_paired_losses_and_its_own_cost(compared_once: 
         assert method.target_losses_by_name == {"low": method.target_loss}
     assert {name: method.search_tokens for name, method in methods.items()} == {
         "fastmix": budget + STEPS // 2 * 4 * LENGTH,
+        "trials": 0,  # the budget is too short for any, and the search's start is what is left without the scores
+        "count": 0,
+        "paper": budget + 4 * LENGTH,  # one update, at step 20
         "uniform": 0,
         "regmix:3": 3 * budget,
         "regmix-count:3": 3 * budget,
@@ -142,6 +145,7 @@ def test_every_method_has_weights_paired_losses_and_its_own_cost(compared_once: 
     }
     assert methods["uniform"].search_flops == 0 < methods["fastmix"].search_flops < methods["regmix:3"].search_flops
     assert methods["doge"].weights["low"] > 1 / 3  # the source with the target's letters
+    assert methods["trials"].weights == pytest.approx(methods["count"].weights)
     assert workdir(compared_once).compare.picture.read_text().startswith("<svg")
 
 
@@ -206,13 +210,13 @@ def test_another_recipe_is_refused_unless_replaced(compared: Path) -> None:
 
 def test_a_finished_search_of_the_recipe_is_used(compared: Path) -> None:
     paths = workdir(compared)
-    (searched,) = (paths.compare.root / "searches").iterdir()
-    searched.rename(paths.search.root)
+    paths.compare.search(plan_of(compared).recipe_hash[:20]).root.rename(paths.search.root)
+    left = sorted((paths.compare.root / "searches").iterdir())
     paths.compare.comparison.unlink()
     run_compare(compared)
     mixture = load_mixture(paths.search.mixture)
     assert comparison_of(compared).methods["fastmix"].weights == pytest.approx(mixture.weights)
-    assert not list((paths.compare.root / "searches").iterdir())
+    assert sorted((paths.compare.root / "searches").iterdir()) == left  # of the published rule alone
 
 
 def test_mixtures_are_brought_within_the_constraints(compared: Path) -> None:
@@ -261,10 +265,36 @@ def test_mixmin_shares_its_one_source_proxies_with_other_targets(compared: Path)
     assert len(again) == len(runs) + 1  # the proxy that confirms the new mixture
 
 
-def test_a_budget_too_short_for_a_proxy_of_each_source_is_one_line(compared: Path) -> None:
-    result = fastmix("compare", compared, "--methods", "uniform,mixmin", "--workers", 1)
+@pytest.mark.parametrize(
+    ("method", "steps", "problem", "needed"),
+    [("mixmin", 18, "are 6 each, fewer than 20", 3 * 20), ("paper", 18, "every 20 steps, and the budget is 18", 20)],
+)
+def test_a_budget_too_short_for_a_method_is_one_line(
+    compared_once: Path, method: str, steps: int, problem: str, needed: int
+) -> None:
+    budget = f"training.token_budget={steps * BATCH * LENGTH}"
+    result = fastmix("compare", compared_once, "--methods", f"uniform,{method}", "--workers", 1, "--set", budget)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert "are 5 each, fewer than 20" in result.stderr and f"raise it to {3 * 20 * BATCH * LENGTH}" in result.stderr
+    assert problem in result.stderr and f"raise it to {needed * BATCH * LENGTH}" in result.stderr
+
+
+def test_without_the_scores_trials_decide_between_what_is_left_at_their_own_cost(compared_once: Path) -> None:
+    plan, per_step = plan_of(compared_once), BATCH * LENGTH
+    shares = {"start": (0.5, 0.3, 0.2), "scores": (0.8, 0.1, 0.1), "proportional": (0.2, 0.4, 0.4)}
+    losses = {"start": 4.0, "scores": 3.0, "proportional": 3.5}
+    record = TrialsRecord(
+        mixtures={name: dict(zip(plan.catalog.sources, found, strict=True)) for name, found in shares.items()},
+        losses={name: {str(number): loss + number / 10 for number in range(3)} for name, loss in losses.items()},
+        tokens={str(number): 30 * per_step for number in range(3)},
+        probability={"start": 0.0, "scores": 1.0, "proportional": 0.0},
+        winner="scores",
+        ahead={},
+        noise=0.01,
+        exponent=0.5,
+        horizon_tokens=STEPS * per_step,
+    )
+    found = found_by_trials(Mixture(weights=record.mixtures["scores"], trials=record), plan)
+    assert found.weights == shares["proportional"] and found.cost.tokens == 2 * 3 * 30 * per_step
 
 
 def test_only_the_swarm_around_the_count_is_of_one_target(compared_once: Path) -> None:
