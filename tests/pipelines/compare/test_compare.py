@@ -67,7 +67,7 @@ def write_recipe(folder: Path) -> Path:
             "learning_rate": 0.02,
         },
         "search": {"target_batch": 4, "update_interval": 2, "eval_sequences": 8},
-        "emit": {"token_budget": 5000},
+        "emit": {"token_budget": 6000},
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
