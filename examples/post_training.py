@@ -44,7 +44,7 @@ def base_recipe(corpus: Path, *, token_budget: int, vocab_size: int) -> dict[str
             }
         },
         "training": {"token_budget": token_budget, "sequence_length": 256, "global_batch": 16},
-        "search": {"weights_warmup_steps": 0, "update_interval": 1},  # nothing is searched: any budget will do
+        "search": {"update_interval": 1},  # nothing is searched: any budget will do
     }
 
 

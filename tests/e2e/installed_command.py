@@ -72,7 +72,7 @@ def write_corpus(folder: Path) -> None:
             }
         },
         "training": {"token_budget": "80K", "sequence_length": 64, "global_batch": 16, "learning_rate": 1e-2},
-        "search": {"update_interval": 4, "weights_warmup_steps": 8, "eval_sequences": 8},
+        "search": {"update_interval": 4, "eval_sequences": 8},
         "emit": {"token_budget": "30K"},
     }
     write_recipe(folder, recipe)

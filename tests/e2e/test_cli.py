@@ -145,7 +145,9 @@ def test_help_imports_nothing_heavy(command: list[object], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("search.explorations=1", "search.explorations: unknown key; did you mean 'exploration'?"),
+        ("search.trail_fraction=0.1", "search.trail_fraction: unknown key; did you mean 'trial_fraction'?"),
+        ("search.prior_strength=0", "search.prior_strength: is gone, trials decide now; leave it out"),
+        ("search.initial_weights=bigram", "should be 'count', 'uniform' or 'proportional'; got 'bigram'"),
         ("training.sed=1", "training.sed: unknown key; did you mean 'seed'?"),
         ("sources.prose.files=prsoe.jsonl", "prose.jsonl"),
         ("sources.prose.text=body", "the keys there are text"),

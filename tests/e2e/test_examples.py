@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ SMALL = (
     "training.sequence_length=32",
     "search.eval_sequences=8",
     "search.update_interval=2",
-    "search.weights_warmup_steps=4",
     "search.target_batch=8",
     "proxy.config.hidden_size=16",
     "proxy.config.intermediate_size=32",
@@ -38,9 +35,8 @@ Check = Callable[[dict[str, Any]], bool]
 
 # Large enough that the mixture stands still before the end; a production run long enough that topics reaches its two epochs.
 MORE = {
-    "trials": ("training.token_budget=78K",),
     "stop": ("training.token_budget=100K", "search.stop.tolerance=0.3"),
-    "repetition": ("emit.token_budget=1.2M",),
+    "repetition": ("emit.token_budget=1.6M",),
 }
 
 CHECKS: dict[str, Check] = {
@@ -53,9 +49,6 @@ CHECKS: dict[str, Check] = {
         m["weights"]["code"] + m["weights"]["headers"] <= 0.5 + 1e-9
         and m["weights"]["topics"] + m["weights"]["docstrings"] >= 0.3 - 1e-9
     ),
-    "trials": lambda m: [len(losses) for losses in m["start"]["trials"].values()] == [3, 3],
-    "start": lambda m: max(m["start"]["weights"].values()) == pytest.approx(1 / len(m["weights"])),
-    "prior": lambda m: m["weights"]["topics"] + m["weights"]["docstrings"] < 0.75,
     "repetition": lambda m: m["binding"]["topics"] == "epoch cap",
     "targets": lambda m: set(m["target"]["losses"]) == {"docstrings", "packages"},
     "worst_case": lambda m: bool(m["target"]["worst"]) and set(m["target"]["weights"]) == {"topics", "code", "licences"},
@@ -114,10 +107,3 @@ def test_example_does_what_it_promises(folder: Path, name: str) -> None:
         compared = run("compare", recipe, "--methods", "fastmix,uniform,regmix:3", "--seeds", 2, "--workers", 1)
         assert {len(method["target_loss"]) for method in compared["methods"].values()} == {2}
 
-
-def test_many_sources_run_from_recipe_to_report(folder: Path) -> None:
-    shutil.copy(EXAMPLES / "many_sources.py", folder)
-    subprocess.run([sys.executable, folder / "many_sources.py", "--sources", "48"], check=True, timeout=120)
-    made = run("run", folder / "fastmix-demo" / "many" / "recipe.yaml", "--workers", 1)
-    assert len(made["mixture"]["weights"]) == 48
-    assert Path(made["report"]).stat().st_size < 1_000_000
