@@ -164,13 +164,9 @@ def _posterior(
         rows_T = table.round_T == number
         design_TC[rows_T] -= design_TC[rows_T].mean(axis=0)
     weighted_TC = design_TC / noise_T[:, None]
-    precision_CC = weighted_TC.T @ weighted_TC
-    covariance_CC: Float64s
-    if np.isfinite(spread):
-        precision_CC += np.eye(num_candidates) / spread**2
-        covariance_CC = np.linalg.inv(precision_CC).astype(np.float64)
-    else:  # nothing determines the direction in which all mixtures move alike, and no difference asks for it
-        covariance_CC = np.linalg.pinv(precision_CC, rcond=1e-9, hermitian=True).astype(np.float64)
+    # A ridge of nothing leaves the direction in which all mixtures move alike undetermined, which no difference asks for.
+    precision_CC = weighted_TC.T @ weighted_TC + np.eye(num_candidates) * (1 / spread**2 if np.isfinite(spread) else 1e-9)
+    covariance_CC: Float64s = np.linalg.inv(precision_CC).astype(np.float64)
     moment_C = weighted_TC.T @ (table.centred_T / noise_T)
     mean_C = covariance_CC @ moment_C
     evidence = (float(moment_C @ mean_C) - float(np.linalg.slogdet(precision_CC)[1])) / 2

@@ -281,10 +281,10 @@ def test_a_budget_too_short_for_a_method_is_one_line(
 def test_without_the_scores_trials_decide_between_what_is_left_at_their_own_cost(compared_once: Path) -> None:
     plan, per_step = plan_of(compared_once), BATCH * LENGTH
     shares = {"start": (0.5, 0.3, 0.2), "scores": (0.8, 0.1, 0.1), "proportional": (0.2, 0.4, 0.4)}
-    losses = {"start": 4.0, "scores": 3.0, "proportional": 3.5}
+    losses = {"start": (4.0, 4.11, 4.22), "scores": (3.0, 3.12, 3.2), "proportional": (3.51, 3.6, 3.72)}
     record = TrialsRecord(
         mixtures={name: dict(zip(plan.catalog.sources, found, strict=True)) for name, found in shares.items()},
-        losses={name: {str(number): loss + number / 10 for number in range(3)} for name, loss in losses.items()},
+        losses={name: {str(number): loss for number, loss in enumerate(found)} for name, found in losses.items()},
         tokens={str(number): 30 * per_step for number in range(3)},
         probability={"start": 0.0, "scores": 1.0, "proportional": 0.0},
         winner="scores",
