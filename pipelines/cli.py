@@ -209,10 +209,10 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
 def compare(recipe: Recipe, workers: Workers, methods: str, num_seeds: int, replace: bool, console: Console) -> None:
     """Compare methods at their own search cost, each mixture confirmed by fresh proxies.
 
-    fastmix is the recipe's search, trials what its trials say without the mixture of its scores, and count where it starts from by default;
-    mde is the count without passages. paper is FastMix's rule as published. doge and doremi train one proxy (and doremi a reference), mixmin
-    a short one for each source; regmix:N, olmix:N and additive:N fit the losses of N proxies, which all targets share, and regmix-count:N
-    those of N proxies around the target's count. Proxies and searches are kept, so a list with one more method costs only that method.
+    fastmix is the recipe's search, trials what its trials say without the mixture of its scores, count where it starts by default; mde is
+    the count without passages, paper FastMix's rule as published. doge and doremi train one proxy (and doremi a reference), mixmin a short
+    one for each source; regmix:N, olmix:N and additive:N fit the losses of N proxies, which all targets share, and regmix-count:N those of
+    N proxies around the target's count. Proxies and searches are kept, so a list with one more method costs only that method.
     """
     from pipelines.compare.run import compare as work
     from pipelines.compare.table import comparison_table

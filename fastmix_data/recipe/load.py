@@ -24,8 +24,10 @@ from fastmix_data.recipe.yaml_mistakes import explain_yaml
 _NO_SPACE = re.compile(r"[\w-]+:\S")
 # Keys of a search's section that it no longer has: what they set by hand, trials decide.
 _GONE_FROM_SEARCH = frozenset(
-    ("exploration", "precondition", "score", "weights_optimizer", "weights_learning_rate", "weights_warmup_steps")
-    + ("shrink_scores", "score_smoothing", "prior", "prior_strength")
+    (
+        *("exploration", "precondition", "score", "score_smoothing", "shrink_scores", "prior", "prior_strength"),
+        *("weights_optimizer", "weights_learning_rate", "weights_warmup_steps"),
+    )
 )
 
 

@@ -49,7 +49,9 @@ def _trials(inputs: ReportInputs) -> list[str]:
     ]
     if production:
         factor = times(trials.factor_at(production))
-        found.append(f"Carried on to the {tokens(production)} tokens of production they are {factor} that, for a model like the proxy.")
+        found.append(
+            f"Carried on to the {tokens(production)} tokens of production they are {factor} that, for a model like the proxy."
+        )
     return found
 
 

@@ -42,16 +42,15 @@ from pipelines.compare.searches import stated_mixture
 from pipelines.compare.table import mean_ranks
 from train.search.plan import plan_search
 
-METHODS = "fastmix,uniform,proportional,prior,mixmin,doge,doremi,regmix:32,regmix-count:32,olmix:32"
-COUNT = "prior"
+METHODS = "fastmix,trials,count,mde,paper,mixmin,doge,doremi,additive:32,regmix:32,regmix-count:32,olmix:32,proportional,uniform"
+COUNT = "count"
 KINDS = {
     "Targets that the defaults were chosen on": TUNED_TARGETS,
     "Targets that nobody looked at while choosing": REPORTED_TARGETS,
 }
 Compared = Mapping[str, ComparedMethod]  # by name of the method
-Units = dict[
-    str, np.ndarray
-]  # by name of the method: a loss for each search, the mean over the proxies that confirm it, shape (U,)
+# By name of the method: a loss for each search, the mean over the proxies that confirm it, shape (U,).
+Units = dict[str, np.ndarray]
 
 
 def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[str, list[Compared]]:

@@ -2,7 +2,7 @@
 
     python scripts/bench/search_start.py [--sources 512] [--shards 100000] [--profile]
 
-The catalog is a real file whose shards do not exist: nothing that comes before counting bigrams may open one. The limit is what pyarrow
+The catalog is a real file whose shards do not exist: nothing that comes before counting may open one. The limit is what pyarrow
 takes to read the file. Columns: passes over all rows of the catalog, look-ups of a source's rows, and how often the constraints are made.
 `search` at the end is the command itself, up to the moment it asks for the first sequence.
 """
@@ -160,7 +160,7 @@ def measure(folder: Path, *, num_sources: int, num_shards: int) -> None:
     table.line("check_search", lambda: check_search(plan, num_ranks=1))
     table.line("identity of the search", lambda: plan.identity(1))
     table.line("identities of five seeds", lambda: [one.identity(1) for one in plan.of_seeds(5)])
-    table.line("plans of trial and main run", lambda: (plan.trial, plan.main, plan.main_search))
+    table.line("plan of the run along the scores", lambda: plan.main)
     table.line("target", lambda: Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=1))
     table.line("reader of the training data", plan.proxy.training_data)
     table.line("saving the sections", lambda: write_json(folder / "sections.json", plan.sections.model_dump(mode="json")))

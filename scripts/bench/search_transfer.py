@@ -30,7 +30,7 @@ from unit_tables import markdown, mean_cell
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.shards.catalog import Catalog
 from pipelines.compare.methods import Method
-from pipelines.compare.searches import stated_mixture
+from pipelines.compare.searches import found_by_search, stated_mixture
 from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan, plan_search
 
@@ -60,7 +60,8 @@ def differences(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -
 
     small, large = plans(recipe), plans(with_proxy(recipe, LARGE))
     mixtures = {name: [stated_mixture(Method(name, name), plan) for plan in small] for name in STATED}
-    mixtures["fastmix"] = search_all(small, workers=options.workers)
+    searched = search_all(small, workers=options.workers)
+    mixtures["fastmix"] = [found_by_search(mixture, plan) for mixture, plan in zip(searched, small, strict=True)]
     losses: dict[tuple[str, str], np.ndarray] = {}
     for name, found in mixtures.items():
         losses_U = confirm_all(large, found, num_seeds=1, workers=options.workers)

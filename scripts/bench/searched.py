@@ -11,19 +11,20 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from fastmix_data.machine import Workers
+from fastmix_data.results.mixture import Mixture
 from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import unfinished
 from pipelines.compare.run import confirming_seeds
-from pipelines.compare.searches import FoundMixture, proxy_job, search_fastmix
+from pipelines.compare.searches import FoundMixture, proxy_job, search_mixture
 from pipelines.compare.side_by_side import run_side_by_side
 from train.search.plan import SearchPlan
 
 
-def search_all(plans: Sequence[SearchPlan], *, workers: int) -> list[FoundMixture]:
+def search_all(plans: Sequence[SearchPlan], *, workers: int) -> list[Mixture]:
     """What `fastmix search` finds for each plan; those of one recipe are made once."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {plan.recipe_hash: pool.submit(search_fastmix, plan, quiet=True) for plan in plans}
+        running = {plan.recipe_hash: pool.submit(search_mixture, plan, quiet=True) for plan in plans}
         for number, future in enumerate(running.values(), 1):
             future.result()
             print(f"\r{number} of {len(running)} searches", end="", flush=True)

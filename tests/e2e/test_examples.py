@@ -106,4 +106,3 @@ def test_example_does_what_it_promises(folder: Path, name: str) -> None:
     if name == "compare":
         compared = run("compare", recipe, "--methods", "fastmix,uniform,regmix:3", "--seeds", 2, "--workers", 1)
         assert {len(method["target_loss"]) for method in compared["methods"].values()} == {2}
-

@@ -82,7 +82,7 @@ def test_notes_say_how_many_documents_the_answer_rests_on_and_warn_of_few() -> N
 def test_notes_say_how_far_ahead_the_answer_is_and_claim_nothing_below_the_noise(low: float, said: str) -> None:
     trials = TrialsRecord(
         mixtures=dict.fromkeys(("start", "scores", "proportional"), WEIGHTS),
-        losses=dict.fromkeys(("start", "scores", "proportional"), {"0": 4.0, "1": 4.0}),
+        losses={key: {"0": 4.0, "1": 4.0} for key in ("start", "scores", "proportional")},
         tokens={"0": 1, "1": 1},
         probability={"start": 0.1, "scores": 0.9, "proportional": 0.0},
         winner="scores",

@@ -71,9 +71,14 @@ def main() -> None:
         catalog = preprocess(plan_preprocess(recipe), workers=Workers(quiet=True)).catalog
         plan = plan_search(recipe, catalog)
         mixture = search(plan, quiet=True).mixture
-        trials, setting = mixture.trials, f"{mixture.search.num_parameters / 1e6:.1f} M, {TRAINING['token_budget'] / 1e6:.3g} M tokens"
+        trials, setting = (
+            mixture.trials,
+            f"{mixture.search.num_parameters / 1e6:.1f} M, {TRAINING['token_budget'] / 1e6:.3g} M tokens",
+        )
         assert trials is not None
-        ahead = "; ".join(f"{other} by {mean:+.3f} ({low:+.3f} to {high:+.3f})" for other, (mean, low, high) in trials.ahead.items())
+        ahead = "; ".join(
+            f"{other} by {mean:+.3f} ({low:+.3f} to {high:+.3f})" for other, (mean, low, high) in trials.ahead.items()
+        )
         say(
             f"search of {name}",
             setting,

@@ -28,7 +28,7 @@ PROXY = {
     "intermediate_size": 2 * WIDTH,
 }
 TRAINING = {"token_budget": STEPS * BATCH * LENGTH, "sequence_length": LENGTH, "global_batch": BATCH, "learning_rate": 2e-3}
-SEARCH = {"update_interval": 4, "weights_warmup_steps": 4, "eval_sequences": 32, "target_batch": BATCH // 2}
+SEARCH = {"update_interval": 4, "eval_sequences": 32, "target_batch": BATCH // 2}
 # On an H200 the stages ended 0.034 apart in float32, on CPU 3e-9: likely the order of sums, which a GPU changes from run to run.
 TOLERANCE = {"fp32": 0.04, "bf16": 0.03}  # bf16 is held against float32 too, at twice as much
 
