@@ -14,6 +14,7 @@ from search_overhead import seconds
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.workdir import SearchFolder
 from train.proxy.engine import ProxyEngine, process_group
+from train.proxy.losses import ModelInputs
 from train.search.plan import SearchPlan
 from train.search.search import build_run, search
 from train.search.start import counted_start
@@ -52,7 +53,7 @@ def state_of(engine: ProxyEngine) -> list[torch.Tensor]:
     assert moments is not None
     with torch.no_grad():
         tokens = torch.arange(LENGTH, device=engine.device).expand(2, -1)
-        return [engine.bare_forward(tokens).cpu(), *(moment.cpu() for moment in moments)]
+        return [engine.bare_forward(ModelInputs(tokens)).cpu(), *(moment.cpu() for moment in moments)]
 
 
 def speed_and_checkpoint(plan: SearchPlan) -> tuple[float, bool]:
