@@ -117,15 +117,16 @@ def mixture_notes(mixture: Mixture) -> list[str]:
 
 def _trial_notes(trials: TrialsRecord) -> list[str]:
     """The winner beside what most people would do, or else beside the start, with no claim below the noise."""
-    winner = trials.winner
+    from fastmix_data.results.mixture import TRIED
+
     other = next((name for name in ("proportional", "start") if name in trials.ahead), "")
     if not other:
         return []
     mean, low, high = trials.ahead[other]
-    pairs = trials.num_pairs(winner, other)
-    in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''} of trials (90% interval {low:+.3f} to {high:+.3f})"
-    said = f"is {mean:.3f} nats ahead of {other}" if low > 0 else f"cannot be told from {other}"
-    return [f"the answer, {winner}, {said} {in_pairs}; one proxy's loss is known to {trials.noise:.3f}"]
+    pairs = trials.num_pairs(trials.winner, other)
+    in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''} (90% interval {low:+.3f} to {high:+.3f})"
+    said = f"{mean:.3f} nats ahead of {TRIED[other]}" if low > 0 else f"it cannot be told from {TRIED[other]}"
+    return [f"trials chose {TRIED[trials.winner]}: {said} {in_pairs}; one proxy's loss is known to {trials.noise:.3f}"]
 
 
 def fit_summary(mixture: Mixture) -> str:

@@ -17,6 +17,14 @@ from fastmix_data.weight_units import WeightUnit
 
 SCHEMA_VERSION = 2
 _SUM_TOLERANCE = 1e-6
+# What to call the mixtures that trials choose between.
+TRIED = {
+    "start": "the start",
+    "count": "the count",
+    "concentrated": "the square of the count",
+    "scores": "the mixture of the scores",
+    "proportional": "proportional shares",
+}
 _FEW_DOCUMENTS = 10  # below this, one document is more than a tenth of what the mixture goes by
 Shares = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
@@ -132,7 +140,7 @@ class TrialsRecord(_Record):
 
     def factor_at(self, num_tokens: int) -> float:
         """What differences at horizon_tokens are to be multiplied by for those after so many tokens."""
-        return (self.horizon_tokens / num_tokens) ** self.exponent
+        return math.pow(self.horizon_tokens / num_tokens, self.exponent)
 
 
 class SearchRecord(_Record):

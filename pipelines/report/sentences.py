@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from fastmix_data.messages import joined
-from fastmix_data.results.mixture import Mixture, TrialsRecord
+from fastmix_data.results.mixture import TRIED, Mixture, TrialsRecord
 from pipelines.report.format import duration, percent, tokens
 from pipelines.report.inputs import ReportInputs
 
-TRIED = {
-    "start": "where the search started",
-    "count": "what counts say",
-    "concentrated": "a more concentrated form of it",
-    "scores": "where the scores led",
-    "proportional": "proportional to size",
-}
 _NAMED_SOURCES = 4
 _ENOUGH = 0.9
 _MOST_CAPPED = 3

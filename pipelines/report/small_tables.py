@@ -36,17 +36,16 @@ def _trials(inputs: ReportInputs) -> TextTable:
     trials, production = inputs.trials, inputs.production_tokens
     if trials is None:
         return TextTable((), [])
-    heads = ("mixture", "largest shares", "likely the best", "answer ahead by, nats", "90% interval", "pairs")
-    rows = []
+    heads = ["mixture", "largest shares", "likely the best", "answer ahead by, nats", "90% interval", "pairs"]
+    rows: list[tuple[str, ...]] = []
     for name in sorted(trials.mixtures, key=lambda name: (name != trials.winner, -trials.probability[name])):
-        row = (f"{name} (the answer)" if name == trials.winner else name, _largest(trials.mixtures[name]))
-        row += (f"{100 * trials.probability[name]:.0f}%",)
-        if name == trials.winner:
-            rows.append((*row, "", "", "", *([""] if production else [])))
-            continue
-        mean, low, high = trials.ahead[name]
-        row += (f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{trials.num_pairs(trials.winner, name)}")
-        rows.append((*row, *([f"{mean * trials.factor_at(production):+.3f}"] if production else [])))
+        label, beside = f"{name} (the answer)", ["", "", ""]
+        if name != trials.winner:
+            mean, low, high = trials.ahead[name]
+            label, beside = name, [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{trials.num_pairs(trials.winner, name)}"]
+        if production:
+            beside.append(f"{mean * trials.factor_at(production):+.3f}" if name != trials.winner else "")
+        rows.append((label, _largest(trials.mixtures[name]), f"{100 * trials.probability[name]:.0f}%", *beside))
     return TextTable((*heads, *([f"at {tokens(production)} tokens"] if production else [])), rows)
 
 

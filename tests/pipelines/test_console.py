@@ -75,8 +75,14 @@ def test_notes_say_how_many_documents_the_answer_rests_on_and_warn_of_few() -> N
 @pytest.mark.parametrize(
     ("low", "said"),
     [
-        (0.02, "the answer, scores, is 0.100 nats ahead of proportional in 2 pairs of trials (90% interval +0.020 to +0.180)"),
-        (-0.02, "the answer, scores, cannot be told from proportional in 2 pairs of trials (90% interval -0.020 to +0.180)"),
+        (
+            0.02,
+            "trials chose the mixture of the scores: 0.100 nats ahead of proportional shares in 2 pairs (90% interval +0.020 to +0.180)",
+        ),
+        (
+            -0.02,
+            "trials chose the mixture of the scores: it cannot be told from proportional shares in 2 pairs (90% interval -0.020 to +0.180)",
+        ),
     ],
 )
 def test_notes_say_how_far_ahead_the_answer_is_and_claim_nothing_below_the_noise(low: float, said: str) -> None:
