@@ -67,20 +67,12 @@ def _about_search(mixture: Mixture) -> list[str]:
 
 
 def about_trials(trials: TrialsRecord) -> str:
-    """What the trials decided, with no claim below their noise."""
-    ahead, level = [], []
-    for name, (mean, low, _) in trials.ahead.items():
-        pairs = trials.num_pairs(trials.winner, name)
-        in_pairs = f"in {pairs} pair{'s' if pairs != 1 else ''}"
-        if low > 0:
-            ahead.append(f"{mean:.3f} nats ahead of {TRIED[name]} {in_pairs}")
-        else:
-            level.append(f"{TRIED[name]} {in_pairs}")
-    answer = f"The answer is {TRIED[trials.winner]}, by {trials.num_trials} short trials"
-    sentences = [f"{answer}: {joined(ahead)}." if ahead else f"{answer}."]
-    if level:
-        sentences.append(f"It cannot be told from {joined(level)}.")
-    return " ".join(sentences)
+    """What the trials decided, with no claim below their noise; the table has pairs and intervals."""
+    ahead = [f"{TRIED[name]} by {mean:.3f}" for name, (mean, low, _) in trials.ahead.items() if low > 0]
+    level = [TRIED[name] for name, (_, low, _) in trials.ahead.items() if low <= 0]
+    claim = f": it is ahead of {joined(ahead)} nats" if ahead else ""
+    doubt = f" It cannot be told from {joined(level)}." if level else ""
+    return f"The answer is {TRIED[trials.winner]}, by {trials.num_trials} short trials{claim}.{doubt}"
 
 
 def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
