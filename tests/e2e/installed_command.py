@@ -71,7 +71,7 @@ def write_corpus(folder: Path) -> None:
                 "intermediate_size": 48,
             }
         },
-        "training": {"token_budget": "80K", "sequence_length": 64, "global_batch": 16, "learning_rate": 1e-2},
+        "training": {"token_budget": "62K", "sequence_length": 32, "global_batch": 4, "learning_rate": 1e-2},
         "search": {"update_interval": 4, "eval_sequences": 8},
         "emit": {"token_budget": "30K"},
     }

@@ -48,6 +48,15 @@ def test_the_target_wins_and_noise_loses(finished_run: Path) -> None:
     assert weights["prose"] > 1 / 3 > weights["noise"]
 
 
+def test_trials_decide_and_what_they_say_is_shown(finished_run: Path) -> None:
+    trials = load_mixture(Workdir(finished_run / "run").search.mixture).trials
+    assert trials is not None and trials.num_trials >= 2 * len(trials.mixtures) and trials.ahead["proportional"][0] > 0
+    shown = fastmix("search", "recipe.yaml", cwd=finished_run).stdout
+    assert "trials chose " in shown and "proportional shares in " in shown
+    page = (finished_run / "run" / "report.html").read_text()
+    assert f"by {trials.num_trials} short trials" in page and "What trials say" in page and "at 30.0 K tokens" in page
+
+
 def test_a_second_run_does_nothing_and_says_the_same(finished_run: Path) -> None:
     before = times_of_writing(finished_run / "run")
     printed = json.loads((finished_run / "printed.json").read_text())
@@ -249,7 +258,7 @@ def test_commands_do_not_ask_for_sections_that_they_do_not_need(copied_run: Path
     write_recipe(copied_run, {name: content for name, content in recipe.items() if name != "emit"})
     small = ("training.token_budget=20K", "search.trial_fraction=0")
     fastmix("search", "recipe.yaml", *(f"--set={key}" for key in small), "--replace", cwd=copied_run)
-    assert load_mixture(paths.search.mixture).search.num_steps == 19
+    assert load_mixture(paths.search.mixture).search.num_steps == 156
 
 
 def test_a_source_named_twice_is_refused(corpus: Path) -> None:
