@@ -118,9 +118,7 @@ class TrialsRecord(_Record):
         description="How far the winner is ahead of each other mixture at horizon_tokens, in nats: mean, and ends of the 90% interval. "
         "Where it contains 0 the two cannot be told apart."
     )
-    noise: float = Field(
-        description="Standard deviation of the loss of one of the longest trials beside what its round shares, in nats."
-    )
+    noise: float = Field(description="Standard deviation of a trial's loss beside what its round shares, in nats.")
     exponent: float = Field(description="g: differences are taken to go by tokens ** -g.")
     horizon_tokens: int = Field(description="Training tokens of a whole proxy, which `ahead` is extrapolated to.")
 

@@ -137,7 +137,10 @@ def fit_mixmin(plan: SearchPlan, jobs: Sequence[OneSourceJob]) -> FoundMixture:
         importance.append(weight / with_loss_N.sum() / num_loss_tokens_N[with_loss_N])
         num_sequences += len(num_loss_tokens_N)
     weights_K = mixmin_weights(
-        np.concatenate(log_likelihoods), importance_N=np.concatenate(importance), constraints=plan.constraints
+        np.concatenate(log_likelihoods),
+        importance_N=np.concatenate(importance),
+        constraints=plan.constraints,
+        labels_K=plan.proxy.training_data().mean_loss_tokens_K,
     )
     seconds = time.monotonic() - started + sum(result.seconds for result in results)
     trained = sum(result.num_tokens for result in results)

@@ -82,12 +82,10 @@ def planted_recipe(planted_template: Path, tmp_path: Path) -> Callable[..., Path
             "global_batch": 16,
             "target_batch": 8,
             "update_interval": 4,
-            "weights_warmup_steps": 8,
             "learning_rate": 1e-2,
             "eval_sequences": 16,
             # Counts would know these answers before the first step; what is tested is how scores find them.
             "initial_weights": "uniform",
-            "prior_strength": 0.0,
             "average_fraction": 0.5,
         }
         recipe = {

@@ -55,11 +55,9 @@ def recipe(workdir: str, sources: Sequence[str], settings: dict[str, Any]) -> di
         "target_batch": 16,
         "learning_rate": 3e-3,
         "update_interval": 1,
-        "weights_warmup_steps": 2,
         "eval_sequences": 16,
-        # Scores alone have to find the answer here; a bigram model would know it before the first step.
+        # Scores alone have to find the answer here; counts would know it before the first step.
         "initial_weights": "uniform",
-        "prior_strength": 0.0,
         # What production should read over a whole run is what the proxy read over its own: from the first update on.
         "average_fraction": 1.0,
     }

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fastmix_data.errors import Interrupted
-from train.proxy.checkpoint import save_checkpoint
-from train.search import search as module
+from train.search import search as search_module
+from train.search import trials as trials_module
 from train.search.plan import SearchPlan
 
 
 def stop_after_a_checkpoint(plan: SearchPlan) -> None:
     """Search until the first checkpoint is written; the signal that a scheduler sends comes right after it."""
-    is_told = False
+    _stop_after_first(search_module, "save_checkpoint", plan, message=r"the search is saved at step \d+ of \d+")
+
+
+def stop_after_a_trial(plan: SearchPlan) -> None:
+    """Search until the first trial is saved."""
+    _stop_after_first(trials_module, "write_json", plan, message="1 trials of the search are saved")
+
+
+def _stop_after_first(module: ModuleType, name: str, plan: SearchPlan, *, message: str) -> None:
+    is_told, real = False, getattr(module, name)
 
     def save_and_be_told(*arguments: Any, **options: Any) -> None:
         nonlocal is_told
-        save_checkpoint(*arguments, **options)
+        real(*arguments, **options)
         if not is_told:
             is_told = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "save_checkpoint", save_and_be_told)
-        with pytest.raises(Interrupted, match=r"the search is saved at step \d+ of \d+; the same command goes on from there"):
-            module.search(plan, quiet=True)
+        patch.setattr(module, name, save_and_be_told)
+        with pytest.raises(Interrupted, match=f"{message}; the same command goes on from there"):
+            search_module.search(plan, quiet=True)

@@ -41,7 +41,8 @@ class Count:
         labels_K: labels that carry loss per token of each source; 1 without masks.
         importance_N: weight of each passage, so that the sum of importance times log likelihood is nats per loss token.
         halves_SN: importance in either half of the target's documents, by several ways to halve them; a half is followed by the other
-            one. Of none where a target has a single document.
+            one. A halving that the sample has no text of is left out, and
+            all of them where a target has a single document.
     """
 
     log_likelihoods_NK: Float64s
@@ -57,12 +58,8 @@ class Count:
 def best_weights(count: Count, *, constraints: MixtureConstraints) -> Float64s:
     """The mixture within the constraints, shape (K,), under which the target's passages are likeliest."""
     used_N = count.importance_N > 0
-    labels_K = mixmin_weights(count.log_likelihoods_NK[used_N], importance_N=count.importance_N[used_N], constraints=constraints)
-    if (count.labels_K == count.labels_K[0]).all():
-        return labels_K
-    # A model learns from labels; of tokens, a source with few labels among them needs more.
-    tokens_K = labels_K / count.labels_K
-    return constraints.project(tokens_K / tokens_K.sum())
+    likelihoods = {"log_likelihoods_NK": count.log_likelihoods_NK[used_N], "importance_N": count.importance_N[used_N]}
+    return mixmin_weights(**likelihoods, constraints=constraints, labels_K=count.labels_K)
 
 
 def count_passages(plan: ProxyPlan, targets: Mapping[str, float], *, passage_tokens: int = PASSAGE_TOKENS) -> Count:
@@ -84,14 +81,15 @@ def count_passages(plan: ProxyPlan, targets: Mapping[str, float], *, passage_tok
         runs_of_documents(reader, number, sequence_length=length, eos_id=catalog.info.eos_id) for number in range(len(targets))
     ]
     halvings_SJ = balanced_halvings(min(1 + int(run_N[-1]) for run_N in runs))
-    importance, halves = [], []
+    importance, halves, has_text_S = [], [], np.ones(len(halvings_SJ), np.bool_)
     for weight, pairs, starts, run_N in zip(targets.values(), found, passages, runs, strict=True):
         # Each target counts by its weight, however long its text.
         tokens_N = np.diff(starts, append=len(pairs.keys_M))
         importance.append(np.full(len(starts), weight / len(pairs.keys_M)))
         in_half_SN = halvings_SJ[:, run_N[pairs.sequence_M[starts]] % halvings_SJ.shape[1]]
-        tokens_S = np.maximum(in_half_SN @ tokens_N, 1)
-        halves.append(weight * in_half_SN / tokens_S[:, None])
+        tokens_S = in_half_SN @ tokens_N
+        halves.append(weight * in_half_SN / np.maximum(tokens_S, 1)[:, None])
+        has_text_S &= tokens_S > 0
     # Loss needs no pair that the target lacks, so what is kept of a source grows with the target and not with V^2.
     pairs_P, place_M = np.unique(np.concatenate([pairs.keys_M for pairs in found]), return_inverse=True)
     ends = np.cumsum([len(pairs.keys_M) for pairs in found])
@@ -108,7 +106,9 @@ def count_passages(plan: ProxyPlan, targets: Mapping[str, float], *, passage_tok
         keys_M = _pairs(sources, source, most_tokens=most, vocab_size=vocab_size).keys_M
         log_chance_P = np.log(bigram_chances(keys_M, pairs_P, vocab_size=vocab_size))
         log_likelihoods_NK[:, source] = np.add.reduceat(log_chance_P[place_M], starts_N)
-    return Count(log_likelihoods_NK, labels_K, np.concatenate(importance), np.concatenate(halves, axis=1))
+    # The sample may lack all documents of a half: where one is long and the others are short.
+    told_S = has_text_S.reshape(-1, 2).all(axis=1).repeat(2)
+    return Count(log_likelihoods_NK, labels_K, np.concatenate(importance), np.concatenate(halves, axis=1)[told_S])
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +152,8 @@ def bigram_chances(keys_M: Int64s, pairs_P: Int64s, *, vocab_size: int) -> Float
     By absolute discounting (Ney, Essen and Kneser, 1994): each kind of pair seen after a gives up a share D of one occurrence, and what is
     given up goes to all tokens by their own frequency, which is discounted towards uniform in the same way.
     """
+    if not len(keys_M):
+        return np.full(len(pairs_P), 1 / vocab_size)
     kinds, counts = np.unique(keys_M, return_counts=True)
     first, second = np.divmod(pairs_P, vocab_size)
     unigram_V = _unigram(np.bincount(keys_M % vocab_size, minlength=vocab_size))

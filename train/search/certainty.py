@@ -18,7 +18,7 @@ from fastmix_data.results.trajectory import Trajectory
 
 _TINY = 1e-300
 _FEWEST_UPDATES = 8  # below this, a spread over updates says nothing
-_MEMORIES_APART = 2.0  # two updates that many memories of the target gradient apart share next to nothing of it
+_MEMORIES_APART = 3.0  # two updates that many memories of the target gradient apart share a twentieth of it
 _SCORE_MARGIN, _LOSS_MARGIN = 0.5, 0.25
 _CHUNK = 64
 

@@ -111,10 +111,10 @@ class ProxyRun:
             Whether the search is complete.
         """
         search, num_steps = self._search, self._section.num_steps
-        while self.step < num_steps:
+        while self.step < num_steps and self.still is None:
             scored, stopping = self.search_step(stop_asked)
             advance(self._section.tokens_per_step, note=self._note() if scored else "")
-            if scored and (still := find_stand_still(self.trajectory, step=self.step, num_steps=num_steps, search=search)):
+            if scored and (still := self._find_stand_still()):
                 self.still = still
                 return True
             since_checkpoint = self.step - self._checkpointed_step
@@ -251,6 +251,9 @@ class ProxyRun:
         self.mixture.step(logit_gradient(weights_K, scores_K, loss_density_K=self._training.reader.mean_loss_tokens_K))
         return scores_K
 
+    def _find_stand_still(self) -> StandStill | None:
+        return find_stand_still(self.trajectory, step=self.step, num_steps=self._section.num_steps, search=self._search)
+
     @property
     def averaged_since(self) -> float:
         """Step after which the trajectory is averaged into the answer, counted back from the steps that were done."""
@@ -286,3 +289,5 @@ class ProxyRun:
         self._scores.load_state_dict(state["scores"])
         self.mixture.load_state_dict(state["mixture"])
         self.trajectory = Trajectory.from_state(state["trajectory"])
+        # A run that stood still is saved where trials follow.
+        self.still = self._find_stand_still()

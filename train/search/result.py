@@ -31,6 +31,7 @@ from train.proxy.engine import ProxyEngine
 from train.search.certainty import averaged_weights, certainty_of
 from train.search.other_documents import combined, document_interval
 from train.search.plan import SearchPlan
+from train.search.proposals import SCORES
 from train.search.proxy_run import ProxyRun
 from train.search.start import Start
 from train.search.stopping import StandStill, why_it_ended
@@ -184,6 +185,8 @@ def write_result(
     else:
         answer_K = np.array(trials.candidates[verdict.winner])
         ends = _ends(trials, verdict)
+        if verdict.winner == SCORES:  # which another trajectory would have found elsewhere
+            ends = np.minimum(ends[0], found.ends[0]), np.maximum(ends[1], found.ends[1])
     ends = np.minimum(ends[0], answer_K), np.maximum(ends[1], answer_K)
     num_documents = {name: documents_seen(plan.catalog, name) for name in plan.target.weights()}
     other_documents = document_interval(

@@ -22,7 +22,6 @@ from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.search import FEWEST_TRIAL_STEPS
 from train.proxy.engine import any_rank
-from train.proxy.training import ProxyPlan
 from train.search.plan import SearchPlan
 from train.target.target import Target
 from train.trials.round_losses import Measured, TrialRunner
@@ -83,10 +82,10 @@ def next_round(trials: Trials, *, budget_steps: int, horizon_steps: int) -> Roun
     while True:
         made = [trial for trial in done if trial.round == number]
         wanted = shortest * 2 ** max(0, number - _FIRST_ROUNDS + 1)
-        num_steps = min(wanted, (budget_steps - spent) // len(racing))
-        if number >= _FIRST_ROUNDS and (len(racing) == 1 or num_steps < shortest):
+        if len(racing) <= 1:
             return None
-        if num_steps < FEWEST_TRIAL_STEPS:
+        num_steps = min(wanted, (budget_steps - spent) // len(racing))
+        if num_steps < shortest:
             return None
         if len(made) < len(racing):
             return Round(number, num_steps, racing)
@@ -96,9 +95,9 @@ def next_round(trials: Trials, *, budget_steps: int, horizon_steps: int) -> Roun
             so_far = replace(trials, done=[trial for trial in done if trial.round < number])
             verdict = so_far.verdict(horizon_steps=horizon_steps)
             assert verdict is not None
-            racing = tuple(
-                name for name, likely in zip(names, verdict.probability_C, strict=True) if likely >= _HOPELESS and name in racing
-            )
+            likely = dict(zip(names, verdict.probability_C, strict=True))
+            # The start stays while no other is surely better: it would win, and the others are held against it.
+            racing = tuple(name for name in racing if likely[name] >= _HOPELESS or name == verdict.winner)
 
 
 def run_trials(
@@ -134,14 +133,15 @@ def run_trials(
             made = {trial.candidate for trial in trials.done if trial.round == coming.number}
             names = [name for name in coming.names if name not in made]
             proxy = plan.proxy.with_steps(coming.num_steps)
+            num_sequences, skip = _measured(plan, target, trials, coming)
             shared = Measured(
                 proxy,
                 seed=int(derive_keys(proxy.training.seed, _TRIAL_STREAM, coming.number)[0] >> np.uint64(33)),
                 target=target,
-                num_sequences=_num_measured(proxy, target, most=plan.search.eval_sequences),
-                sample=coming.number,
+                num_sequences=num_sequences,
+                skip=skip,
             )
-            cost = proxy.training.num_tokens + target.num_evaluated_tokens(shared.num_sequences)
+            cost = proxy.training.num_tokens + target.num_evaluated_tokens(num_sequences)
             watch.num_done, started = len(trials.done), time.monotonic()
             for losses in runner.losses([np.array(trials.candidates[name]) for name in names], shared):
                 for loss in losses:
@@ -161,7 +161,9 @@ class _StopBetweenSteps:
     """
 
     def __init__(self, plan: SearchPlan, stop_asked: Callable[[], bool], advance: Advance) -> None:
-        self._per_step, self._interval = plan.proxy.training.tokens_per_step, plan.search.update_interval
+        self._per_step = plan.proxy.training.tokens_per_step
+        # At least once in each trial, however seldom the mixture is moved.
+        self._interval = min(plan.search.update_interval, FEWEST_TRIAL_STEPS)
         self._stop_asked, self._advance = stop_asked, advance
         self.num_done = 0
 
@@ -171,10 +173,15 @@ class _StopBetweenSteps:
             raise Interrupted("", f"{self.num_done} trials of the search are saved", "the same command goes on from there")
 
 
-def _num_measured(proxy: ProxyPlan, target: Target, *, most: int) -> int:
-    """Sequences of each target that a trial is measured on."""
-    of_each = proxy.training.num_steps * proxy.training.global_batch // (_MEASURED_SHARE * len(target.names))
-    return min(most, max(_FEWEST_MEASURED, of_each))
+def _measured(plan: SearchPlan, target: Target, trials: Trials, coming: Round) -> tuple[int, int]:
+    """How many sequences of each target a trial of a round is measured on, and how many those of earlier rounds were."""
+
+    def of_length(num_steps: int) -> int:
+        of_each = num_steps * plan.proxy.training.global_batch // (_MEASURED_SHARE * len(target.names))
+        return min(plan.search.eval_sequences, max(_FEWEST_MEASURED, of_each))
+
+    lengths = {trial.round: trial.num_steps for trial in trials.done if trial.round < coming.number}
+    return of_length(coming.num_steps), sum(map(of_length, lengths.values()))
 
 
 def _kept(plan: SearchPlan, identity: dict[str, Any]) -> Trials | None:

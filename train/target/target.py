@@ -163,17 +163,17 @@ class Target:
         """Tokens of an evaluation on the search half."""
         return int(np.minimum(self._readers["search"].num_sequences_K, num_sequences).sum()) * self._length
 
-    def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int, sample: int = 0) -> Float64s:
+    def evaluate_each(self, engine: ProxyEngine, *, half: Half, num_sequences: int, skip: int = 0) -> Float64s:
         """Loss of each target on a fixed sample of a half, in nats per loss token, shape (G,), in the order of the weights given.
 
         Args:
-            sample: which of the samples; two of them share a sequence only by chance, or where there are too few.
+            skip: sequences of each target to leave out before; beyond the last one it begins anew.
         """
         sums_G2 = torch.zeros(len(self.names), 2, dtype=torch.float64, device=engine.device)
         was_training = engine.module.training
         engine.module.eval()
         with torch.no_grad():
-            read = self.evaluated(half=half, num_sequences=num_sequences, sample=sample)
+            read = self.evaluated(half=half, num_sequences=num_sequences, skip=skip)
             for group, (reader, source_N, sequence_N) in enumerate(read):
                 sums_G2[group] = self._sum_losses(engine, reader, source_N, sequence_N)
         engine.module.train(was_training)
@@ -181,10 +181,10 @@ class Target:
         means_G: Float64s = sums[:, 0] / np.maximum(sums[:, 1], 1)
         return means_G
 
-    def evaluate_stacked(self, proxies: StackedProxies, *, half: Half, num_sequences: int, sample: int = 0) -> Float64s:
+    def evaluate_stacked(self, proxies: StackedProxies, *, half: Half, num_sequences: int, skip: int = 0) -> Float64s:
         """What `evaluate_each` finds for each of N proxies on one device, in passes of all of them, shape (N, G)."""
         losses_GN = []
-        for reader, source_N, sequence_N in self.evaluated(half=half, num_sequences=num_sequences, sample=sample):
+        for reader, source_N, sequence_N in self.evaluated(half=half, num_sequences=num_sequences, skip=skip):
             sums_N, num_loss_tokens = torch.zeros(proxies.num_proxies, dtype=torch.float64, device=proxies.device), 0
             # No pass keeps anything for a gradient, so that twice as many sequences as in a step take less memory.
             for start in range(0, len(sequence_N), 2 * self._micro_batch):
@@ -195,13 +195,12 @@ class Target:
             losses_GN.append((sums_N / max(1, num_loss_tokens)).tolist())
         return np.array(losses_GN).T
 
-    def evaluated(self, *, half: Half, num_sequences: int, sample: int = 0) -> Iterator[tuple[SequenceReader, Int64s, Int64s]]:
+    def evaluated(self, *, half: Half, num_sequences: int, skip: int = 0) -> Iterator[tuple[SequenceReader, Int64s, Int64s]]:
         """Where the fixed sample of each target is read: the reader, and sources and numbers of its sequences, both of shape (N,)."""
         reader = self._readers[half]
         for group, available in enumerate(reader.num_sequences_K.tolist()):
             key, count = derive_keys(self._seed, _EVALUATION_STREAM, group), min(num_sequences, available)
-            # One permutation for all: a sample goes on where the one before ended.
-            sequence_N = permute((sample * count + np.arange(count)) % available, size=available, key=key)
+            sequence_N = permute((skip + np.arange(count)) % available, size=available, key=key)
             yield reader, np.full(len(sequence_N), group, np.int64), sequence_N
 
     def _sum_losses(self, engine: ProxyEngine, reader: SequenceReader, source_N: Int64s, sequence_N: Int64s) -> Tensor:

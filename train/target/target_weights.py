@@ -62,12 +62,11 @@ def num_measured_sequences(search: SearchSection) -> int:
 
 
 def measured_steps(search: SearchSection, training: TrainingSection, *, num_targets: int) -> list[int]:
-    """Steps after which the excess is measured: every second update after the warm-up, or fewer, so that it costs a tenth of training."""
+    """Steps after which the excess is measured: every second update, or fewer, so that it costs a tenth of training."""
     trained = search.update_interval * training.global_batch
     # Measuring is a forward pass; training, with its backward pass, costs three of them.
     measuring = _FORWARD_COST * num_targets * num_measured_sequences(search)
     every = max(_MIN_UPDATES_BETWEEN, math.ceil(measuring / (_LARGEST_COST * trained)))
-    # While the mixture stands, weights of targets would only follow what the proxy happens to learn first.
     return list(range(search.update_interval, training.num_steps + 1, every * search.update_interval))
 
 

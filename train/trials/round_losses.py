@@ -25,14 +25,14 @@ class Measured:
         seed: of its weights and the order of its data.
         target: with fixed weights.
         num_sequences: of each target, on which a trial is measured.
-        sample: which of them.
+        skip: sequences of each target that trials of earlier rounds were measured on.
     """
 
     proxy: ProxyPlan
     seed: int
     target: Target
     num_sequences: int
-    sample: int
+    skip: int
 
 
 @dataclass
@@ -64,7 +64,7 @@ class TrialRunner:
 
     def _alone(self, weights_K: Float64s, shared: Measured) -> float:
         engine = train_on_mixture(shared.proxy, weights_K, seed=shared.seed, on_step=lambda step, _: self.on_step(step, 1)).engine
-        losses_G = shared.target.evaluate_each(engine, half="search", num_sequences=shared.num_sequences, sample=shared.sample)
+        losses_G = shared.target.evaluate_each(engine, half="search", num_sequences=shared.num_sequences, skip=shared.skip)
         engine.close()
         return float(shared.target.weights_G @ losses_G)
 
@@ -80,7 +80,7 @@ class TrialRunner:
         if not run.is_finite_N.all():
             raise not_finite(shared.proxy.training)
         losses_NG = shared.target.evaluate_stacked(
-            run.proxies, half="search", num_sequences=shared.num_sequences, sample=shared.sample
+            run.proxies, half="search", num_sequences=shared.num_sequences, skip=shared.skip
         )
         losses: list[float] = (losses_NG @ shared.target.weights_G).tolist()
         return losses

@@ -35,10 +35,11 @@ def test_preprocessing_needs_a_tokenizer_and_sources_only(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("proxy", "search", "found"),
     [
-        ({}, {}, (3e-3, "bigram", None)),
-        ({"checkpoint": "model"}, {}, (1e-4, "uniform", 0.0)),
-        ({"checkpoint": "model", "lora": {}}, {"prior_strength": None}, (1e-3, "uniform", 0.0)),
-        ({"checkpoint": "model"}, {"initial_weights": "bigram", "prior_strength": 3}, (1e-4, "bigram", 3.0)),
+        ({}, {}, (3e-3, "count", "all")),
+        ({"checkpoint": "model"}, {}, (1e-4, "uniform", "all")),
+        ({"checkpoint": "model", "lora": {}}, {"initial_weights": None}, (1e-3, "uniform", "all")),
+        ({"checkpoint": "model"}, {"initial_weights": "count"}, (1e-4, "count", "all")),
+        ({"checkpoint": "model"}, {"method": "paper"}, (1e-4, "uniform", "head")),
     ],
 )
 def test_defaults_are_those_of_a_checkpoint_where_the_proxy_starts_from_one(
@@ -47,9 +48,7 @@ def test_defaults_are_those_of_a_checkpoint_where_the_proxy_starts_from_one(
     content = {**LEAST, "training": TRAINING, "search": search, **({"proxy": proxy} if proxy else {})}
     recipe = load_recipe(written(tmp_path / "recipe.yaml", content))
     section, training = recipe.search, recipe.required("training")
-    assert (training.learning_rate, section.initial_weights, section.prior_strength) == found
-    # Trials compare the count with its cube: there are none where it does not start from it.
-    assert bool(section.trial_steps(training, targets_move=False)) == (section.initial_weights == "bigram")
+    assert (training.learning_rate, section.initial_weights, section.hypergradient) == found
     assert load_recipe(tmp_path / "recipe.yaml", ["training.learning_rate=0.5"]).required("training").learning_rate == 0.5
 
 
@@ -84,7 +83,7 @@ def test_a_key_that_has_moved_is_refused_with_the_line_that_says_where_it_is_now
         ({"sources": {"a": {}}}, "give exactly one of files, dataset"),
         ({"training": {"token_budget": "2M", "sequence_length": 100}}, "does not divide shards.block_tokens 2048; choose one"),
         ({"training": {"token_budget": "5K"}}, "less than two steps of 32 x 128 tokens; raise it or lower global_batch"),
-        ({"training": {"token_budget": "100K"}}, "which end before the first update of the mixture (step 36); raise it"),
+        ({"training": {"token_budget": "50K"}}, "which end before the first update of the mixture (step 16); raise it"),
         ({"emit": {"token_budget": "many"}}, "'many' is not a number; write it like 2M or 100B"),
         ({"emit": {"token_budget": -1, "seed": -1}}, "(and 1 more)"),
         ({"search": {"constraints": {"floor": 2}}}, "less than or equal to 1"),

@@ -25,6 +25,7 @@ from fastmix_data.results.mixture import (
     SearchRecord,
     StartRecord,
     TargetRecord,
+    TrialsRecord,
     WorstTarget,
     load_mixture,
     save_mixture,
@@ -39,7 +40,13 @@ MIXTURE = Mixture(
     certainty=Certainty(
         interval={"a": (0.7, 0.8)}, signal_to_noise={"a": 3.5}, interchangeable=[["a", "b"]], seed_weights={"0": {"a": 0.75, "b": 0.25}}
     ),
-    start=StartRecord(weights={"a": 0.5, "b": 0.5}, trials={"1": [4.0, 4.1], "3": [4.2, 4.3]}),
+    start=StartRecord(weights={"a": 0.5, "b": 0.5}),
+    trials=TrialsRecord(
+        mixtures={"start": {"a": 0.5, "b": 0.5}, "scores": {"a": 0.75, "b": 0.25}},
+        losses={"start": {"0": 4.0, "1": 4.2}, "scores": {"0": 3.9, "1": 4.0, "2": 3.8}}, tokens={"0": 10, "1": 10, "2": 20},
+        probability={"start": 0.04, "scores": 0.96}, winner="scores", ahead={"start": (0.15, 0.05, 0.25)}, noise=0.05, exponent=0.5,
+        horizon_tokens=100,
+    ),
     search=SearchRecord(seed=3, num_tokens=1000, seconds=1.5, stopped="its budget is used up"),
     target=TargetRecord(
         loss={"search_end": 3.9}, limits={"t": Limit(reference=4.0, loss=3.9, kept=True)}, worst=WorstTarget(target="t", regret=-0.1)
@@ -120,6 +127,11 @@ def test_a_mixture_gives_its_weights_in_the_order_of_the_sources_or_says_which_a
 def test_a_missing_mixture_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="there is no mixture; run `fastmix search` first, or give one with --mixture FILE"):
         load_mixture(tmp_path / "mixture.json")
+
+
+def test_pairs_are_the_rounds_in_which_both_mixtures_were_tried() -> None:
+    assert MIXTURE.trials is not None
+    assert MIXTURE.trials.num_pairs("start", "scores") == 2 and MIXTURE.trials.num_pairs("scores", "scores") == 3
 
 
 def test_number_of_searches_is_that_of_the_seeds() -> None:

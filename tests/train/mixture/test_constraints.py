@@ -283,11 +283,9 @@ def test_a_search_is_bound_to_the_production_run_only_where_that_bounds_it(plant
         search(plan_search(load_recipe(path, ["emit.token_budget=100000"])), quiet=True)
 
 
-def test_a_prior_is_given_by_name_and_names_are_checked(planted_recipe: Callable[..., Path]) -> None:
-    path = planted_recipe(token_budget=16 * 32 * 60, prior={"noise": 3, "other": 1}, prior_strength=50.0)
-    weights = search(plan_search(load_recipe(path)), quiet=True).mixture.weights
-    assert weights["noise"] > weights["other"] > weights["same"]
-    with pytest.raises(RecipeError, match=r"search\.prior: there is no source 'nosie'"):
-        load_recipe(path, ["search.prior={nosie: 1}"])
+def test_a_stated_start_is_checked_by_name(planted_recipe: Callable[..., Path]) -> None:
+    path = planted_recipe(initial_weights={"noise": 3, "other": 1})
+    with pytest.raises(RecipeError, match=r"search\.initial_weights: there is no source 'nosie'"):
+        load_recipe(path, ["search.initial_weights={nosie: 1}"])
     with pytest.raises(RecipeError, match=r"give at least one source a share above 0"):
-        load_recipe(path, ["search.prior={noise: 0}"])
+        load_recipe(path, ["search.initial_weights={noise: 0}"])

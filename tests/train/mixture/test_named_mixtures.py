@@ -9,9 +9,9 @@ import pytest
 
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.weight_units import WeightUnit
-from train.mixture.bigram import best_weights, count_bigrams
 from train.mixture.constraints import MixtureConstraints, stated_constraints
-from train.mixture.named_mixtures import start_and_prior, stated_weights, swarm_centre, weights_by_name
+from train.mixture.count import best_weights, count_passages
+from train.mixture.named_mixtures import counted_weights, stated_start, stated_weights, swarm_centre, weights_by_name
 from train.search.plan import SearchPlan
 
 
@@ -19,27 +19,25 @@ def test_initial_weights_follow_the_catalogs_order() -> None:
     assert weights_by_name({"b": 3.0, "a": 1.0}, sources=["a", "b"]).tolist() == [0.25, 0.75]
 
 
-def test_a_search_is_pulled_to_where_it_starts_unless_the_recipe_says_otherwise(small_plan: SearchPlan) -> None:
-    plan, targets = small_plan.proxy, small_plan.target.weights()
-    free = small_plan.constraints
-    best_K = best_weights(count_bigrams(plan, targets), num_tokens=plan.training.token_budget, constraints=free)
-
-    def both(constraints: MixtureConstraints = free, **settings: Any) -> list[list[float]]:
-        section = small_plan.search.model_validate({**small_plan.search.model_dump(), "prior": None, **settings})
-        return [weights_K.tolist() for weights_K in start_and_prior(section, plan, targets, constraints=constraints)]
-
-    assert both(initial_weights="bigram") == [pytest.approx(best_K, abs=1e-3)] * 2
-    assert both(initial_weights="uniform") == [[0.5, 0.5]] * 2
-    assert both(initial_weights="uniform", prior="bigram") == [[0.5, 0.5], pytest.approx(best_K, abs=1e-3)]
-    assert both(initial_weights="proportional", prior={"plain": 1, "masked": 3}) == [[0.625, 0.375], [0.25, 0.75]]
+def test_a_search_starts_from_the_count_or_where_the_recipe_says_within_the_bounds(small_plan: SearchPlan) -> None:
+    plan, targets, free = small_plan.proxy, small_plan.target.weights(), small_plan.constraints
     bounds = stated_constraints(ConstraintsSection(ceiling={"plain": 0.1}), sources=("plain", "masked"))
-    assert best_K[0] > 0.1
-    assert both(bounds, initial_weights="uniform", prior="bigram") == [[0.5, 0.5], pytest.approx([0.1, 0.9])]
+    best_K = best_weights(count_passages(plan, targets), constraints=free)
+    counted_K = counted_weights(plan, targets, constraints=free)
+    assert counted_K == pytest.approx(best_K, abs=1e-3) and counted_K.min() >= 0.5e-3 - 1e-6 and best_K[0] > 0.1
+    assert counted_weights(plan, targets, constraints=bounds) == pytest.approx([0.1, 0.9])
+
+    def start(choice: Any, constraints: MixtureConstraints = free) -> list[float]:
+        section = small_plan.search.model_copy(update={"initial_weights": choice})
+        return stated_start(section, plan.catalog, constraints=constraints).tolist()
+
+    assert start("uniform") == [0.5, 0.5] and start("proportional") == [0.625, 0.375]
+    assert start({"plain": 1, "masked": 3}) == [0.25, 0.75] and start("uniform", bounds) == pytest.approx([0.1, 0.9])
 
 
-@pytest.mark.parametrize(("prior", "expected"), [(None, "uniform"), ("bigram", "uniform"), ("proportional", "proportional")])
-def test_swarms_do_not_learn_the_target_from_our_prior(small_plan: SearchPlan, prior: Any, expected: str) -> None:
-    catalog, section = small_plan.catalog, small_plan.search.model_copy(update={"prior": prior})
+@pytest.mark.parametrize(("initial", "expected"), [("count", "uniform"), ("proportional", "proportional")])
+def test_swarms_do_not_learn_the_target_from_our_count(small_plan: SearchPlan, initial: Any, expected: str) -> None:
+    catalog, section = small_plan.catalog, small_plan.search.model_copy(update={"initial_weights": initial})
     assert swarm_centre(section, catalog).tolist() == stated_weights(catalog, expected, unit="tokens").tolist()
 
 

@@ -24,9 +24,7 @@ def test_a_source_never_seen_moves_nowhere() -> None:
     scores = SourceScores(3, smoothing=0.5)
     scores.add(np.array([6.0, 2.0, 0.0]), np.array([2.0, 2.0, 0.0]))
     weights = np.array([0.25, 0.25, 0.5])
-    gradient = logit_gradient(
-        weights, scores.estimates(weights), loss_density_K=np.ones(3), prior_K=np.full(3, 1 / 3), prior_strength=0.0
-    )
+    gradient = logit_gradient(weights, scores.estimates(weights), loss_density_K=np.ones(3))
     assert gradient[2] == pytest.approx(0) and abs(gradient[0]) > 0.1
 
 

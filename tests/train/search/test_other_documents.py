@@ -13,9 +13,9 @@ from planted_shards import BLOCK, write_split
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from train.mixture.bigram import best_weights, count_bigrams
 from train.mixture.constraints import MixtureConstraints, stated_constraints
-from train.search.other_documents import combined, document_interval, document_widths
+from train.mixture.count import best_weights, count_passages
+from train.search.other_documents import combined, document_interval, document_width
 from train.search.plan import plan_search
 
 EOS = NUM_LANGUAGES * ALPHABET
@@ -50,13 +50,12 @@ def test_intervals_cover_what_other_documents_would_give_and_are_narrow_for_many
         info = CatalogInfo(BLOCK, EOS + 1, EOS, f"{num_documents} {seed}", sources=tuple(NAMES), target_files=("blend",))
         recipe = parse_recipe(language_recipe("run", NAMES, {}), name="blend").located(root.parent)
         plan = plan_search(recipe, Catalog(root, info, [*rows, target])).proxy
-        num_tokens = plan.training.token_budget
-        counts = count_bigrams(plan, {"blend": 1.0})
-        answer_K = free.concentrated(best_weights(counts, num_tokens=num_tokens, constraints=free), 1)
-        (width_K,) = document_widths(counts, num_tokens=num_tokens, powers=[1], constraints=free).values()
+        count = count_passages(plan, {"blend": 1.0})
+        answer_K = free.concentrated(best_weights(count, constraints=free), 1)
+        width_K = document_width(count, constraints=free)
         seen = {"num_documents": [num_documents // 2], "importance": [1.0]}
         answers.append(answer_K)
-        intervals.append(document_interval(answer_K, width_K=np.array(width_K), bounds=free, **seen))
+        intervals.append(document_interval(answer_K, width_K=width_K, bounds=free, **seen))
     covered = [
         (low_K <= answers[j]) & (answers[j] <= high_K) for i, (low_K, high_K) in enumerate(intervals) for j in range(10) if i != j
     ]

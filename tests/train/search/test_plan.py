@@ -15,7 +15,6 @@ from planted_shards import WINDOW, write_split
 
 from fastmix_data.errors import InputError, MismatchError, RecipeError
 from fastmix_data.recipe.load import load_recipe
-from fastmix_data.recipe.search import NUM_TRIALS
 from fastmix_data.shards.catalog import Catalog, load_catalog
 from train.search.plan import SearchPlan, check_search, plan_search
 
@@ -113,26 +112,27 @@ def test_a_plan_can_be_sent_to_other_processes(planted_plan: MakePlan) -> None:
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ([], 30),
-        (["search.trial_fraction=0.8"], 48),
+        ([], 240),
+        (["search.trial_fraction=0.8"], 384),
         (["search.trial_fraction=0"], 0),
-        (["training.token_budget=183808"], 0),  # 359 steps
-        (["search.initial_weights=uniform"], 0),
-        (["search.initial_weights={same: 1}"], 0),
+        (["training.token_budget=245248"], 0),  # 479 steps
+        (["search.initial_weights=count"], 240),
+        (["search.method=paper"], 0),
+        (["search.method=paper", "search.trial_fraction=0.5"], 240),
         (["target.not_worse_than=uniform"], 0),
     ],
 )
 def test_trials_are_made_where_they_can_tell_something_and_leave_the_rest(
     planted_plan: MakePlan, options: list[str], steps: int
 ) -> None:
-    plan = planted_plan(*options, initial_weights="bigram", token_budget=360 * STEP)
-    assert (plan.trial.training.num_steps if plan.trial else 0) == steps
-    assert plan.main.training.num_steps == plan.proxy.training.num_steps - NUM_TRIALS * steps
+    plan = planted_plan(*options, token_budget=480 * STEP)
+    assert plan.trial_steps == steps
+    assert plan.main.training.num_steps == plan.proxy.training.num_steps - steps
 
 
 def test_trials_that_leave_no_update_to_the_search_are_refused(planted_recipe: MakeRecipe) -> None:
-    path = planted_recipe(initial_weights="bigram", token_budget=360 * STEP, trial_fraction=0.9, weights_warmup_steps=60)
-    with pytest.raises(RecipeError, match=r"trial_fraction 0\.9 leaves 36 steps to the search"):
+    path = planted_recipe(token_budget=480 * STEP, trial_fraction=0.9, update_interval=60)
+    with pytest.raises(RecipeError, match=r"trial_fraction 0\.9 leaves 48 steps to the scores, .*\(step 60\)"):
         load_recipe(path)
 
 
@@ -157,12 +157,3 @@ def test_a_source_or_half_of_a_target_without_loss_tokens_is_refused(
     with pytest.raises(InputError, match=message):
         info = replace(whole.info, example_tokens=WINDOW)
         check_search(plan_search(recipe, Catalog(recipe.paths.root, info, rows)), num_ranks=1)
-
-
-def test_where_the_targets_weights_move_there_is_no_pull_unless_it_is_asked_for(planted_plan: MakePlan) -> None:
-    limit = "target.not_worse_than=uniform"
-    fixed, moving = planted_plan(prior_strength=None), planted_plan(limit, prior_strength=None)
-    asked = planted_plan(limit, prior_strength=0.5)
-    assert fixed.main_search.pull > 0 and fixed.main_search.shrink_scores
-    assert moving.main_search.pull == 0 and not moving.main_search.shrink_scores
-    assert asked.main_search.pull == 0.5 and not asked.main_search.shrink_scores

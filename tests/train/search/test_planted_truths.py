@@ -70,7 +70,7 @@ def test_the_best_mixture_for_a_blend_of_three_sources_is_recovered_within_the_i
     find: Callable[..., Mixture],
 ) -> None:
     sources = {f"language{k}": write_language(k, 120_000, seed=10 + k) for k in range(NUM_LANGUAGES)}
-    found = find(sources, num_seeds=3, update_interval=2)
+    found = find(sources, num_seeds=3, update_interval=2, target_batch=32)
     weights_NK = np.array([list(weights.values()) for weights in found.certainty.seed_weights.values()])
     # The interval over seeds, but not over other documents of the target: the target is a single one here, which says nothing of others.
     half_K = 2.92 * weights_NK.std(axis=0, ddof=1) * (1 + 1 / 3) ** 0.5
@@ -100,4 +100,4 @@ def test_a_source_given_twice_shares_what_it_would_get_once(find: Callable[..., 
         **settings,
     ).weights
     assert twice["first"] + twice["copy"] == pytest.approx(once["first"], abs=0.1)
-    assert min(twice["first"], twice["copy"]) > 0.3 * (twice["first"] + twice["copy"])
+    assert min(twice["first"], twice["copy"]) > 0.2 * (twice["first"] + twice["copy"])

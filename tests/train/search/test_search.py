@@ -37,19 +37,6 @@ def test_planted_sources_are_separated(planted_plan: MakePlan, scope: str) -> No
     assert all(low <= found[name] <= high for name, (low, high) in mixture.certainty.interval.items())
 
 
-def test_scores_move_a_pulled_mixture_only_as_far_as_they_are_known_to_be_more_than_noise(planted_plan: MakePlan) -> None:
-    """One batch per source says nothing of the noise, so the first update moves nothing; later ones tell these sources apart."""
-    one = {"prior_strength": 1.0, "update_interval": 16, "weights_warmup_steps": 0, "average_fraction": 1.0}
-
-    def found(**changes: object) -> dict[str, float]:
-        return search(planted_plan(**{"token_budget": 16 * STEP, **one, **changes}), replace=True, quiet=True).mixture.weights
-
-    assert all(weight == pytest.approx(1 / 3, abs=1e-12) for weight in found().values())
-    assert max(found(shrink_scores=False).values()) > 0.36
-    many = found(token_budget=160 * STEP, update_interval=4)
-    assert many["same"] > 0.45 and many["noise"] < 0.25
-
-
 def test_a_search_ends_with_its_budget_and_counts_what_it_read(planted_plan: MakePlan) -> None:
     """The reference code never stops: its check on max_step is commented out."""
     plan = planted_plan(token_budget=50 * STEP + 300)
@@ -57,7 +44,7 @@ def test_a_search_ends_with_its_budget_and_counts_what_it_read(planted_plan: Mak
     assert mixture.search.num_steps == 50
     assert mixture.search.num_tokens == 50 * STEP + 12 * 8 * 32  # 12 target batches
     trajectory = read_trajectory(plan.folder.trajectory)
-    assert trajectory is not None and (trajectory.tokens_U / STEP).tolist() == list(range(12, 50, 4))
+    assert trajectory is not None and (trajectory.tokens_U / STEP).tolist() == list(range(4, 50, 4))
 
 
 def start(recipe: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -72,21 +59,21 @@ def start(recipe: Path, *options: str, **environment: str) -> subprocess.Popen[b
         )
 
 
-def wait_for_checkpoint(recipe: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until a checkpoint newer than the one there is."""
-    pointer = recipe.with_suffix("") / "search" / "checkpoints" / "latest.json"
+def wait_for(name: str, recipe: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until this file of the search's folder is newer than it is now."""
+    pointer = recipe.with_suffix("") / "search" / name
     before = pointer.read_bytes() if pointer.exists() else b""
     while not pointer.exists() or pointer.read_bytes() == before:
         assert process.poll() is None, recipe.with_suffix(".err").read_text()[-3000:]
         time.sleep(0.02)
 
 
-def press_ctrl_c(recipe: Path, process: subprocess.Popen[bytes]) -> str:
+def press_ctrl_c(recipe: Path, process: subprocess.Popen[bytes], *, saved: str = r"the search is saved at step \d+") -> str:
     """What the process has printed to stderr when it has ended."""
     os.killpg(process.pid, signal.SIGINT)
     code, errors = process.wait(timeout=300), recipe.with_suffix(".err").read_text()
     assert code == 2 and recipe.with_suffix(".out").read_bytes() == b"", errors[-3000:]
-    assert "stopped: the search is saved at step" in errors and "the same command goes on" in errors
+    assert re.search(f"stopped: {saved}", errors) and "the same command goes on" in errors
     assert "Traceback" not in errors
     return errors
 
@@ -104,47 +91,48 @@ def content(mixture: Mixture) -> dict[str, Any]:
 
 
 def test_killed_and_stopped_a_search_comes_to_the_identical_end(planted_recipe: MakeRecipe) -> None:
-    """One process is killed and one stopped with ctrl-C before a third finishes; another search was left alone.
-
-    The pull has scores shrunk by what earlier updates saw; the part of the data that is seen and the bounds must come back too.
+    """One process is killed as it follows the scores and one stopped with ctrl-C among its trials before a third finishes; another search
+    was left alone. The part of the data that is seen and the bounds must come back too.
     """
     settings: dict[str, Any] = {
-        "token_budget": 160 * STEP,
+        "initial_weights": "count",
+        "token_budget": 480 * STEP,
         "checkpoint_interval": 8,
-        "prior_strength": 0.1,
         "match_repetition": True,
         "constraints": {"floor": 0.1, "ceiling": {"same": 0.5}},
-        "emit": {"token_budget": 20 * 160 * STEP, "max_epochs": 100},
+        "emit": {"token_budget": 20 * 480 * STEP, "max_epochs": 200},
     }
     recipes = [planted_recipe(name=name, **settings) for name in ("whole", "killed")]
     whole, killed = (plan_search(load_recipe(recipe)) for recipe in recipes)
 
     process = start(recipes[1])
-    wait_for_checkpoint(recipes[1], process)
+    wait_for("checkpoints/latest.json", recipes[1], process)
     time.sleep(np.random.default_rng().uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
     process.wait()
     process = start(recipes[1], PYTHONPROFILEIMPORTTIME="1")
-    wait_for_checkpoint(recipes[1], process)
-    packages = imported(press_ctrl_c(recipes[1], process))
+    wait_for("trials.json", recipes[1], process)
+    time.sleep(np.random.default_rng().uniform(0, 0.2))
+    packages = imported(press_ctrl_c(recipes[1], process, saved=r"\d trials of the search are saved"))
     assert {"torch", "deepspeed"} <= packages and not {"dask", "distributed"} & packages
 
     expected, found = (search(plan, quiet=True).mixture for plan in (whole, killed))
     assert killed.folder.trajectory.read_bytes() == whole.folder.trajectory.read_bytes()
-    assert content(found) == content(expected)
+    assert content(found) == content(expected) and found.trials is not None
+    assert not killed.folder.checkpoints.exists()
 
 
 def test_ctrl_c_stops_all_ranks_at_one_step_and_they_go_on_together(planted_recipe: MakeRecipe) -> None:
-    recipes = [planted_recipe(name=name, checkpoint_interval=8, token_budget=80 * STEP) for name in ("one", "two")]
+    recipes = [planted_recipe(name=name, checkpoint_interval=8, token_budget=40 * STEP) for name in ("one", "two")]
     one, two = (plan_search(load_recipe(recipe)) for recipe in recipes)
     process = start(recipes[1], "--nproc", "2")
-    wait_for_checkpoint(recipes[1], process)
+    wait_for("checkpoints/latest.json", recipes[1], process)
     press_ctrl_c(recipes[1], process)
-    assert search(two, num_ranks=2, quiet=True).mixture.search.num_steps == 80
+    assert search(two, num_ranks=2, quiet=True).mixture.search.num_steps == 40
     search(one, quiet=True)
     expected, found = (read_trajectory(plan.folder.trajectory) for plan in (one, two))
     assert expected is not None and found is not None
-    # Looser than in `test_trajectory_invariance.py`: there are five times as many steps, each from the rounding of the last.
+    # Looser than in `test_trajectory_invariance.py`: there are more steps, each from the rounding of the last.
     assert np.array_equal(found.tokens_U, expected.tokens_U) and np.allclose(found.weights_UK, expected.weights_UK, atol=1e-4)
 
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from stopped_search import stop_after_a_checkpoint
 from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.results.mixture import Limit, Mixture, WorstTarget, load_mixture
+from fastmix_data.shards.catalog import Catalog
 from train.search.plan import SearchPlan
 from train.search.search import search
 from train.search.seeds import mean_of_searches
@@ -47,7 +50,7 @@ def test_the_mean_of_two_searches_is_the_worked_one() -> None:
         {"a": 0.6, "b": 0.4},
         search={"seconds": 1.5, **cost},
         certainty={"signal_to_noise": {"a": 3, "b": -1}},
-        start={"weights": {"a": 0.5, "b": 0.5}, "trials": {"1": [5.0, 5.5], "3": [5.25, 6.0]}},
+        start={"weights": {"a": 0.5, "b": 0.5}},
         target={"loss": {"search_end": 2.0}, "losses": {"x": {"search_end": 2.0}}, "weights": {"x": 1.0}},
     )
     second = found(
@@ -55,7 +58,7 @@ def test_the_mean_of_two_searches_is_the_worked_one() -> None:
         seed=1,
         search={"seconds": 2, **cost},
         certainty={"signal_to_noise": {"a": 1, "b": -1}},
-        start={"weights": {"a": 0.75, "b": 0.25}, "trials": {"1": [5.75, 5.5], "3": [5.0, 4.5]}},
+        start={"weights": {"a": 0.75, "b": 0.25}},
         target={"loss": {"search_end": 3.0}, "losses": {"x": {"search_end": 3.0}}, "weights": {"x": 1.0}},
     )
     mean = mean_of_searches([first, second])
@@ -70,8 +73,41 @@ def test_the_mean_of_two_searches_is_the_worked_one() -> None:
     assert (record.num_tokens, record.seconds, record.num_steps, record.num_updates) == (200, 3.5, 20, 6)
     assert record.stopped == "each of 2 searches used up" and record.seed == 0
     assert mean.start.weights == {"a": 0.625, "b": 0.375}
-    assert mean.start.trials == {"1": [5.0, 5.5, 5.75, 5.5], "3": [5.25, 6.0, 5.0, 4.5]}
+    assert mean.trials is None
     assert mean.target.loss == {"search_end": 2.5} == mean.target.losses["x"] and mean.target.weights == {"x": 1.0}
+
+
+def tried(winner: str, ahead: dict[str, tuple[float, float, float]], *, share: float, loss: float) -> dict[str, Any]:
+    names = [winner, *ahead]
+    return {
+        "mixtures": {name: {"a": share, "b": 1 - share} for name in names},
+        "losses": {name: {"0": loss, "1": loss} for name in names},
+        "tokens": {"0": 10, "1": 10},
+        "probability": {name: 0.8 if name == winner else 0.2 / len(ahead) for name in names},
+        "winner": winner,
+        "ahead": ahead,
+        "noise": loss / 100,
+        "exponent": share,
+        "horizon_tokens": 50,
+    }
+
+
+def test_trials_of_several_searches_are_put_together() -> None:
+    """The winner of most searches, held against each other mixture that all of them tried: in the last search it came 0.1 behind."""
+    records = [
+        tried("scores", {"start": (0.2, 0.1, 0.3), "proportional": (0.5, 0.4, 0.6)}, share=0.6, loss=3.0),
+        tried("scores", {"start": (0.4, 0.3, 0.5)}, share=0.7, loss=4.0),
+        tried("start", {"scores": (0.1, -0.1, 0.3), "proportional": (0.3, 0.1, 0.5)}, share=0.8, loss=4.0),
+    ]
+    mean = mean_of_searches([found({"a": 0.6, "b": 0.4}, seed=seed, trials=record) for seed, record in enumerate(records)]).trials
+    assert mean is not None and mean.winner == "scores" and list(mean.mixtures) == ["scores", "start"]
+    assert mean.mixtures["start"] == pytest.approx({"a": 0.7, "b": 0.3})
+    assert mean.losses["start"] == {"0:0": 3.0, "0:1": 3.0, "1:0": 4.0, "1:1": 4.0, "2:0": 4.0, "2:1": 4.0}
+    assert mean.num_pairs("start", "scores") == 6 and mean.tokens["2:1"] == 10
+    half = (0.1**2 + 0.1**2 + 0.2**2) ** 0.5 / 3
+    assert mean.ahead["start"] == pytest.approx(((0.2 + 0.4 - 0.1) / 3, 0.5 / 3 - half, 0.5 / 3 + half))
+    assert mean.probability == pytest.approx({"scores": (0.8 + 0.8 + 0.1) / 3, "start": (0.1 + 0.2 + 0.8) / 3})
+    assert mean.noise == pytest.approx(((9 + 16 + 16) / 3) ** 0.5 / 100) and mean.exponent == pytest.approx(0.7)
 
 
 @given(st.integers(2, 6), st.integers(0, 10_000))
@@ -163,15 +199,32 @@ def test_seeds_are_added_reused_averaged_and_replaced_for_another_recipe(planted
     assert load_mixture(second.mixture).made_from.recipe == other.of_seeds(2)[1].recipe_hash
 
 
+def test_the_interval_of_one_search_holds_what_other_seeds_find(planted_plan: MakePlan) -> None:
+    """Of a target of many documents, so that theirs does not cover everything: 90% is what is said, counted over pairs of seeds."""
+    plan = planted_plan("target.sources={same: 2, other: 1}", global_batch=4, token_budget=4 * 32 * 480, average_fraction=1.0)
+    rows = [replace(row, num_documents=row.num_tokens // 64) for row in plan.catalog.rows]
+    catalog = Catalog(plan.catalog.root, plan.catalog.info, rows)
+    plan = replace(plan, proxy=replace(plan.proxy, catalog=catalog))
+    search(plan, num_seeds=4, quiet=True)
+    mixtures = [load_mixture(one.folder.mixture) for one in plan.of_seeds(4)]
+    held, widths = [], []
+    for one, other in permutations(mixtures, 2):
+        for name, (low, high) in one.certainty.interval.items():
+            held.append(low <= other.weights[name] <= high)
+            widths.append(high - low)
+    assert np.mean(held) >= 0.85 and np.mean(widths) < 0.25
+    assert np.ptp([mixture.weights["same"] for mixture in mixtures]) > 0.01 and mixtures[0].trials is not None
+
+
 def test_a_stopped_search_becomes_the_first_of_several(planted_plan: MakePlan) -> None:
-    """Its start and checkpoint go to the first seed's folder, and the result is that of a search that was never stopped."""
+    """Its trials and checkpoint go to the first seed's folder, and the result is that of a search that was never stopped."""
     whole = search(planted_plan(name="whole", token_budget=24 * STEP), quiet=True).mixture
     plan = planted_plan(name="stopped", token_budget=24 * STEP, checkpoint_interval=8)
     stop_after_a_checkpoint(plan)
-    write_json(plan.folder.start, read_json(plan.folder.start) | {"seconds": 12.5})
+    write_json(plan.folder.trials, {"identity": plan.identity(1), "candidates": {}})
     mean = search(plan, num_seeds=2, quiet=True).mixture
     assert mean.certainty.seed_weights["0"] == whole.weights
-    assert read_json(plan.folder.of_seed(0).start)["seconds"] == 12.5
+    assert read_json(plan.folder.of_seed(0).trials) == read_json(plan.folder.trials)
     assert not list(plan.folder.root.rglob("checkpoints"))
 
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stopped_search import stop_after_a_trial
 
 from fastmix_data.recipe.search import SearchSection, StopSection
 from fastmix_data.recipe.training import TrainingSection
@@ -118,8 +119,6 @@ def test_a_search_ends_early_and_is_finished(planted_plan: Callable[..., SearchP
     plan = planted_plan(
         stop={"tolerance": 0.03},
         update_interval=1,
-        weights_warmup_steps=2,
-        weights_learning_rate=0.3,
         token_budget=16 * 32 * 100,
     )
     mixture = search(plan, quiet=True).mixture
@@ -136,3 +135,15 @@ def test_a_search_ends_early_and_is_finished(planted_plan: Callable[..., SearchP
 
     assert still(len(rows)) is not None
     assert still(len(rows) - 1) is None
+
+
+def test_a_search_that_stood_still_goes_on_with_its_trials_and_not_with_its_scores(
+    planted_plan: Callable[..., SearchPlan],
+) -> None:
+    settings = {"stop": {"tolerance": 0.5}, "update_interval": 1, "token_budget": 16 * 32 * 480}
+    whole = search(planted_plan(name="whole", **settings), quiet=True).mixture
+    plan = planted_plan(name="stopped", **settings)
+    stop_after_a_trial(plan)
+    found = search(plan, quiet=True).mixture
+    assert found.search.num_steps == whole.search.num_steps < 240 and found.made_from == whole.made_from
+    assert found.trials == whole.trials is not None

@@ -17,7 +17,7 @@ from train.proxy.engine import process_group
 from train.proxy.launch import launch_ranks
 from train.search.plan import SearchPlan
 from train.search.search import _run_rank, search
-from train.search.start import find_start
+from train.search.trials import run_trials
 from train.target.target import Target
 
 MakePlan = Callable[..., SearchPlan]
@@ -49,25 +49,21 @@ COUNTED = {  # by one rank for all
     "sources": ("noise", "same", "masked"),
     "token_budget": STEP * 16,
     "update_interval": 2,
-    "weights_warmup_steps": 4,
-    "prior": "bigram",
-    "prior_strength": 0.1,
+    "initial_weights": "count",
 }
 # Two targets that compete: their losses beside a reference run's move their weights.
 LIMITED = {
     "overrides": ("target.sources={same: 8, other: 1}", "target.not_worse_than=uniform"),
     "token_budget": STEP * 16,
-    "weights_learning_rate": 0.15,
 }
 STOPPED = {
     "stop": {"tolerance": 0.03},
     "token_budget": STEP * 60,
     "update_interval": 1,
-    "weights_warmup_steps": 2,
-    "weights_learning_rate": 0.3,
 }
-TRIED = {"initial_weights": "bigram", "token_budget": STEP * 360}
+TRIED = {"token_budget": STEP * 480}
 NUM_TRIED = 2
+CANDIDATES = {"start": np.full(3, 1 / 3), "other": np.array([0.1, 0.8, 0.1])}
 
 # Every run computes the same sums of the same float32 numbers, in another order and cut at other places. Rounding is 6e-8 of a sum;
 # forward, backward and 16 optimiser steps, each starting from the rounding of the last, were measured to make at most 4e-7 of it. A
@@ -94,8 +90,8 @@ def make_two_trials(plan: SearchPlan, *, rank: int, world_size: int) -> None:
         return rank == world_size - 1 and asked > NUM_TRIED * (30 // plan.search.update_interval)
 
     target = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=world_size)
-    with pytest.raises(Interrupted, match=f"{NUM_TRIED} of 6 trials"):
-        find_start(plan, target=target, identity=plan.identity(world_size), stop_asked=stop_asked, quiet=True)
+    with pytest.raises(Interrupted, match=f"{NUM_TRIED} trials of the search are saved"):
+        run_trials(plan, CANDIDATES, target=target, identity=plan.identity(world_size), stop_asked=stop_asked, quiet=True)
 
 
 def work(plans: list[SearchPlan], tried: SearchPlan | None, rank: int, world_size: int, rendezvous: str) -> None:
@@ -134,7 +130,7 @@ def test_ranks_zero_stage_and_accumulation_leave_every_row_of_the_trajectory_as_
         make_two_trials(tried[REFERENCE], rank=0, world_size=1)
 
     expected = columns(counted[REFERENCE])
-    assert len(expected["step"]) == 6 and np.ptp(expected["weights"], axis=0).min() > 0.02  # the mixture does move
+    assert len(expected["step"]) == 8 and np.ptp(expected["weights"], axis=0)[1:].min() > 0.02  # the mixture does move
     for spread, plan in counted.items():
         assert_same_rows(columns(plan), expected, spread)
 
@@ -148,6 +144,7 @@ def test_ranks_zero_stage_and_accumulation_leave_every_row_of_the_trajectory_as_
     assert load_mixture(stopped[TWO_RANKS].folder.mixture).search.stopped.startswith("stood still")
     assert not search(stopped[TWO_RANKS], num_ranks=2, quiet=True).did_work
 
-    losses = [read_json(tried[spread].folder.start)["trial_losses"] for spread in (REFERENCE, TWO_RANKS)]
-    assert {power: len(found) for power, found in losses[0].items()} == {"1": 1, "3": 1}
-    assert losses[1] == {power: pytest.approx(found, rel=TOLERANCE) for power, found in losses[0].items()}
+    made = [read_json(tried[spread].folder.trials)["done"] for spread in (REFERENCE, TWO_RANKS)]
+    assert [trial["candidate"] for trial in made[0]] == list(CANDIDATES)
+    losses = [trial.pop("loss") for trials in made for trial in trials]
+    assert made[0] == made[1] and losses[2:] == pytest.approx(losses[:2], rel=TOLERANCE)

@@ -34,9 +34,7 @@ def competing(planted_plan: Callable[..., SearchPlan]) -> Callable[..., SearchPl
     """The plan of a search for two targets of which one weighs little."""
 
     def make(*options: str, num_steps: int = 120, **settings: object) -> SearchPlan:
-        # the rate that the constants of the two rules were measured at; twice as fast, the mixture swings in so short a search
-        settings = {"weights_learning_rate": 0.15, "eval_sequences": 32, **settings}
-        return planted_plan(UNEVEN, *options, token_budget=STEP * num_steps, **settings)
+        return planted_plan(UNEVEN, *options, token_budget=STEP * num_steps, eval_sequences=32, **settings)
 
     return make
 
@@ -65,7 +63,7 @@ def test_worst_case_and_limits_protect_the_target_that_plain_weights_sacrifice(
     found = {name: search(plan, quiet=True) for name, plan in plans.items()}
     plain, worst, limit = (found[name].mixture for name in ("plain", "worst", "limit"))
     sacrificed = excesses(plain, worst)
-    assert max(sacrificed.values()) == sacrificed["other"] > 0.5
+    assert max(sacrificed.values()) == sacrificed["other"] > 0.3
     assert max(excesses(worst, worst).values()) < 0.1
     assert worst.target.worst is not None and worst.target.worst.regret == max(excesses(worst, worst).values())
     assert worst.target.limits == {} and plain.target.worst is None and limit.target.worst is None
@@ -73,10 +71,10 @@ def test_worst_case_and_limits_protect_the_target_that_plain_weights_sacrifice(
     assert plain.target.weights == pytest.approx({"same": 8 / 9, "other": 1 / 9})
     assert trajectory(plans["limit"])["target_weights"][:, 1].max() > 0.5
     assert limit.weights["other"] > plain.weights["other"] + least_shift
-    assert trajectory(plans["plain"])["target_weights"] == pytest.approx(np.tile([8 / 9, 1 / 9], (28, 1)))
-    # 7 measurements of 32 sequences of 2 targets by the reference and as many by the search, 30 target batches of 8
+    assert trajectory(plans["plain"])["target_weights"] == pytest.approx(np.tile([8 / 9, 1 / 9], (30, 1)))
+    # 8 measurements of 32 sequences of 2 targets by the reference and as many by the search, 30 target batches of 8
     assert plain.search.num_tokens == 120 * STEP + 30 * 8 * 32
-    assert limit.search.num_tokens == plain.search.num_tokens + 120 * STEP + 2 * 7 * 2 * 32 * 32
+    assert limit.search.num_tokens == plain.search.num_tokens + 120 * STEP + 2 * 8 * 2 * 32 * 32
 
 
 def test_a_resumed_search_goes_on_with_its_target_weights_and_its_reference(competing: Callable[..., SearchPlan]) -> None:
@@ -124,8 +122,6 @@ def test_a_search_that_ends_early_is_held_against_the_reference_after_as_many_st
         LIMIT,
         num_steps=60,
         update_interval=1,
-        weights_warmup_steps=1,
-        weights_learning_rate=0.001,
         stop={"tolerance": 0.9},
     )
     mixture = search(plan, quiet=True).mixture
