@@ -112,7 +112,7 @@ class TrialsRecord(_Record):
     tokens: dict[str, int] = Field(description="Training tokens of each trial of a round.")
     probability: dict[str, float] = Field(description="How likely each mixture is the best.")
     winner: str = Field(
-        description="The answer: the likeliest best of those that are better than the start with 90% certainty, the start where none is."
+        description="The answer: the likeliest best of those that are better than the start with 95% certainty, the start where none is."
     )
     ahead: dict[str, tuple[float, float, float]] = Field(
         description="How far the winner is ahead of each other mixture at horizon_tokens, in nats: mean, and ends of the 90% interval. "

@@ -15,7 +15,7 @@ SECTIONS = {
     "trials": (
         "What trials say",
         "Short proxies were trained from scratch on each mixture, in pairs of one seed and one length, and measured on the target. The "
-        "start stays the answer unless another mixture is better with 90% certainty; an interval that contains 0 is no difference.",
+        "start stays the answer unless another mixture is better with 95% certainty; an interval that contains 0 is no difference.",
     ),
     "compare": (
         "Compared with other methods",

@@ -24,7 +24,7 @@ _EXPONENT, _EXPONENT_SPREAD = 0.5, 0.3
 _EXPONENTS = np.linspace(0, 1.5, 16)
 # Both unknown, and any size of them as likely as another: differences that may as well be noise are drawn towards 0. In nats.
 _SPREADS, _NOISES = np.geomspace(1e-3, 1, 11), np.geomspace(1e-4, 1, 24)
-_SURE = 0.9  # that another mixture is better than the first, to leave that for it
+_SURE = 0.95  # that another mixture is better than the first, to leave that for it
 _NUM_DRAWS, _SEED = 4000, 0
 
 
@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def winner(self) -> str:
-        """The likeliest best of the mixtures that are better than the first with 90% certainty; the first where none is."""
+        """The likeliest best of the mixtures that are better than the first with 95% certainty; the first where none is."""
         better_C = (self.draws_NC < self.draws_NC[:, :1]).mean(axis=0)
         likely_C = np.where(better_C >= _SURE, self.probability_C, -1.0)
         return self.names[int(likely_C.argmax())] if likely_C.max() >= 0 else self.names[0]
