@@ -121,7 +121,7 @@ class SearchSection(Section):
         None, description="End early once the mixture stands still; without it the budget is used up."
     )
     average_fraction: float = Field(
-        1.0, gt=0, le=1, description="Last share of the trajectory whose average is what the scores propose."
+        0.5, gt=0, le=1, description="Last share of the trajectory whose average is what the scores propose."
     )
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
     checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
