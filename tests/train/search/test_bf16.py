@@ -32,6 +32,6 @@ def test_a_search_in_bf16_finds_what_one_in_float32_does(planted_recipe: Callabl
 
 
 def test_trials_run_in_bf16_without_zero(planted_recipe: Callable[..., Path]) -> None:
-    path = planted_recipe(token_budget=16 * 32 * 480, update_interval=8)
+    path = planted_recipe(global_batch=4, token_budget=4 * 32 * 480, update_interval=8)
     trials = run(path, stage=0, precision="bf16").trials
     assert trials is not None and trials.num_pairs("start", "scores") >= 2

@@ -169,7 +169,7 @@ def test_the_paper_samples_uniformly_and_weighs_losses_by_ratios(planted_plan: M
 
 
 def test_the_papers_rule_is_one_word_and_a_key_that_is_given_counts(planted_plan: MakePlan) -> None:
-    left_out = dict.fromkeys(("update_interval", "initial_weights", "average_fraction"))
+    left_out = {"update_interval": None, "initial_weights": None, "average_fraction": 1.0}
     plan = planted_plan(method="paper", token_budget=400 * STEP, **left_out)
     keys = plan.search
     assert (keys.hypergradient, keys.update_interval, keys.target_memory, plan.trial_steps) == ("head", 20, 0.0, 0)

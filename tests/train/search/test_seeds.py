@@ -201,19 +201,20 @@ def test_seeds_are_added_reused_averaged_and_replaced_for_another_recipe(planted
 
 def test_the_interval_of_one_search_holds_what_other_seeds_find(planted_plan: MakePlan) -> None:
     """Of a target of many documents, so that theirs does not cover everything: 90% is what is said, counted over pairs of seeds."""
-    plan = planted_plan("target.sources={same: 2, other: 1}", global_batch=4, token_budget=4 * 32 * 480, average_fraction=1.0)
+    shares = "target.sources={same: 2, other: 1}"
+    plan = planted_plan(shares, global_batch=4, token_budget=4 * 32 * 240, average_fraction=1.0, trial_fraction=0.0)
     rows = [replace(row, num_documents=row.num_tokens // 64) for row in plan.catalog.rows]
     catalog = Catalog(plan.catalog.root, plan.catalog.info, rows)
     plan = replace(plan, proxy=replace(plan.proxy, catalog=catalog))
-    search(plan, num_seeds=4, quiet=True)
-    mixtures = [load_mixture(one.folder.mixture) for one in plan.of_seeds(4)]
+    search(plan, num_seeds=5, quiet=True)
+    mixtures = [load_mixture(one.folder.mixture) for one in plan.of_seeds(5)]
     held, widths = [], []
     for one, other in permutations(mixtures, 2):
         for name, (low, high) in one.certainty.interval.items():
             held.append(low <= other.weights[name] <= high)
             widths.append(high - low)
     assert np.mean(held) >= 0.85 and np.mean(widths) < 0.25
-    assert np.ptp([mixture.weights["same"] for mixture in mixtures]) > 0.01 and mixtures[0].trials is not None
+    assert np.ptp([mixture.weights["same"] for mixture in mixtures]) > 0.01
 
 
 def test_a_stopped_search_becomes_the_first_of_several(planted_plan: MakePlan) -> None:

@@ -140,7 +140,7 @@ def test_a_search_ends_early_and_is_finished(planted_plan: Callable[..., SearchP
 def test_a_search_that_stood_still_goes_on_with_its_trials_and_not_with_its_scores(
     planted_plan: Callable[..., SearchPlan],
 ) -> None:
-    settings = {"stop": {"tolerance": 0.5}, "update_interval": 1, "token_budget": 16 * 32 * 480}
+    settings = {"stop": {"tolerance": 0.5}, "update_interval": 1, "global_batch": 4, "token_budget": 4 * 32 * 480}
     whole = search(planted_plan(name="whole", **settings), quiet=True).mixture
     plan = planted_plan(name="stopped", **settings)
     stop_after_a_trial(plan)
