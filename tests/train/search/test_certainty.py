@@ -150,9 +150,9 @@ def test_without_a_signal_one_source_in_twenty_is_beyond_two_though_target_gradi
         ).signal_to_noise
         beyond.append(np.mean(np.abs(list(found.values())) > 2))
     assert 0.01 <= np.mean(beyond) <= 0.11
-    # Taken as independent, one in three is where all noise returns.
+    # Taken as independent, it would be one in five where all noise returns.
     naive = signal_to_noise(Evidence.of(trajectory, scored_batch=scored_batch, target_memory=0.0))
-    assert remembered < 1 or scored_batch < 40 or np.mean(np.abs(naive) > 2) > 0.2
+    assert remembered < 1 or scored_batch < 40 or np.mean(np.abs(naive) > 2) > 0.12
 
 
 def test_sources_that_take_turns_are_held_against_each_other_over_whole_turns() -> None:

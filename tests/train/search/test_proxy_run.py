@@ -170,7 +170,7 @@ def test_the_paper_samples_uniformly_and_weighs_losses_by_ratios(planted_plan: M
 
 def test_the_papers_rule_is_one_word_and_a_key_that_is_given_counts(planted_plan: MakePlan) -> None:
     left_out = {"update_interval": None, "initial_weights": None, "average_fraction": 1.0}
-    plan = planted_plan(method="paper", token_budget=400 * STEP, **left_out)
+    plan = planted_plan(method="paper", token_budget=480 * STEP, **left_out)
     keys = plan.search
     assert (keys.hypergradient, keys.update_interval, keys.target_memory, plan.trial_steps) == ("head", 20, 0.0, 0)
     mixture = search(planted_plan(method="paper", token_budget=60 * STEP, **left_out), quiet=True).mixture
@@ -185,7 +185,7 @@ def test_the_papers_rule_is_one_word_and_a_key_that_is_given_counts(planted_plan
     assert moved_K - moved_K.max() == pytest.approx(0.01 * (up_K - 1), abs=1e-6)
     assert list(mixture.weights.values()) == pytest.approx(np.mean([row["weights"] for row in rows], axis=0))
 
-    given = planted_plan(method="paper", update_interval=5, initial_weights="count", trial_fraction=0.5, token_budget=400 * STEP)
-    assert (given.search.update_interval, given.search.hypergradient, given.trial_steps) == (5, "head", 200)
+    given = planted_plan(method="paper", update_interval=5, initial_weights="count", trial_fraction=0.5, token_budget=480 * STEP)
+    assert (given.search.update_interval, given.search.hypergradient, given.trial_steps) == (5, "head", 240)
     assert given.search.rule == RULES["paper"] and given.as_published().trial_steps == 0
     assert planted_plan().as_published().search.update_interval == 20
