@@ -53,7 +53,7 @@ def project(weights_K: Float64s, *, floor_K: Float64s, ceiling_K: Float64s, grou
 def cheapest(cost_K: Float64s, *, floor_K: Float64s, ceiling_K: Float64s, groups: Sequence[GroupBounds] = ()) -> Float64s:
     """The weights within the bounds whose mean cost is lowest, shape (K,), sum 1; bounds as for `project`.
 
-    >>> cheapest(np.array([1.0, 2.0, 3.0]), floor_K=np.array([0, 0, .1]), ceiling_K=np.array([.4, 1, 1])).tolist()
+    >>> cheapest(np.array([1.0, 2.0, 3.0]), floor_K=np.array([0, 0, .1]), ceiling_K=np.array([.4, 1, 1])).round(3).tolist()
     [0.4, 0.5, 0.1]
     """
     return _filled(
