@@ -22,7 +22,7 @@ from train.search.search import search
 from train.search.trials import Trials, next_round, run_trials
 from train.target.target import Target
 from train.trials import round_losses
-from train.trials.verdict import Trial
+from train.trials.verdict import Trial, Verdict
 
 MakePlan = Callable[..., SearchPlan]
 STEP = 16 * 32
@@ -48,9 +48,16 @@ def test_rounds_stay_within_the_budget_and_double_until_one_mixture_is_left(
     def coming() -> Any:
         return next_round(trials, budget_steps=budget, horizon_steps=2 * budget)
 
+    def said() -> Verdict:
+        verdict = trials.verdict(horizon_steps=2 * budget)
+        assert verdict is not None
+        return verdict
+
     while (found := coming()) is not None:
         assert found.number == len(lengths) and set(found.names) <= set(racing) and len(found.names) > 1
         assert found.names == names or found.number >= 2
+        if names[0] in racing and names[0] not in found.names:  # the start leaves only when another is surely better
+            assert said().winner != names[0]
         lengths.append(found.num_steps)
         racing = found.names
         for name in found.names:
@@ -61,11 +68,9 @@ def test_rounds_stay_within_the_budget_and_double_until_one_mixture_is_left(
     assert sum(trial.num_steps for trial in trials.done) <= budget
     assert lengths[0] == lengths[1] >= FEWEST_TRIAL_STEPS and lengths[0] == min(lengths)
     assert lengths[2:-1] == [lengths[0] * 2**number for number in range(1, len(lengths) - 2)]
-    verdict = trials.verdict(horizon_steps=2 * budget)
-    assert verdict is not None and (verdict.winner != names[0] or names[0] in racing)
     left = budget - sum(trial.num_steps for trial in trials.done)
-    likely = dict(zip(names, verdict.probability_C, strict=True))
-    survivors = [name for name in racing if likely[name] >= 0.05 or name == verdict.winner]
+    likely = dict(zip(names, said().probability_C, strict=True))
+    survivors = [name for name in racing if likely[name] >= 0.05 or name == said().winner]
     assert len(survivors) <= 1 or left // len(survivors) < lengths[0]
 
 
