@@ -13,7 +13,7 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -151,7 +151,7 @@ class _Walk:
             self._enter(place)
         return self.found
 
-    def _closed(self, states: set[int]) -> frozenset[int]:
+    def _closed(self, states: Set[int]) -> frozenset[int]:
         """`**` may stand for no folder at all."""
         closed = set(states)
         for state in sorted(states):
@@ -216,7 +216,7 @@ class _Walk:
                 continue
             real_path = os.path.realpath(path) if is_link else f"{place.real_path.rstrip('/')}/{name}"
             found = FoundFile(path, real_path, place.is_linked or is_link, status.st_size, status.st_mtime_ns, False)
-            self._visit(found, status.st_mode, self._closed(after))
+            self._visit(found, status.st_mode, after)
 
     def _listed(self, path: str) -> list[os.DirEntry[str]]:
         try:
@@ -236,17 +236,17 @@ class _Walk:
             if name.startswith(".") and not part.startswith("."):
                 continue
             if part == _ANY_DEPTH:
-                after.add(state)
+                after |= {state, min(state + 1, len(self.parts))}  # this name may be the last of it
             elif fnmatchcase(name, part):
                 after.add(state + 1)
         return after
 
-    def _visit(self, file: FoundFile, mode: int, after: frozenset[int]) -> None:
+    def _visit(self, file: FoundFile, mode: int, after: Set[int]) -> None:
         if stat.S_ISDIR(mode):
             # Links wait for the end, with all that is behind them.
             places = self.linked if file.is_linked else self.places
-            places.append(_Place(file.path, file.real_path, file.is_linked, after, file.is_exact))
-        elif len(self.parts) in after:
+            places.append(_Place(file.path, file.real_path, file.is_linked, self._closed(after), file.is_exact))
+        elif len(self.parts) in after:  # below a file there is nothing for a `**` to stand for
             if stat.S_ISREG(mode):
                 self.found.files.append(file)
             elif file.is_exact or format_of(file.path) is not None:

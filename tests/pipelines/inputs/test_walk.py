@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastmix_data.errors import InputError
@@ -160,6 +160,7 @@ _PART = st.sampled_from(["a", "b", "c", ".h"])
 
 
 @settings(max_examples=80, deadline=None)
+@example(paths=[["a"]], pattern=["a", "*", "**"])
 @given(
     paths=st.lists(st.lists(_PART, min_size=1, max_size=4), min_size=1, max_size=12),
     pattern=st.lists(st.sampled_from(["a", "b", "*", "**", "[ab]", "?", ".h", ".*"]), min_size=1, max_size=4),
