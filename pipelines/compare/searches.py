@@ -24,8 +24,8 @@ from train.baselines.laws.best_mixture import best_mixture
 from train.baselines.olmix import olmix_weights
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
-from train.mixture.count import count_passages
-from train.mixture.named_mixtures import counted_weights, stated_weights, swarm_centre
+from train.mixture.count import PASSAGE_TOKENS, count_passages, counted_weights
+from train.mixture.named_mixtures import stated_weights, swarm_centre
 from train.mixture.simplex import at_least_a_thousandth
 from train.search.plan import SearchPlan
 from train.search.proposals import SCORES
@@ -135,9 +135,9 @@ def stated_mixture(method: Method, plan: SearchPlan) -> FoundMixture:
     started = time.monotonic()
     if method.kind not in ("count", "mde"):
         return FoundMixture(tuple(stated_weights(plan.catalog, method.kind, unit=plan.search.weight_unit).tolist()), SearchCost())
-    targets = plan.target.weights()
-    count = count_passages(plan.proxy, targets, passage_tokens=1) if method.kind == "mde" else None
-    weights_K = counted_weights(plan.proxy, targets, constraints=plan.constraints, count=count)
+    passage_tokens = 1 if method.kind == "mde" else PASSAGE_TOKENS
+    count = count_passages(plan.proxy, plan.target.weights(), passage_tokens=passage_tokens)
+    weights_K = counted_weights(count, constraints=plan.constraints)
     return FoundMixture(tuple(weights_K.tolist()), SearchCost(seconds=time.monotonic() - started))
 
 

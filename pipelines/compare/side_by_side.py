@@ -14,6 +14,7 @@ import torch
 from fastmix_data.machine import Workers
 from pipelines.compare.pool import num_places, run_jobs
 from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_identity, unfinished
+from train.proxy.engine import own_device
 from train.proxy.side_by_side import empty_stack, train_side_by_side
 from train.proxy.side_by_side_trial import try_side_by_side
 from train.proxy.stacked import StackedProxies
@@ -78,7 +79,7 @@ class _SideBySideJob:
         Returns:
             What is to be said of how it went; where proxies cannot be trained side by side, nothing else is done.
         """
-        plan, device = self.jobs[0].plan, _device()
+        plan, device = self.jobs[0].plan, own_device()
         trial = try_side_by_side(plan, device=device)
         if not trial.most_at_once:
             return f"proxies are trained one by one: {trial.why_not}"
@@ -129,8 +130,3 @@ def _measure(jobs: Sequence[ProxyJob], proxies: StackedProxies) -> None:
             each |= more
     for job, each in zip(jobs, found, strict=True):
         job.keep_losses(each)
-
-
-def _device() -> torch.device:
-    """The GPU of this process, as its process group chose it."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

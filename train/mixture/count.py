@@ -6,7 +6,7 @@ mixture maximises
 
     sum_n log sum_k p_k P_k(x_n)
 
-over the passages x_n of the target, which is convex (MixMin, arXiv 2502.10510). A bigram model knows little, but what two hundred tokens in
+over the passages x_n of the target, which is convex (MixMin, arXiv 2502.10510). A bigram model knows little, but what a hundred tokens in
 a row say of their source adds up to what a better model would know from each of them.
 """
 
@@ -41,8 +41,7 @@ class Count:
         labels_K: labels that carry loss per token of each source; 1 without masks.
         importance_N: weight of each passage, so that the sum of importance times log likelihood is nats per loss token.
         halves_SN: importance in either half of the target's documents, by several ways to halve them; a half is followed by the other
-            one. A halving that the sample has no text of is left out, and
-            all of them where a target has a single document.
+            one. A halving that the sample has no text of is left out, and all of them where a target has a single document.
     """
 
     log_likelihoods_NK: Float64s
@@ -60,6 +59,11 @@ def best_weights(count: Count, *, constraints: MixtureConstraints) -> Float64s:
     used_N = count.importance_N > 0
     likelihoods = {"log_likelihoods_NK": count.log_likelihoods_NK[used_N], "importance_N": count.importance_N[used_N]}
     return mixmin_weights(**likelihoods, constraints=constraints, labels_K=count.labels_K)
+
+
+def counted_weights(count: Count, *, constraints: MixtureConstraints) -> Float64s:
+    """`best_weights` with no source entirely out of it, which no score could bring back; a thousandth of a share can still grow."""
+    return constraints.concentrated(best_weights(count, constraints=constraints), 1)
 
 
 def count_passages(plan: ProxyPlan, targets: Mapping[str, float], *, passage_tokens: int = PASSAGE_TOKENS) -> Count:

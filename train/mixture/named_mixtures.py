@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from fastmix_data.recipe.search import SearchSection
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.weight_units import WeightUnit, token_shares
 from train.mixture.constraints import MixtureConstraints
-from train.mixture.count import Count, best_weights, count_passages
 from train.mixture.simplex import at_least_a_thousandth
-from train.proxy.training import ProxyPlan
 
 
 def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: WeightUnit) -> Float64s:
@@ -30,22 +28,6 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: We
     sizes_K = catalog.num_tokens_K().astype(np.float64) if choice == "proportional" else 1 / per_token_K
     weights_K: Float64s = sizes_K / sizes_K.sum()
     return weights_K
-
-
-def counted_weights(
-    plan: ProxyPlan, targets: Mapping[str, float], *, constraints: MixtureConstraints, count: Count | None = None
-) -> Float64s:
-    """What is best by counts within the constraints, shape (K,), with no source entirely out of it.
-
-    Args:
-        targets: weights of the targets by name, summing to 1.
-        count: of this plan and these targets; made when not given.
-
-    Raises:
-        InputError: a source or target is smaller than one sequence.
-    """
-    # The answer often leaves sources out, which no score could bring back; a thousandth of a share can still grow.
-    return constraints.concentrated(best_weights(count or count_passages(plan, targets), constraints=constraints), 1)
 
 
 def stated_start(search: SearchSection, catalog: Catalog, *, constraints: MixtureConstraints) -> Float64s:

@@ -213,10 +213,6 @@ class ProxyEngine:
             found.append(square.float() / correction)
         return found
 
-    def any_rank(self, asked: bool) -> bool:
-        """Whether any rank asks; all ranks call it together."""
-        return any_rank(asked)
-
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over ranks, in place."""
         if self.world_size > 1:
@@ -237,12 +233,16 @@ class ProxyEngine:
         self._engine.load_checkpoint(str(directory.parent), tag=directory.name)
 
 
+def own_device() -> torch.device:
+    """The GPU of this process, as its process group chose it; the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def any_rank(asked: bool) -> bool:
     """Whether any rank asks; all ranks of the process group call it together."""
     if dist.get_world_size() == 1:
         return asked
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    asks = torch.tensor([float(asked)], device=device)
+    asks = torch.tensor([float(asked)], device=own_device())
     dist.all_reduce(asks)
     return bool(asks > 0)
 

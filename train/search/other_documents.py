@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from fastmix_data.arrays import Float64s
 from train.mixture.constraints import MixtureConstraints
-from train.mixture.count import Count, best_weights
+from train.mixture.count import Count, counted_weights
 
 _COVERED = 0.9
 
@@ -29,10 +29,10 @@ def document_width(count: Count, *, constraints: MixtureConstraints) -> Float64s
     Args:
         constraints: that the answer is within.
     """
-    best = [best_weights(count.of_half(number), constraints=constraints) for number in range(len(count.halves_SN))]
+    best = [counted_weights(count.of_half(number), constraints=constraints) for number in range(len(count.halves_SN))]
     if not best:
         return np.ones(len(count.labels_K))
-    roots_SK = np.sqrt([constraints.concentrated(weights_K, 1) for weights_K in best])
+    roots_SK = np.sqrt(best)
     # Either half has twice the variance of the whole, their difference four times.
     error_K = np.sqrt((((roots_SK[::2] - roots_SK[1::2]) / 2) ** 2).mean(axis=0))
     # A source that no half has any use for may be in use by other documents: it is as sure as the mixture is on average.

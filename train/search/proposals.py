@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.shards.catalog import Catalog
-from train.mixture.constraints import MixtureConstraints
 from train.mixture.named_mixtures import stated_weights
 from train.search.plan import SearchPlan
 from train.search.start import Start
@@ -26,13 +24,9 @@ def propose(plan: SearchPlan, *, start: Start, scores_K: Float64s) -> dict[str, 
     # Counts know what is alike, not how far a proxy should concentrate on it.
     squared = {CONCENTRATED: bounds.concentrated(counted_K, _POWER)}
     by_counts = squared if plan.search.initial_weights == "count" else {COUNT: counted_K}
-    proportional_K = _proportional(plan.catalog, bounds)
+    # What most people would do, which the others have to be better than.
+    proportional_K = bounds.project(stated_weights(plan.catalog, "proportional", unit="tokens"))
     return distinct({START: start.initial_K, SCORES: scores_K, **by_counts, PROPORTIONAL: proportional_K})
-
-
-def _proportional(catalog: Catalog, constraints: MixtureConstraints) -> Float64s:
-    """What most people would do, which the others have to be better than."""
-    return constraints.project(stated_weights(catalog, "proportional", unit="tokens"))
 
 
 def distinct(mixtures: dict[str, Float64s]) -> dict[str, Float64s]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s
-from train.mixture.count import count_passages
-from train.mixture.named_mixtures import counted_weights, stated_start
+from train.mixture.count import count_passages, counted_weights
+from train.mixture.named_mixtures import stated_start
 from train.search.other_documents import document_width
 from train.search.plan import SearchPlan
 
@@ -45,9 +45,8 @@ def find_start(plan: SearchPlan) -> Start:
 def counted_start(plan: SearchPlan) -> Start:
     """The start, on this process alone."""
     started = time.monotonic()
-    targets = plan.target.weights()
-    count = count_passages(plan.proxy, targets)
-    counted_K = counted_weights(plan.proxy, targets, constraints=plan.constraints, count=count)
+    count = count_passages(plan.proxy, plan.target.weights())
+    counted_K = counted_weights(count, constraints=plan.constraints)
     is_counted = plan.search.initial_weights == "count"
     initial_K = counted_K if is_counted else stated_start(plan.search, plan.catalog, constraints=plan.constraints)
     width_K = document_width(count, constraints=plan.constraints)

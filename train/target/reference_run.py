@@ -13,7 +13,7 @@ from fastmix_data.errors import Interrupted
 from fastmix_data.progress import progress
 from fastmix_data.recipe.search import SearchSection
 from train.mixture.named_mixtures import stated_weights
-from train.proxy.engine import ProxyEngine
+from train.proxy.engine import ProxyEngine, any_rank
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.target.target import Target
 from train.target.target_weights import ReferenceLosses, measured_steps, num_measured_sequences
@@ -56,7 +56,7 @@ class _Recorder:
         self._advance(self._training.tokens_per_step)
         if step % self._interval:
             return
-        if engine.any_rank(self._stop_asked()):
+        if any_rank(self._stop_asked()):
             ended = f"the reference run ended at step {step} of {self._training.num_steps}"
             raise Interrupted("", ended, "the same command starts it again")
         if step in self.steps_S:

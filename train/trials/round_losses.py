@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s
+from train.proxy.engine import own_device
 from train.proxy.side_by_side import train_side_by_side
 from train.proxy.side_by_side_trial import try_side_by_side
 from train.proxy.training import ProxyPlan, not_finite, train_on_mixture
@@ -59,7 +60,7 @@ class TrialRunner:
         """Proxies that can be trained at once; 0 where they are trained by the engine, one after the other."""
         if self._most_at_once is None:
             wanted = torch.cuda.is_available() and dist.get_world_size() == 1 if self.side_by_side is None else self.side_by_side
-            self._most_at_once = try_side_by_side(proxy, device=_device()).most_at_once if wanted else 0
+            self._most_at_once = try_side_by_side(proxy, device=own_device()).most_at_once if wanted else 0
         return self._most_at_once
 
     def _alone(self, weights_K: Float64s, shared: Measured) -> float:
@@ -74,7 +75,7 @@ class TrialRunner:
             shared.proxy,
             np.array(mixtures),
             seeds=[shared.seed] * number,
-            device=_device(),
+            device=own_device(),
             on_step=lambda step: self.on_step(step, number),
         )
         if not run.is_finite_N.all():
@@ -84,8 +85,3 @@ class TrialRunner:
         )
         losses: list[float] = (losses_NG @ shared.target.weights_G).tolist()
         return losses
-
-
-def _device() -> torch.device:
-    """The GPU of this process, as its process group chose it."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -10,8 +10,8 @@ import pytest
 from fastmix_data.recipe.constraints import ConstraintsSection
 from fastmix_data.weight_units import WeightUnit
 from train.mixture.constraints import MixtureConstraints, stated_constraints
-from train.mixture.count import best_weights, count_passages
-from train.mixture.named_mixtures import counted_weights, stated_start, stated_weights, swarm_centre, weights_by_name
+from train.mixture.count import best_weights, count_passages, counted_weights
+from train.mixture.named_mixtures import stated_start, stated_weights, swarm_centre, weights_by_name
 from train.search.plan import SearchPlan
 
 
@@ -23,9 +23,9 @@ def test_a_search_starts_from_the_count_or_where_the_recipe_says_within_the_boun
     plan, targets, free = small_plan.proxy, small_plan.target.weights(), small_plan.constraints
     bounds = stated_constraints(ConstraintsSection(ceiling={"plain": 0.1}), sources=("plain", "masked"))
     best_K = best_weights(count_passages(plan, targets), constraints=free)
-    counted_K = counted_weights(plan, targets, constraints=free)
+    counted_K = counted_weights(count_passages(plan, targets), constraints=free)
     assert counted_K == pytest.approx(best_K, abs=1e-3) and counted_K.min() >= 0.5e-3 - 1e-6 and best_K[0] > 0.1
-    assert counted_weights(plan, targets, constraints=bounds) == pytest.approx([0.1, 0.9])
+    assert counted_weights(count_passages(plan, targets), constraints=bounds) == pytest.approx([0.1, 0.9])
 
     def start(choice: Any, constraints: MixtureConstraints = free) -> list[float]:
         section = small_plan.search.model_copy(update={"initial_weights": choice})
