@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
-from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.search import PAPER, SearchSection
 from fastmix_data.recipe.section import Section
 from fastmix_data.recipe.sources import ShardsSection, SourceSection, TokenizerSection
 from fastmix_data.recipe.target import TargetSection
@@ -35,14 +35,6 @@ _EXAMPLES = {
 # and at a fresh proxy's rate it would forget what it knows. Adapters, which start from nothing, take ten times the rate.
 _FROM_CHECKPOINT: dict[str, Any] = {"initial_weights": "uniform"}
 _CHECKPOINT_RATE, _LORA_RATE = 1e-4, 1e-3
-# What search.method: paper stands for, beside the rule by which it moves the mixture.
-PAPER: dict[str, Any] = {
-    "hypergradient": "head",
-    "update_interval": 20,
-    "target_memory": 0.0,
-    "initial_weights": "uniform",
-    "trial_fraction": 0.0,
-}
 
 
 class Recipe(Section):

@@ -47,6 +47,14 @@ RULES = {
     # FastMix (arXiv 2606.14971): uniform sampling, mixture ratios as loss weights, AdamW on the logits.
     "paper": MixtureRule(1.0, "adam", precondition=False, smoothing=0.0, logit_rate=0.01),
 }
+# What search.method: paper stands for beside its rule: keys that a recipe may still give.
+PAPER: dict[str, Any] = {
+    "hypergradient": "head",
+    "update_interval": 20,
+    "target_memory": 0.0,
+    "initial_weights": "uniform",
+    "trial_fraction": 0.0,
+}
 
 
 def _require_a_share(shares: Any) -> Any:

@@ -22,7 +22,7 @@ def stop_after_a_checkpoint(plan: SearchPlan) -> None:
 
 def stop_after_a_trial(plan: SearchPlan) -> None:
     """Search until the first trial is saved."""
-    _stop_after_first(trials_module, "write_json", plan, message="1 trials of the search are saved")
+    _stop_after_first(trials_module, "write_json", plan, message="1 trial of the search is saved")
 
 
 def _stop_after_first(module: ModuleType, name: str, plan: SearchPlan, *, message: str) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from fastmix_data.errors import InputError, MismatchError
-from fastmix_data.recipe.recipe import PAPER, Recipe
-from fastmix_data.recipe.search import SearchSection
+from fastmix_data.recipe.recipe import Recipe
+from fastmix_data.recipe.search import PAPER, SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.searched_recipe import SearchedEmit, SearchedRecipe

@@ -118,7 +118,6 @@ class RunRecord:
         num_tokens: trained on, and read to measure targets.
     """
 
-    rank: int
     trajectory: Trajectory
     initial_K: Float64s
     weights_K: Float64s
@@ -148,7 +147,6 @@ class RunRecord:
         """Read it off a finished run, whose engine may be closed afterwards."""
         mean_K, low_K, high_K = averaged_weights(run.trajectory.weights_since(run.averaged_since))
         return cls(
-            rank=engine.rank,
             trajectory=run.trajectory,
             initial_K=run.initial_K,
             weights_K=run.within_bounds(mean_K),  # an average of feasible mixtures is one; this takes its rounding away

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
+
 from fastmix_data.atomic_files import exclusive_lock
 from fastmix_data.errors import Interrupted
 from fastmix_data.machine import LaunchedRank
@@ -203,7 +205,7 @@ def _search(plan: SearchPlan, *, identity: dict[str, Any], quiet: bool) -> None:
         with _stop_on_signal() as stop_asked:
             candidates = propose(plan, start=start, scores_K=found.weights_K)
             trials = run_trials(plan, candidates, target=fixed, identity=identity, stop_asked=stop_asked, quiet=quiet)
-    if found.rank == 0:
+    if dist.get_rank() == 0:
         num_tokens = found.num_tokens + (reference.num_tokens if reference else 0)
         seconds = found.seconds + start.seconds + (reference.seconds if reference else 0.0)
         write_result(plan, start=start, found=found, trials=trials, num_tokens=num_tokens, seconds=seconds)

@@ -170,7 +170,8 @@ class _StopBetweenSteps:
     def __call__(self, step: int, num_trials: int) -> None:
         self._advance(num_trials * self._per_step)
         if step % self._interval == 0 and any_rank(self._stop_asked()):
-            raise Interrupted("", f"{self.num_done} trials of the search are saved", "the same command goes on from there")
+            saved = "1 trial of the search is saved" if self.num_done == 1 else f"{self.num_done} trials of the search are saved"
+            raise Interrupted("", saved, "the same command goes on from there")
 
 
 def _measured(plan: SearchPlan, target: Target, trials: Trials, coming: Round) -> tuple[int, int]:
