@@ -105,6 +105,30 @@ class ManifestFolder:
         self.parts = root / "parts.parquet"
 
 
+class ExportFolder:
+    """A manifest in another trainer's format, and beside it what tells how far it is.
+
+    Attributes:
+        begun: what it is made from; written first.
+        receipts: folder with a file for each task that is done.
+        record: files and their sizes; written last.
+        lock: held while an export works here.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        self.root = root
+        own = root / ".fastmix"
+        self.begun = own / "begun.json"
+        self.receipts = own / "receipts"
+        self.record = own / "export.json"
+        self.lock = own / ".lock"
+
+    def receipt_of(self, task: str) -> Path:
+        """Proof that a task is done, by its name."""
+        return self.receipts / f"{task}.json"
+
+
 class Workdir:
     """Everything that a run makes.
 

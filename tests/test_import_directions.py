@@ -50,12 +50,13 @@ ARROWS = {
         "preprocess": "cluster inputs reading rendering",
         "report": "",
         "compare": "cluster report",
+        "export": "cluster",
         "fit": "",
         "guessed_fields": "reading",
         "init_recipe": "inputs reading guessed_fields",
         "demo": "inputs preprocess report compare init_recipe",
-        "flow": "cluster preprocess report compare demo",
-        "cli": "cluster console preprocess report compare fit demo init_recipe flow",
+        "flow": "cluster preprocess report compare export demo",
+        "cli": "cluster console preprocess report compare export fit demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
@@ -64,7 +65,7 @@ ARTEFACTS = {
     "catalog.parquet", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "origin.json", "preprocess.recipe.json",
     ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "trials.json", "reference.json",
     "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "likelihoods.json",
-    "manifest.json", "parts.parquet", "report.html",
+    "manifest.json", "parts.parquet", "report.html", "begun.json", "export.json",
 }  # fmt: skip
 WORKDIR = ROOT / "fastmix_data" / "workdir.py"
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from click.testing import CliRunner, Result
 
-from pipelines.cli import main
+from pipelines.cli.main import main
 
 FASTMIX = shutil.which("fastmix", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}") or "fastmix"
 

@@ -14,7 +14,7 @@ import zstandard
 from click.testing import CliRunner
 
 from fastmix_data.shards.catalog import load_catalog
-from pipelines.cli import main
+from pipelines.cli.main import main
 
 NUM_RECORDS = 120
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"

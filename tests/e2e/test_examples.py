@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import main
+from pipelines.cli.main import main
 from pipelines.demo.corpus import write_sample_corpus
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fastmix_data.shards.catalog import load_catalog
-from pipelines.cli import main
+from pipelines.cli.main import main
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "post_training.py"
 CORPUS = os.environ.get("FASTMIX_CORPUS", "")

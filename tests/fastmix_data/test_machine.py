@@ -57,7 +57,7 @@ def test_this_machine_has_at_least_a_core() -> None:
 )
 def test_a_command_has_openmp_spin_little_unless_the_user_says_otherwise(settings: dict[str, str], count: str) -> None:
     """What OpenMP says itself when torch loads it."""
-    code = "from pipelines.cli import main; main(['recipe', '--schema'], standalone_mode=False); import torch"
+    code = "from pipelines.cli.main import main; main(['recipe', '--schema'], standalone_mode=False); import torch"
     others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     environment = {**others, **settings, "OMP_DISPLAY_ENV": "verbose"}
     finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

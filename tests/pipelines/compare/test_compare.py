@@ -23,7 +23,7 @@ from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.results.comparison import Comparison, load_comparison
 from fastmix_data.results.mixture import Mixture, TrialsRecord, load_mixture
 from fastmix_data.workdir import Workdir
-from pipelines.cli import main
+from pipelines.cli.main import main
 from pipelines.compare.methods import parse_methods
 from pipelines.compare.pool import run_jobs
 from pipelines.compare.proxies import ProxyJob

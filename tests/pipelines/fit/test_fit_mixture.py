@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fastmix_data.results.mixture import load_mixture
-from pipelines.cli import main
+from pipelines.cli.main import main
 from pipelines.fit.swarm_table import read_swarm
 from train.baselines.laws.additive import AdditiveLaw
 from train.baselines.swarm import swarm_weights

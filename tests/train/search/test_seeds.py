@@ -243,7 +243,7 @@ def test_ranks_of_a_launcher_search_all_seeds_together_and_one_of_them_speaks(pl
 
 
 def test_what_is_wrong_is_said_by_the_first_rank_that_a_launcher_started(planted_recipe: Callable[..., Path]) -> None:
-    from pipelines.cli import main
+    from pipelines.cli.main import main
 
     def refusal(rank: int, *options: str) -> str:
         environment = {"MASTER_ADDR": "localhost", "RANK": str(rank), "WORLD_SIZE": "2"}

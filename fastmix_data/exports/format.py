@@ -1,0 +1,123 @@
+"""What an export format is: tasks that write files on any machine, and a last step that ties them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fastmix_data.manifest.manifest import Manifest
+
+Files = Literal["reference", "hardlink", "copy"]
+OnTokens = Callable[[int], None]
+Receipt = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be written where.
+
+    Attributes:
+        root: folder that the parts' paths start from, absolute.
+        directory: of the export, absolute.
+        files: how whole shards come into an export that can use them as they are.
+        max_file_bytes: a file of converted tokens is closed before it grows past this.
+    """
+
+    manifest: Manifest
+    root: Path
+    directory: Path
+    files: Files = "reference"
+    max_file_bytes: int = 1 << 31
+
+
+class ExportTask(Protocol):
+    """A piece of an export: one file, or a few that belong together, written atomically and alike wherever it runs.
+
+    It travels to a worker by pickle, and the request once for all tasks: a task names parts by their numbers.
+    """
+
+    @property
+    def name(self) -> str:
+        """Unique in the export; its receipt is called so."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it passes, for the progress bar."""
+        ...
+
+    def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
+        """Write the files.
+
+        Returns:
+            JSON-able. `files` lists what was written, as paths relative to the export's folder; the rest is for `finish`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What of a manifest the other trainer's reader sees. Each is a few words for a table: "yes", "no", or what there is of it.
+
+    Attributes:
+        order: the manifest's own order of sequences.
+        shares: tokens of each source as parts of the whole.
+        epochs: how often each block is read, neither more nor less.
+        masks: that only some tokens carry loss.
+        examples: where examples begin within a sequence, for attention and positions.
+    """
+
+    order: str
+    shares: str
+    epochs: str
+    masks: str
+    examples: str
+
+
+class ExportFormat(Protocol):
+    """The format of one trainer."""
+
+    @property
+    def name(self) -> str:
+        """As `fastmix export --to` takes it."""
+        ...
+
+    @property
+    def reader(self) -> str:
+        """Who reads it, with the versions that the tests ran."""
+        ...
+
+    @property
+    def writes(self) -> str:
+        """What it writes, in a few words."""
+        ...
+
+    @property
+    def keeps(self) -> Keeps:
+        """What its reader sees of a manifest."""
+        ...
+
+    def check(self, request: ExportRequest) -> Sequence[str]:
+        """Look at a manifest before anything is written.
+
+        Returns:
+            Sentences about what this manifest has and the format cannot say; they are printed and kept in the export's record.
+
+        Raises:
+            FastmixError: the format cannot hold this manifest at all.
+        """
+        ...
+
+    def tasks(self, request: ExportRequest) -> Sequence[ExportTask]:
+        """Everything that has to be written before `finish`, in a fixed order; may be none."""
+        ...
+
+    def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
+        """Write the files that name the others (blends, indices, configurations), given the receipts by name of the task.
+
+        Returns:
+            Their paths, relative to the folder, the one that a trainer is given first.
+        """
+        ...

@@ -1,0 +1,68 @@
+"""The tokens of a part as one run, for formats that know nothing of blocks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastmix_data.arrays import Bools, Starts, Tokens
+from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.manifest.manifest import Manifest, Part
+
+
+@dataclass(frozen=True)
+class PartTokens:
+    """A part's own tokens, in order; the label of the last one is not among them unless it is the next part's first token.
+
+    Attributes:
+        tokens_T: in the shard's dtype, shape (num_tokens,).
+        carries_loss_T: whether each token carries loss where it is the label, shape (num_tokens,); None where all do.
+        starts_T: as in `starts.npy`: 1 where an example begins, 2 where padding does; None in sources without a mask.
+    """
+
+    tokens_T: Tokens
+    carries_loss_T: Bools | None
+    starts_T: Starts | None
+
+
+def read_part(manifest: Manifest, part: Part, *, root: Path) -> PartTokens:
+    """Read one pass over a part into memory.
+
+    Args:
+        root: where the shards are.
+
+    Raises:
+        CorruptArtefactError: the shard is missing, or not what the manifest recorded.
+    """
+    shard = manifest.open(part, root=root)
+
+    def own(stored_NT: np.ndarray) -> np.ndarray:
+        # The last column of a block is the next block's first token. Reshaping makes the copy.
+        return stored_NT[part.block_start : part.block_stop, :-1].reshape(-1)[: part.num_tokens]
+
+    mask, starts = shard.loss_mask_NT, shard.starts_NT
+    return PartTokens(
+        own(shard.tokens_NT),
+        None if mask is None else own(mask).astype(np.bool_),
+        None if starts is None else own(starts),
+    )
+
+
+def check_unchanged(part: Part, *, root: Path) -> None:
+    """Refuse a shard whose bytes are not those that the manifest was made from; reads all of them.
+
+    Raises:
+        CorruptArtefactError: says which.
+    """
+    path = root / part.path
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise CorruptArtefactError(path, "the shard is missing", "restore it, or run `fastmix preprocess` again") from error
+    if found != part.sha256:
+        problem = "changed since the manifest was made"
+        raise CorruptArtefactError(path, problem, "restore it, or run `fastmix preprocess` and `fastmix emit --replace`")

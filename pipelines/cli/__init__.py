@@ -1,0 +1,1 @@
+"""The `fastmix` command. Heavy modules are imported by the command that needs them, so that --help answers at once."""

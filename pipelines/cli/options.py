@@ -1,0 +1,106 @@
+"""What commands of `fastmix` share: options, and how mistakes are told."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastmix_data.errors import FastmixError, Interrupted
+from fastmix_data.machine import Workers, launched_rank
+from fastmix_data.units import parse_bytes
+from pipelines.console import Console
+
+if TYPE_CHECKING:
+    from fastmix_data.recipe.recipe import Recipe
+
+Work = Callable[..., None]
+PathType = click.Path(path_type=Path)
+Replace = click.option("--replace", is_flag=True, help="Replace artefacts made from another recipe or other data.")
+NumWorkers = click.option(
+    "--workers",
+    "num_workers",
+    type=click.IntRange(1),
+    help="Dask worker processes; all cores by default, for compare all GPUs where there are any.",
+)
+Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
+NumRanks = click.option("--nproc", "num_ranks", type=click.IntRange(1), default=1, help="Training ranks on this machine.")
+NumSearches = click.option(
+    "--seeds",
+    "num_seeds",
+    type=click.IntRange(1),
+    help="Searches to average, with training.seed and the numbers after it; 1 unless more are finished.",
+)
+Overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as training.seed=1."
+)
+
+
+class Bytes(click.ParamType[int]):
+    """A size as `64MiB`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def command(work: Work) -> Work:
+    """Give a command --json and --debug, and turn what users can put right into one line and exit code 2."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks.")
+    @functools.wraps(work)
+    def guarded(*args: Any, as_json: bool, debug: bool, **options: Any) -> None:
+        launched = launched_rank()
+        console = Console(as_json=as_json, rank=launched.rank if launched is not None else 0)
+        try:
+            work(*args, console=console, **options)
+        except (FastmixError, KeyboardInterrupt, OSError) as error:
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, KeyboardInterrupt):
+                error = Interrupted("", "interrupted", "what is finished is kept, and the same command goes on from there")
+            console.fail(error)
+            sys.exit(2)
+
+    return guarded
+
+
+def recipe_command(work: Work) -> Work:
+    """A command that is given a recipe, as file and overrides, and gets it read as `recipe`."""
+
+    @click.argument("recipe_path", metavar="RECIPE", type=PathType)
+    @Overrides
+    @command
+    @functools.wraps(work)
+    def with_recipe(*args: Any, recipe_path: Path, overrides: tuple[str, ...], **options: Any) -> None:
+        work(*args, recipe=read_recipe(recipe_path, overrides), **options)
+
+    return with_recipe
+
+
+def with_workers(work: Work) -> Work:
+    """A command whose work is done by Dask workers, or by processes that Dask starts."""
+
+    @NumWorkers
+    @Scheduler
+    @functools.wraps(work)
+    def spread(*args: Any, num_workers: int | None, scheduler: str | None, console: Console, **options: Any) -> None:
+        work(*args, workers=Workers(num_workers, scheduler, quiet=console.is_quiet), console=console, **options)
+
+    return spread
+
+
+def read_recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
+    from fastmix_data.recipe.load import load_recipe
+
+    return load_recipe(path, overrides)

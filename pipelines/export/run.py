@@ -1,0 +1,241 @@
+"""`fastmix export`: a manifest in the format of another trainer, by tasks on Dask whose receipts let a stopped export go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastmix_data.atomic_files import PARTIAL_SUFFIX, exclusive_lock, read_json, write_json
+from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.exports.format import ExportFormat, ExportRequest, ExportTask, Files, OnTokens, Receipt
+from fastmix_data.exports.formats import export_format
+from fastmix_data.exports.part_tokens import check_unchanged
+from fastmix_data.machine import Workers, num_cores
+from fastmix_data.manifest.manifest import Part, load_manifest
+from fastmix_data.progress import Advance, progress
+from fastmix_data.workdir import ExportFolder
+from pipelines.cluster import dask_client, run_on_cluster
+
+_WORTH_A_CLUSTER = 50_000_000  # tokens or bytes; below that, starting workers takes longer than the work
+DEFAULT_FILE_BYTES = 1 << 31
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote or found.
+
+    Attributes:
+        files: that a trainer is given, the first one first; absolute.
+        remarks: what the format cannot say of this manifest.
+    """
+
+    directory: Path
+    format_name: str
+    files: tuple[Path, ...]
+    remarks: tuple[str, ...]
+    num_bytes: int
+    did_work: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "did_work": self.did_work,
+            "format": self.format_name,
+            "directory": str(self.directory),
+            "files": [str(path) for path in self.files],
+            "num_bytes": self.num_bytes,
+            "remarks": list(self.remarks),
+        }
+
+    @property
+    def message(self) -> str:
+        """One line for the user."""
+        if self.did_work:
+            return f"wrote {self.directory} for {self.format_name}; give the trainer {self.files[0]}"
+        return f"{self.directory} is complete and matches the manifest; nothing to do"
+
+
+def export(
+    manifest_path: Path,
+    *,
+    to: str,
+    directory: Path,
+    files: Files = "reference",
+    max_file_bytes: int = DEFAULT_FILE_BYTES,
+    check_shards: bool = True,
+    root: Path | None = None,
+    workers: Workers | None = None,
+    replace: bool = False,
+) -> ExportResult:
+    """Write a manifest in the format of another trainer, or go on with an export that was stopped.
+
+    Args:
+        to: one of `formats.NAMES`.
+        files, max_file_bytes: see `ExportRequest`.
+        check_shards: hash every shard that is read first; an export that copies nothing reads them for that alone.
+        root: where the shards are, if not where the manifest says.
+        replace: write anew over an export of another manifest or with other settings.
+
+    Raises:
+        InputError, CorruptArtefactError: as `load_manifest`; or a shard is missing, or changed since the manifest was made.
+        MismatchError: the folder holds something else.
+        FastmixError: the format cannot hold this manifest.
+    """
+    manifest, workers = load_manifest(manifest_path), workers or Workers()
+    root = (manifest.root_path if root is None else root).resolve()
+    request = ExportRequest(manifest, root, directory.resolve(), files, max_file_bytes)
+    work = _Export(export_format(to), request, check_shards=check_shards)
+    work.check_folder(replace=replace)
+    remarks = tuple(work.format.check(request))
+    with exclusive_lock(work.folder.lock, command="export"):
+        if (done := work.finished()) is not None:
+            return done
+        receipts = work.run_tasks(workers)
+        return work.finish(receipts, remarks)
+
+
+class _Export:
+    """One format into one folder."""
+
+    def __init__(self, format: ExportFormat, request: ExportRequest, *, check_shards: bool) -> None:
+        self.format, self.request, self._check_shards = format, request, check_shards
+        self.folder = ExportFolder(request.directory)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What an export is made from; one of another identity is not gone on with."""
+        request = self.request
+        return {
+            "format": self.format.name,
+            "manifest_sha256": request.manifest.sha256,
+            "files": request.files,
+            "max_file_bytes": request.max_file_bytes,
+            "root": str(request.root),
+        }
+
+    def check_folder(self, *, replace: bool) -> None:
+        """Refuse a folder that holds anything but this export, finished or begun; with `replace`, empty it of another one's files."""
+        directory, begun = self.request.directory, self.folder.begun
+        if directory.exists() and not directory.is_dir():
+            raise MismatchError(directory, "is a file", "name a folder with --out")
+        if not directory.exists() or not any(directory.iterdir()):
+            return
+        if not begun.exists():
+            raise MismatchError(directory, "holds files that are no export of fastmix", "name an empty or new folder with --out")
+        found = read_json(begun)
+        changed = [name for name, value in self.identity.items() if found.get(name) != value]
+        if replace:
+            self._discard()
+        elif changed:
+            pairs = "; ".join(f"{name} {found.get(name)}, now {self.identity[name]}" for name in changed)
+            raise MismatchError(directory, f"holds an export with another {pairs}", "name another folder, or give --replace")
+
+    def _discard(self) -> None:
+        """Delete what an export wrote, and nothing else."""
+        record = read_json(self.folder.record) if self.folder.record.exists() else {}
+        receipts = [read_json(path) for path in sorted(self.folder.receipts.glob("*.json"))]
+        names = [*record.get("files", ()), *(name for receipt in receipts for name in receipt["files"])]
+        for name in names:
+            (self.request.directory / name).unlink(missing_ok=True)
+        for path in [*self.folder.receipts.glob("*.json"), self.folder.record, self.folder.begun]:
+            path.unlink(missing_ok=True)
+
+    def finished(self) -> ExportResult | None:
+        """The export on disk, if it is complete.
+
+        Raises:
+            CorruptArtefactError: a file of it is missing or has another size.
+        """
+        if not self.folder.record.exists():
+            return None
+        record, directory = read_json(self.folder.record), self.request.directory
+        for name, num_bytes in record["files"].items():
+            path = directory / name
+            if not path.is_file() or path.stat().st_size != num_bytes:
+                raise CorruptArtefactError(path, "is missing or cut short", "export again with --replace")
+        return self._result(record, did_work=False)
+
+    def run_tasks(self, workers: Workers) -> dict[str, Receipt]:
+        """Do every task that has no receipt."""
+        tasks = self.format.tasks(self.request)
+        write_json(self.folder.begun, self.identity)
+        receipts = {task.name: found for task in tasks if (found := self._receipt(task)) is not None}
+        missing = [task for task in tasks if task.name not in receipts]
+        total, passed = sum(task.num_tokens for task in tasks), sum(task.num_tokens for task in tasks if task.name in receipts)
+        if missing and self._check_shards:
+            shards = list({part.path: part for part in self.request.manifest.parts}.values())
+            num_bytes = sum(part.bytes for part in shards)
+            with progress("check shards", total=num_bytes, unit="B", quiet=workers.quiet) as advance:
+                _run(_check_shard, shards, num_bytes, self.request, workers, advance=advance)
+        with progress("export", total=total, done=passed, quiet=workers.quiet) as advance:
+
+            def keep(receipt: Receipt) -> None:
+                receipts[receipt["task"]] = receipt
+                write_json(self.folder.receipt_of(receipt["task"]), receipt)
+
+            _run(_do_task, missing, total - passed, self.request, workers, advance=advance, on_result=keep)
+        return receipts
+
+    def _receipt(self, task: ExportTask) -> Receipt | None:
+        """A task's receipt, if what it wrote is still there."""
+        path = self.folder.receipt_of(task.name)
+        if not path.exists():
+            return None
+        receipt: Receipt = read_json(path)
+        return receipt if all((self.request.directory / name).is_file() for name in receipt["files"]) else None
+
+    def finish(self, receipts: Mapping[str, Receipt], remarks: Sequence[str]) -> ExportResult:
+        """Write what names the other files, and last the record of them all."""
+        directory = self.request.directory
+        first = self.format.finish(self.request, receipts)
+        names = [*(name for receipt in receipts.values() for name in receipt["files"]), *first]
+        sizes = {name: (directory / name).stat().st_size for name in dict.fromkeys(names)}
+        for path in directory.rglob(f"*{PARTIAL_SUFFIX}"):
+            path.unlink()
+        record = {**self.identity, "give": list(first), "remarks": list(remarks), "files": sizes}
+        write_json(self.folder.record, record)
+        return self._result(record, did_work=True)
+
+    def _result(self, record: Mapping[str, Any], *, did_work: bool) -> ExportResult:
+        directory = self.request.directory
+        given = tuple(directory / name for name in record["give"])
+        return ExportResult(
+            directory, self.format.name, given, tuple(record["remarks"]), sum(record["files"].values()), did_work=did_work
+        )
+
+
+def _do_task(task: ExportTask, on_tokens: OnTokens, *, request: ExportRequest) -> Receipt:
+    return {**task.run(request, on_tokens), "task": task.name}
+
+
+def _check_shard(part: Part, on_bytes: OnTokens, *, request: ExportRequest) -> None:
+    check_unchanged(part, root=request.root)
+    on_bytes(part.bytes)
+
+
+def _run(
+    work: Callable[..., Any],
+    jobs: Sequence[Any],
+    amount: int,
+    request: ExportRequest,
+    workers: Workers,
+    *,
+    advance: Advance,
+    on_result: Callable[[Any], None] | None = None,
+) -> None:
+    """Do jobs here, or on workers where there is enough to do for starting them."""
+    if workers.scheduler is None and (amount < _WORTH_A_CLUSTER or len(jobs) < 2):
+        for job in jobs:
+            result = work(job, advance, request=request)
+            if on_result is not None:
+                on_result(result)
+        return
+    num_workers = min(workers.num_workers or num_cores(), len(jobs))
+    with dask_client(num_workers=num_workers, scheduler=workers.scheduler) as client:
+        # Once to each worker, not with each job: a manifest may have a million parts.
+        shared = client.scatter(request, broadcast=True)
+        remedy = "a smaller --max-file-bytes"
+        run_on_cluster(client, work, jobs, advance=advance, remedy=remedy, on_result=on_result, request=shared)

@@ -1,0 +1,31 @@
+"""Manifests to export, with whole epochs and a rest of every source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.recipe.emit import EmitSection
+from fastmix_data.results.mixture import Mixture
+from fastmix_data.shards.catalog import Catalog
+
+
+@pytest.fixture
+def plain_manifest(make_catalog: Callable[..., Catalog]) -> Manifest:
+    """Three sources without masks: `books` in two partitions and several epochs, `code` less than one, `single` of one block."""
+    catalog = make_catalog({"books": [410, 333], "code": [2000], "single": [16]})
+    mixture = Mixture(weights={"books": 0.7, "code": 0.27, "single": 0.03})
+    emit = EmitSection(token_budget=2600, max_epochs=9)
+    return emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")
+
+
+@pytest.fixture
+def masked_manifest(make_catalog: Callable[..., Catalog]) -> Manifest:
+    """`code` holds examples of which only some tokens carry loss; `books` is plain."""
+    catalog = make_catalog({"books": [410, 333], "code": [2000]}, masked=("code",))
+    mixture = Mixture(weights={"books": 0.5, "code": 0.5})
+    emit = EmitSection(token_budget=2600, max_epochs=9)
+    return emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")

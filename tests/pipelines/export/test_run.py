@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import pipelines.export.run as export_run
+from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
+from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
+from fastmix_data.exports.webdataset import _PlacePart
+from fastmix_data.machine import Workers
+from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.recipe.recipe import EmitSection
+from fastmix_data.results.mixture import Mixture
+from fastmix_data.shards.catalog import Catalog
+from pipelines.export.formats_table import known_format
+from pipelines.export.run import export
+
+MakeCatalog = Callable[..., Catalog]
+
+
+@pytest.fixture
+def catalog(make_catalog: MakeCatalog) -> Catalog:
+    # `single` has one block, whose repeats may follow each other in the list.
+    return make_catalog({"books": [410, 333], "code": [2000], "single": [10]}, masked=("code",))
+
+
+@pytest.fixture
+def manifest(catalog: Catalog) -> Manifest:
+    mixture = Mixture(weights={"books": 0.6, "code": 0.38, "single": 0.02})
+    emit = EmitSection(token_budget=2600, max_epochs=9)
+    return emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and ".fastmix" not in path.parts)
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_exporting_again_does_nothing_and_another_manifest_is_refused(
+    catalog: Catalog, manifest: Manifest, tmp_path: Path
+) -> None:
+    directory = tmp_path / "out"
+    assert export(manifest.directory, to="webdataset", directory=directory).did_work
+    again = export(manifest.directory, to="webdataset", directory=directory)
+    assert not again.did_work and "nothing to do" in again.message
+    with pytest.raises(MismatchError, match="files reference, now copy; name another folder, or give --replace"):
+        export(manifest.directory, to="webdataset", directory=directory, files="copy")
+    mixture = Mixture(weights={"books": 0.5, "code": 0.5, "single": 0.0})
+    other = emit_manifest(catalog, mixture, emit=EmitSection(token_budget=900), directory=catalog.root / "other")
+    with pytest.raises(MismatchError, match="another manifest_sha256"):
+        export(other.directory, to="webdataset", directory=directory)
+    mine = directory / "notes.txt"
+    mine.write_text("kept")
+    assert export(other.directory, to="webdataset", directory=directory, replace=True).did_work
+    export(other.directory, to="webdataset", directory=tmp_path / "fresh")
+    mine_too, fresh = _files(directory), _files(tmp_path / "fresh")
+    assert mine_too.pop("notes.txt") == b"kept" and mine_too.keys() == fresh.keys()
+
+
+def test_a_folder_of_something_else_is_left_alone(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    for replace in (False, True):
+        with pytest.raises(MismatchError, match="no export of fastmix; name an empty or new folder with --out"):
+            export(manifest.directory, to="webdataset", directory=tmp_path / "out", replace=replace)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_shard_that_is_not_what_it_was_is_named_and_nothing_is_finished(
+    catalog: Catalog, manifest: Manifest, tmp_path: Path, damage: str
+) -> None:
+    shard = catalog.root / manifest.parts[-1].path
+    intact = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(intact[:700] + bytes([intact[700] ^ 1]) + intact[701:])
+    with pytest.raises(CorruptArtefactError, match=f"{shard.name}.*{'is missing' if damage == 'missing' else 'changed since'}"):
+        export(manifest.directory, to="webdataset", directory=tmp_path / "out")
+    assert not (tmp_path / "out" / "shards.txt").exists()
+    shard.write_bytes(intact)
+    assert export(manifest.directory, to="webdataset", directory=tmp_path / "out").did_work
+
+
+def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, stopped, spread = (tmp_path / name for name in ("once", "stopped", "spread"))
+    export(manifest.directory, to="webdataset", directory=once, files="copy")
+    placed: list[str] = []
+    run = _PlacePart.run
+
+    def run_two(task: _PlacePart, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
+        if len(placed) == 2:
+            raise KeyboardInterrupt
+        placed.append(task.name)
+        return run(task, request, on_tokens)
+
+    monkeypatch.setattr(_PlacePart, "run", run_two)
+    with pytest.raises(KeyboardInterrupt):
+        export(manifest.directory, to="webdataset", directory=stopped, files="copy")
+    monkeypatch.undo()
+    assert not (stopped / "shards.txt").exists()
+    monkeypatch.setattr(export_run, "_WORTH_A_CLUSTER", 0)
+    export(manifest.directory, to="webdataset", directory=stopped, files="copy", workers=Workers(2))
+    export(manifest.directory, to="webdataset", directory=spread, files="copy", workers=Workers(2))
+    expected = {name: content for name, content in _files(once).items() if name.endswith(".tar")}
+    for directory in (stopped, spread):
+        assert {name: content for name, content in _files(directory).items() if name.endswith(".tar")} == expected
+
+
+def test_an_unknown_format_is_named_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean webdataset"):
+        known_format("webdatset")
