@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal, NamedTuple
 
 from fastmix_data.manifest.manifest import Manifest, Part
+
+# Shards of formats whose readers fetch a whole file before its first sample, and shuffle by files: the default of their own writers.
+FETCHED_FILE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,58 @@ def pools_of(manifest: Manifest) -> list[Pool]:
             manifest.parts, key=lambda part: (part.source, part.partial, part.repeats)
         )
     ]
+
+
+class PartRange(NamedTuple):
+    """Blocks or tokens `start` to `stop` of a part, given by its number in the manifest."""
+
+    part: int
+    start: int
+    stop: int
+
+
+class PoolFile(NamedTuple):
+    """One of the files that a pool's parts are cut into, one part after the other.
+
+    Attributes:
+        number: of the file in its pool.
+        ranges: what it holds, in order; parts go on from file to file.
+    """
+
+    pool: Pool
+    number: int
+    ranges: tuple[PartRange, ...]
+
+
+def cut_into_files(manifest: Manifest, *, unit: Literal["blocks", "tokens"], sizes: Mapping[str, int]) -> Iterator[PoolFile]:
+    """Cut every pool into files of `sizes[its name]` units, the last one of what is left."""
+    first = 0
+    for pool in pools_of(manifest):
+        lengths = [part.num_blocks if unit == "blocks" else part.num_tokens for part in pool.parts]
+        for number, ranges in enumerate(cut_evenly(lengths, size=sizes[pool.name])):
+            yield PoolFile(pool, number, tuple(r._replace(part=first + r.part) for r in ranges))
+        first += len(pool.parts)
+
+
+def cut_evenly(lengths: Sequence[int], *, size: int) -> Iterator[list[PartRange]]:
+    """Cut runs that follow each other into pieces of `size`, whatever their borders; the last piece may be smaller.
+
+    >>> for piece in cut_evenly([5, 2, 4], size=4):
+    ...     print([tuple(each) for each in piece])
+    [(0, 0, 4)]
+    [(0, 4, 5), (1, 0, 2), (2, 0, 1)]
+    [(2, 1, 4)]
+    """
+    piece: list[PartRange] = []
+    room = size
+    for part, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            stop = min(length, start + room)
+            piece.append(PartRange(part, start, stop))
+            room, start = room - (stop - start), stop
+            if not room:
+                yield piece
+                piece, room = [], size
+    if piece:
+        yield piece
