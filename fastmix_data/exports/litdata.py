@@ -15,7 +15,7 @@ import numpy as np
 from fastmix_data.arrays import Tokens
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import FETCHED_FILE_BYTES, PartRange, cut_into_files, pools_of
+from fastmix_data.exports.pools import FETCHED_FILE_BYTES, PartRange, common_dtype, cut_into_files, pools_of
 
 MIXTURE = "mixture.py"
 _INDEX = "index.json"
@@ -44,22 +44,20 @@ class _LitData:
                 f"{', '.join(masked)}: a TokensLoader has no masks and no example boundaries, so every token carries loss, padding"
                 " between examples too, and examples see each other and are cut by windows"
             )
-        if rest := sum(pool.num_tokens % window for pool in pools):
+        if rest := sum(pool.repeats * (pool.num_tokens % window) for pool in pools):
             remarks.append(
-                f"{rest} tokens at the ends of pools are in the files, but fill no window of {window} and are not read"
-                " (other block sizes leave other rests)"
+                f"{rest} tokens of a run, at the ends of pools, are in the files but fill no window of {window}, and are not read;"
+                " other block sizes leave other rests"
             )
         if short := [pool.name for pool in pools if pool.num_tokens < window]:
             remarks.append(f"{', '.join(short)}: shorter than a window of {window} tokens, so {MIXTURE} leaves them out")
         return remarks
 
     def tasks(self, request: ExportRequest) -> Sequence[_WriteChunk]:
-        manifest = request.manifest
-        sizes = {pool.name: _tokens_per_chunk(request, np.dtype(pool.parts[0].dtype).itemsize) for pool in pools_of(manifest)}
-        return [
-            _WriteChunk(pool.name, number, ranges, sum(each.stop - each.start for each in ranges))
-            for pool, number, ranges in cut_into_files(manifest, unit="tokens", sizes=sizes)
-        ]
+        dtype = common_dtype(request.manifest)
+        size = _tokens_per_chunk(request, dtype.itemsize)
+        files = cut_into_files(request.manifest, unit="tokens", size=size)
+        return [_WriteChunk(pool.name, number, ranges, dtype.str) for pool, number, ranges in files]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         chunks: dict[str, list[dict[str, Any]]] = {}
@@ -67,8 +65,7 @@ class _LitData:
             chunks.setdefault(task.pool, []).append(receipts[task.name]["chunk"])
         pools = pools_of(request.manifest)
         for pool in pools:
-            index = _index(request, chunks[pool.name], dtype=np.dtype(pool.parts[0].dtype))
-            write_json(request.directory / pool.name / _INDEX, index)
+            write_json(request.directory / pool.name / _INDEX, _index(request, chunks[pool.name]))
         rows = "".join(f'    ("{pool.name}", {pool.repeats}, {pool.num_tokens}),\n' for pool in pools)
         with atomic_file(request.directory / MIXTURE) as file:
             file.write(_MIXTURE_CODE.replace("    # POOLS\n", rows).encode())
@@ -91,22 +88,24 @@ class _WriteChunk:
     pool: str
     number: int
     ranges: tuple[PartRange, ...]
-    num_tokens: int
+    dtype: str
 
     @property
     def name(self) -> str:
-        return f"{self.pool}-{self.number:05}"
+        return f"{self.pool}.{self.number:05}"
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(each.stop - each.start for each in self.ranges)
 
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Write one chunk, a single item, part by part."""
-        manifest = request.manifest
-        itemsize = np.dtype(manifest.parts[self.ranges[0].part].dtype).itemsize
-        end = _HEADER_BYTES + self.num_tokens * itemsize
+        end = _HEADER_BYTES + self.num_tokens * np.dtype(self.dtype).itemsize
         filename = f"chunk-0-{self.number}.bin"
         with atomic_file(request.directory / self.pool / filename) as file:
             file.write(np.array([1, _HEADER_BYTES, end], "<u4").tobytes())
             for each in self.ranges:
-                file.write(_read_run(request, each).data)
+                file.write(_read_run(request, each).astype(self.dtype, copy=False).data)
                 on_tokens(each.stop - each.start)
         chunk = {"chunk_bytes": end, "chunk_size": 1, "dim": self.num_tokens, "filename": filename}
         return {"files": [f"{self.pool}/{filename}"], "chunk": chunk}
@@ -123,7 +122,7 @@ def _read_run(request: ExportRequest, tokens: PartRange) -> Tokens:
     return run_T[tokens.start - first * block : tokens.stop - first * block]
 
 
-def _index(request: ExportRequest, chunks: Sequence[Mapping[str, Any]], *, dtype: np.dtype[Any]) -> dict[str, Any]:
+def _index(request: ExportRequest, chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What litdata's own writer leaves beside its chunks; `updated_at` tells a reader's cache one export from another."""
     config = {
         "chunk_bytes": min(request.max_file_bytes, FETCHED_FILE_BYTES),
@@ -131,7 +130,7 @@ def _index(request: ExportRequest, chunks: Sequence[Mapping[str, Any]], *, dtype
         "compression": None,
         "compression_batch_size": None,
         "compression_level": None,
-        "data_format": [_DATA_FORMATS[dtype.name]],
+        "data_format": [_DATA_FORMATS[common_dtype(request.manifest).name]],
         "data_spec": _ONE_ARRAY,
         "encryption": None,
         "ipc_compression": None,

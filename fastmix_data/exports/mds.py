@@ -19,7 +19,7 @@ import yaml
 
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import FETCHED_FILE_BYTES, PartRange, Pool, cut_into_files, pools_of
+from fastmix_data.exports.pools import FETCHED_FILE_BYTES, PartRange, Pool, common_dtype, cut_into_files, pools_of
 
 STREAMS = "streams.yaml"
 STREAMS_BY_PROPORTION = "streams-by-proportion.yaml"
@@ -55,23 +55,19 @@ class _Mds:
         return remarks
 
     def tasks(self, request: ExportRequest) -> Sequence[_WriteShard]:
-        manifest = request.manifest
-        layouts = {pool.name: _layout(request, pool.parts[0].dtype) for pool in pools_of(manifest)}
-        sizes = {name: layout.max_samples for name, layout in layouts.items()}
+        layout = _layout(request)
         return [
-            _WriteShard(pool.name, number, ranges, sum(r.stop - r.start for r in ranges) * manifest.block_tokens)
-            for pool, number, ranges in cut_into_files(manifest, unit="blocks", sizes=sizes)
+            _WriteShard(pool.name, number, ranges, layout)
+            for pool, number, ranges in cut_into_files(request.manifest, unit="blocks", size=layout.max_samples)
         ]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         shards: dict[str, list[dict[str, Any]]] = {}
-        pools = pools_of(request.manifest)
         for task in self.tasks(request):
-            receipt = receipts[task.name]
-            shards.setdefault(task.pool, []).append(receipt["shard"])
+            shards.setdefault(task.pool, []).append(receipts[task.name]["shard"])
         for name, infos in shards.items():
             write_json(request.directory / name / _INDEX, {"version": 2, "shards": infos})
-        _write_streams(request, pools)
+        _write_streams(request, pools_of(request.manifest))
         return (STREAMS, STREAMS_BY_PROPORTION, *(f"{name}/{_INDEX}" for name in shards))
 
 
@@ -84,10 +80,12 @@ class _Layout:
 
     Attributes:
         record: the columns of one sample.
-        header: JSON that stands in every shard, and again in the index.
+        block_tokens: one less than a sample's tokens.
+        size_limit: bytes of a shard.
     """
 
     record: np.dtype[np.void]
+    block_tokens: int
     size_limit: int
 
     @property
@@ -96,7 +94,7 @@ class _Layout:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What a shard says of itself, as `MDSWriter` has it."""
+        """What a shard says of itself and the index of each shard, as `MDSWriter` has it."""
         columns = [self.record[name] for name in self.record.names or ()]
         return {
             "version": 2,
@@ -135,13 +133,15 @@ def _encoding(column: np.dtype[Any]) -> str:
     return f"ndarray:{column.base.name}:{column.shape[0]}" if column.shape else column.name
 
 
-def _layout(request: ExportRequest, dtype: str) -> _Layout:
-    """Columns of a pool: all pools have masks where one source has some, for a batch holds samples of several."""
-    length = request.manifest.block_tokens + 1
-    columns: list[Any] = [("num_labels", "<i4"), ("tokens", dtype, (length,))]
-    if any(part.has_mask for part in request.manifest.parts):
+def _layout(request: ExportRequest) -> _Layout:
+    """The same columns for all pools, with masks where one source has some: a batch holds samples of several."""
+    manifest = request.manifest
+    length = manifest.block_tokens + 1
+    columns: list[Any] = [("num_labels", "<i4"), ("tokens", common_dtype(manifest), (length,))]
+    if any(part.has_mask for part in manifest.parts):
         columns += [("loss_mask", "u1", (length,)), ("starts", "u1", (length,))]
-    return _Layout(np.dtype(sorted(columns)), min(request.max_file_bytes, FETCHED_FILE_BYTES))
+    record = np.dtype(sorted(columns, key=lambda column: str(column[0])))
+    return _Layout(record, manifest.block_tokens, min(request.max_file_bytes, FETCHED_FILE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -149,15 +149,19 @@ class _WriteShard:
     pool: str
     number: int
     ranges: tuple[PartRange, ...]
-    num_tokens: int
+    layout: _Layout
 
     @property
     def name(self) -> str:
-        return f"{self.pool}-{self.number:05}"
+        return f"{self.pool}.{self.number:05}"
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(each.stop - each.start for each in self.ranges) * self.layout.block_tokens
 
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Write one shard; it is in memory whole."""
-        layout = _layout(request, request.manifest.parts[self.ranges[0].part].dtype)
+        layout = self.layout
         samples_N = np.concatenate([_samples(request, each, layout) for each in self.ranges])
         basename = f"shard.{self.number:05}.mds"
         begin, samples = layout.begin(len(samples_N)), samples_N.view(np.uint8).data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from fastmix_data.manifest.manifest import Manifest, Part
 
@@ -61,6 +63,11 @@ def pools_of(manifest: Manifest) -> list[Pool]:
     ]
 
 
+def common_dtype(manifest: Manifest) -> np.dtype[np.unsignedinteger]:
+    """The smallest that holds the tokens of every part: a batch has samples of several pools."""
+    return np.result_type(manifest.dtype, *{part.dtype for part in manifest.parts})
+
+
 class PartRange(NamedTuple):
     """Blocks or tokens `start` to `stop` of a part, given by its number in the manifest."""
 
@@ -69,26 +76,19 @@ class PartRange(NamedTuple):
     stop: int
 
 
-class PoolFile(NamedTuple):
-    """One of the files that a pool's parts are cut into, one part after the other.
+def cut_into_files(
+    manifest: Manifest, *, unit: Literal["blocks", "tokens"], size: int
+) -> Iterator[tuple[Pool, int, tuple[PartRange, ...]]]:
+    """Cut every pool into files of `size` units, one part after the other; a pool's last file holds what is left.
 
-    Attributes:
-        number: of the file in its pool.
-        ranges: what it holds, in order; parts go on from file to file.
+    Yields:
+        The pool, the file's number in it, and what the file holds, in order.
     """
-
-    pool: Pool
-    number: int
-    ranges: tuple[PartRange, ...]
-
-
-def cut_into_files(manifest: Manifest, *, unit: Literal["blocks", "tokens"], sizes: Mapping[str, int]) -> Iterator[PoolFile]:
-    """Cut every pool into files of `sizes[its name]` units, the last one of what is left."""
     first = 0
     for pool in pools_of(manifest):
         lengths = [part.num_blocks if unit == "blocks" else part.num_tokens for part in pool.parts]
-        for number, ranges in enumerate(cut_evenly(lengths, size=sizes[pool.name])):
-            yield PoolFile(pool, number, tuple(r._replace(part=first + r.part) for r in ranges))
+        for number, ranges in enumerate(cut_evenly(lengths, size=size)):
+            yield pool, number, tuple(each._replace(part=first + each.part) for each in ranges)
         first += len(pool.parts)
 
 

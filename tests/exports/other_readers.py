@@ -31,7 +31,7 @@ def read_with(name: str, *arguments: object, package: str | None = None) -> Any:
             pytest.skip(f"no environment of {name}: bash scripts/test_exports.sh {name}")
         python = Path(sys.executable)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    # -P: a reader is called as what it imports, and would be found first.
+    # -P: a reader has the name of the package that it imports, and its own folder would come first.
     command = [str(python), "-P", str(_READERS / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from other_readers import read_with
 
 from fastmix_data.exports.part_tokens import read_part
 from fastmix_data.exports.pools import pools_of
-from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.manifest import Manifest, save_manifest
 from pipelines.export.run import export
 
 Window = tuple[int, ...]
 
 
-def runs_of(manifest: Manifest) -> dict[str, list[int]]:
-    """All tokens of every pool, one part after the other."""
-    root = manifest.root_path
-    return {
-        pool.name: [int(token) for part in pool.parts for token in read_part(manifest, part, root=root).tokens_T]
-        for pool in pools_of(manifest)
-    }
+def windows_of(manifest: Manifest, size: int) -> Counter[Window]:
+    """Windows of every pool's tokens, one part after the other, as often as the manifest reads them."""
+    counts = Counter[Window]()
+    for pool in pools_of(manifest):
+        run_T = np.concatenate([read_part(manifest, part, root=manifest.root_path).tokens_T for part in pool.parts])
+        for start in range(0, len(run_T) - size + 1, size):
+            counts[tuple(run_T[start : start + size].tolist())] += pool.repeats
+    return counts
 
 
-def windows_of(run: list[int], size: int) -> list[Window]:
-    return [tuple(run[start : start + size]) for start in range(0, len(run) - size + 1, size)]
+def shares_of(windows: Counter[Window]) -> dict[int, float]:
+    """Shares of windows by source, which the first token says."""
+    counts = Counter[int]()
+    for window, count in windows.items():
+        counts[window[0] // 7919] += count
+    return {source: counts[source] / windows.total() for source in range(3)}
 
 
 def test_litdata_reads_every_window_as_often_as_the_manifest(plain_manifest: Manifest, tmp_path: Path) -> None:
-    """Whatever the window, in this process or by workers; nothing is lost between chunks; and chunks are those of litdata's own writer."""
-    block = plain_manifest.block_tokens
+    """Whatever the window, here or by workers: nothing is lost between chunks. By weight, shares hold. Chunks are litdata's own."""
+    block, pools = plain_manifest.block_tokens, pools_of(plain_manifest)
     result = export(plain_manifest.path, to="litdata", directory=tmp_path / "out", max_file_bytes=4 * block * (block + 1))
     read = read_with("litdata", result.directory, block + 1, block, package="litdata")
-    runs, pools = runs_of(plain_manifest), pools_of(plain_manifest)
     assert read["as_written"] == {pool.name: True for pool in pools}
     assert len(list((result.directory / "books").glob("*.bin"))) > 1
+    assert Counter(map(tuple, read["loaded"][str(block + 1)])) == windows_of(plain_manifest, block + 1)
     for size in (block + 1, block):
-        expected = Counter[Window]()
-        for pool in pools:
-            for window in windows_of(runs[pool.name], size):
-                expected[window] += pool.repeats
+        expected, weighted = windows_of(plain_manifest, size), Counter(map(tuple, read["weighted"][str(size)]))
         assert Counter(map(tuple, read["exact"][str(size)])) == expected
-        if str(size) in read["loaded"]:
-            assert Counter(map(tuple, read["loaded"][str(size)])) == expected
-        weighted = Counter(map(tuple, read["weighted"][str(size)]))
         assert 0 < weighted.total() < expected.total() and set(weighted) <= set(expected)
-    assert not [remark for remark in result.remarks if "mask" in remark]
+        for source, share in shares_of(expected).items():
+            spread = (share * (1 - share) / weighted.total()) ** 0.5
+            assert abs(shares_of(weighted)[source] - share) <= 4 * spread, (size, source)
+    rest = sum(pool.repeats * (pool.num_tokens % (block + 1)) for pool in pools)
+    assert result.remarks[0].startswith(f"{rest} tokens of a run, at the ends of pools,")
+    assert result.remarks[1].startswith("single: shorter than a window of 17 tokens") and len(result.remarks) == 2
 
 
-def test_what_a_tokens_loader_cannot_keep_is_said(
-    plain_manifest: Manifest, masked_manifest: Manifest, tmp_path: Path
+def test_uint32_chunks_are_read_and_masks_that_a_tokens_loader_does_not_know_are_said(
+    masked_manifest: Manifest, tmp_path: Path
 ) -> None:
-    """Masks of the source that has some, tokens that fill no window, and a pool shorter than one."""
-    result = export(masked_manifest.path, to="litdata", directory=tmp_path / "masked")
-    assert any(remark.startswith("code: a TokensLoader has no masks") for remark in result.remarks)
+    """The source that has them is named; no chunk is larger than asked for."""
+    manifest = save_manifest(dataclasses.replace(masked_manifest, dtype="<u4", vocab_size=100_000))
+    result = export(manifest.path, to="litdata", directory=tmp_path / "out", max_file_bytes=700)
+    assert result.remarks[0].startswith("code: a TokensLoader has no masks and no example boundaries")
+    sizes = [path.stat().st_size for path in result.directory.rglob("*.bin")]
+    assert len(sizes) > 10 and max(sizes) <= 700
+    window = manifest.block_tokens + 1
+    read = read_with("litdata", result.directory, window, package="litdata")
+    assert all(read["as_written"].values())
+    assert Counter(map(tuple, read["exact"][str(window)])) == windows_of(manifest, window)

@@ -1,4 +1,4 @@
-"""What litdata makes of an export through its mixture.py, and its own writer of the same tokens; arguments: the export's folder, block sizes."""
+"""What litdata makes of an export through its mixture.py, and its own writer of the same tokens: export's folder, block sizes."""
 
 import json
 import sys

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-# The package's own start imports torchvision for its data sets of pictures, which loads only beside the very build of torch it was made for.
+# The package's own start imports torchvision for its data sets of pictures, which loads only beside the build of torch it was made for.
 _SPEC = importlib.util.find_spec("streaming")
 _PACKAGE = types.ModuleType("streaming")
 _PACKAGE.__path__ = list(_SPEC.submodule_search_locations)
