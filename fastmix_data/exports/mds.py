@@ -89,10 +89,6 @@ class _Layout:
     size_limit: int
 
     @property
-    def has_mask(self) -> bool:
-        return "loss_mask" in (self.record.names or ())
-
-    @property
     def header(self) -> dict[str, Any]:
         """What a shard says of itself and the index of each shard, as `MDSWriter` has it."""
         columns = [self.record[name] for name in self.record.names or ()]
@@ -162,7 +158,12 @@ class _WriteShard:
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Write one shard; it is in memory whole."""
         layout = self.layout
-        samples_N = np.concatenate([_samples(request, each, layout) for each in self.ranges])
+        samples_N = np.empty(sum(each.stop - each.start for each in self.ranges), layout.record)
+        first = 0
+        for each in self.ranges:
+            stop = first + each.stop - each.start
+            _fill(samples_N[first:stop], request, each)
+            first = stop
         basename = f"shard.{self.number:05}.mds"
         begin, samples = layout.begin(len(samples_N)), samples_N.view(np.uint8).data
         with atomic_file(request.directory / self.pool / basename) as file:
@@ -176,24 +177,22 @@ class _WriteShard:
         return {"files": [f"{self.pool}/{basename}"], "shard": shard}
 
 
-def _samples(request: ExportRequest, blocks: PartRange, layout: _Layout) -> np.ndarray[Any, np.dtype[np.void]]:
-    """Blocks of one part as records."""
-    manifest = request.manifest
-    part = manifest.parts[blocks.part]
-    shard = manifest.open(part, root=request.root)
+def _fill(samples_N: np.ndarray[Any, np.dtype[np.void]], request: ExportRequest, blocks: PartRange) -> None:
+    """Set every column of blocks of one part."""
+    block_tokens, part = request.manifest.block_tokens, request.manifest.parts[blocks.part]
+    shard = request.manifest.open(part, root=request.root)
     stored = slice(part.block_start + blocks.start, part.block_start + blocks.stop)
-    samples_N = np.zeros(blocks.stop - blocks.start, layout.record)
+    # Only the last block of a part has fewer labels than block_tokens.
+    num_before_N = np.arange(blocks.start, blocks.stop) * block_tokens
+    num_labels_N = np.minimum(block_tokens, part.num_labels - num_before_N)
     samples_N["tokens"] = shard.tokens_NT[stored]
-    # Labels of the part up to each block; only its last block has fewer than block_tokens.
-    num_before_N = np.arange(blocks.start, blocks.stop) * manifest.block_tokens
-    num_labels_N = np.minimum(manifest.block_tokens, part.num_labels - num_before_N)
     samples_N["num_labels"] = num_labels_N
     if shard.loss_mask_NT is not None and shard.starts_NT is not None:
         samples_N["loss_mask"] = shard.loss_mask_NT[stored]
         samples_N["starts"] = shard.starts_NT[stored]
-    elif layout.has_mask:
-        samples_N["loss_mask"] = np.arange(manifest.block_tokens + 1) <= num_labels_N[:, None]
-    return samples_N
+    elif "loss_mask" in (samples_N.dtype.names or ()):
+        samples_N["loss_mask"] = np.arange(block_tokens + 1) <= num_labels_N[:, None]
+        samples_N["starts"] = 0
 
 
 def _write_streams(request: ExportRequest, pools: Sequence[Pool]) -> None:
@@ -205,6 +204,7 @@ def _write_streams(request: ExportRequest, pools: Sequence[Pool]) -> None:
     reading = (
         f"# For llm-foundry: `train_loader.dataset`, with `max_seq_len: {request.manifest.block_tokens}`, as samples are cut to it.\n"
         "# In Python: StreamingDataset(streams=[Stream(**each) for each in FILE['streams'].values()], shuffle=True, batch_size=...)\n"
+        "# Elsewhere than in this folder: put `remote` beside `local`, or change `local`.\n"
     )
     whole = f"# One epoch is the manifest: {num_samples} samples, every pool exactly `repeat` times.\n"
     part = "# Any number of samples with the manifest's shares: set epoch_size, and give it to StreamingDataset.\n"
