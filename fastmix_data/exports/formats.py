@@ -7,7 +7,7 @@ from importlib import import_module
 from fastmix_data.exports.format import ExportFormat
 
 # Modules are imported when a format is used: some need a package of the trainer's.
-NAMES = ("webdataset", "mds", "litdata")
+NAMES = ("webdataset", "mds", "litdata", "olmo", "datatrove")
 
 
 def export_format(name: str) -> ExportFormat:

@@ -1,0 +1,164 @@
+"""A pool's tokens end to end in headerless files, cut at whole windows of the trainer that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from fastmix_data.arrays import Bools, Int64s
+from fastmix_data.atomic_files import atomic_file
+from fastmix_data.exports.format import ExportRequest, OnTokens
+from fastmix_data.exports.part_tokens import PartTokens, read_part
+from fastmix_data.exports.pools import pools_of
+from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.shards.examples import is_padding
+
+
+@dataclass(frozen=True)
+class FlatFile:
+    """A stretch of a pool's tokens that becomes a file. Formats derive their tasks from it.
+
+    Attributes:
+        number: of the file within its pool.
+        first_part: number of the manifest's part that it begins in.
+        skip: tokens of that part that are in the file before.
+        num_tokens: of the file, which may end within a part too.
+    """
+
+    pool: str
+    number: int
+    first_part: int
+    skip: int
+    num_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Unique in the export: a pool's name has no dot."""
+        return f"{self.pool}.{self.number:05d}"
+
+    def stretches(self, manifest: Manifest) -> Iterator[tuple[int, int, int]]:
+        """Number of a part, and its first and past-the-last token that belong here."""
+        part, start, left = self.first_part, self.skip, self.num_tokens
+        while left:
+            stop = min(manifest.parts[part].num_tokens, start + left)
+            yield part, start, stop
+            part, start, left = part + 1, 0, left - (stop - start)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of a file in their order, all of shape (D,); of sources with a mask these are examples, and the padding between.
+
+    Attributes:
+        start_D: first token in the file. A document ends where the next one begins, the last one with the file.
+        is_padding_D: whether it is none, but padding.
+        part_D: number of the manifest's part that it begins in.
+        position_D: its first token in that part's shard. A document that the file cuts begins at the cut.
+    """
+
+    start_D: Int64s
+    is_padding_D: Bools
+    part_D: Int64s
+    position_D: Int64s
+
+
+_File = TypeVar("_File", bound=FlatFile)
+
+
+def flat_files(request: ExportRequest, kind: type[_File], *, window_tokens: int) -> dict[str, list[_File]]:
+    """The files of each pool, in the order of `pools_of`.
+
+    Args:
+        kind: the format's task.
+        window_tokens: every file but a pool's last is a whole number of windows, so that a reader who drops what is left after a
+            file's last window drops less than one of each pool.
+    """
+    window_bytes = window_tokens * np.dtype(request.manifest.dtype).itemsize
+    tokens_per_file = max(1, request.max_file_bytes // window_bytes) * window_tokens
+    files: dict[str, list[_File]] = {}
+    first = 0
+    for pool in pools_of(request.manifest):
+        end_P = np.cumsum([part.num_tokens for part in pool.parts])
+        start_F = np.arange(0, pool.num_tokens, tokens_per_file)
+        part_F = np.searchsorted(end_P, start_F, side="right")
+        skip_F = start_F - np.concatenate([[0], end_P])[part_F]
+        size_F = np.minimum(tokens_per_file, pool.num_tokens - start_F)
+        rows = enumerate(zip((first + part_F).tolist(), skip_F.tolist(), size_F.tolist(), strict=True))
+        files[pool.name] = [kind(pool.name, number, *row) for number, row in rows]
+        first += len(pool.parts)
+    return files
+
+
+def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Path | None, on_tokens: OnTokens) -> Documents:
+    """Write one file's tokens in the manifest's dtype, part by part.
+
+    Args:
+        mask: for a byte a token, 1 where it carries loss where it is the label; all 1 in sources without a mask.
+    """
+    manifest = request.manifest
+    dtype = np.dtype(manifest.dtype)
+    found: list[Documents] = []
+    num_written = 0
+    before: Part | None = None
+    last_token = -1
+    with ExitStack() as stack:
+        tokens_out = stack.enter_context(atomic_file(tokens))
+        mask_out = None if mask is None else stack.enter_context(atomic_file(mask))
+        for number, start, stop in file.stretches(manifest):
+            part = manifest.parts[number]
+            own = read_part(manifest, part, root=request.root)
+            here = slice(start, stop)
+            tokens_out.write(own.tokens_T[here].astype(dtype, casting="safe").data)
+            if mask_out is not None:
+                carries_T = np.ones(len(own.tokens_T), np.bool_) if own.carries_loss_T is None else own.carries_loss_T
+                mask_out.write(carries_T[here].data)
+            goes_on = before is not None and _continues(before, part) and last_token != manifest.eos_id
+            at_D, is_padding_D = _documents(own, here, eos_id=manifest.eos_id, goes_on=goes_on)
+            position_D = part.block_start * manifest.block_tokens + at_D
+            found.append(Documents(num_written + at_D - start, is_padding_D, np.full_like(at_D, number), position_D))
+            num_written, before, last_token = num_written + stop - start, part, int(own.tokens_T[stop - 1])
+            on_tokens(stop - start)
+    return Documents(*(np.concatenate([getattr(some, f.name) for some in found]) for f in fields(Documents)))
+
+
+def _continues(before: Part, part: Part) -> bool:
+    """Whether a part's first token comes right after the last one of the part before it in the list."""
+    # The last token of a partition is the only one that is followed by none; after any other shard of an epoch comes the next.
+    whole = before.is_whole_shard and part.is_whole_shard and not part.partial
+    return whole and before.num_labels == before.num_tokens
+
+
+def _documents(own: PartTokens, here: slice, *, eos_id: int, goes_on: bool) -> tuple[Int64s, Bools]:
+    """First tokens of documents in a stretch of a part, counted from the part's start, and which are padding."""
+    begins_T = np.zeros(len(own.tokens_T), np.bool_)
+    if own.starts_T is not None:
+        begins_T |= own.starts_T != 0
+    else:
+        begins_T[1:] = own.tokens_T[:-1] == eos_id
+    begins_T[here.start] |= not goes_on
+    at_D = here.start + np.flatnonzero(begins_T[here])
+    is_padding_D = np.zeros(len(at_D), np.bool_) if own.starts_T is None else is_padding(own.starts_T)[at_D]
+    return at_D, is_padding_D
+
+
+def num_windows(manifest: Manifest, *, window_tokens: int) -> Mapping[str, int]:
+    """Whole windows of one pass over each pool."""
+    return {pool.name: pool.num_tokens // window_tokens for pool in pools_of(manifest)}
+
+
+def window_remarks(manifest: Manifest, *, window_tokens: int) -> list[str]:
+    """What a reader of windows that do not overlap leaves out, in sentences."""
+    pools = pools_of(manifest)
+    windows = sum(pool.repeats * (pool.num_tokens // window_tokens) for pool in pools)
+    unread = sum(pool.repeats * (pool.num_tokens % window_tokens) for pool in pools)
+    remarks = [f"windows do not overlap in this format, so the first token of each of {windows} windows is never predicted"]
+    if unread:
+        remarks.append(
+            f"{unread} of {manifest.num_tokens} tokens are less than a window of {window_tokens} at the end of their pool, and are not read"
+        )
+    return remarks
