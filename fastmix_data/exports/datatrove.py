@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.flat_files import FlatFile, flat_files, num_windows, window_remarks, write_flat
+from fastmix_data.exports.flat_files import FlatFile, flat_files, has_masks, num_windows, window_remarks, write_flat
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.manifest.manifest import Manifest
@@ -30,7 +30,7 @@ class _WriteFile(FlatFile):
         with atomic_file(index) as file:
             file.write(np.append(documents.start_D[1:], self.num_tokens).astype("<u8").data)
         # nanotron loads its tokenizer by this name, and refuses folders of different ones.
-        tokenizer = f"{Workdir(request.root).tokenizer.parent}|{np.dtype(manifest.dtype).itemsize}"
+        tokenizer = f"{Workdir(request.root).tokenizer.parent}|{np.dtype(self.dtype).itemsize}"
         with atomic_file(metadata) as file:
             file.write(f"{tokenizer}\n{self.num_tokens}\n{format_count(self.num_tokens)} tokens".encode())
         return {"files": names if has_mask else names[:-1]}
@@ -52,7 +52,7 @@ class _Datatrove:
         manifest = request.manifest
         window = _window_tokens(manifest)
         remarks = window_remarks(manifest, window_tokens=window)
-        if manifest.example_tokens is not None:
+        if has_masks(manifest):
             remarks += [
                 "masks are in .ds.loss, which neither datatrove's data sets nor Nanoset read: every token carries loss there",
                 f"windows of seq_len + 1 = {window} tokens cut examples that were packed into windows of {manifest.example_tokens}",

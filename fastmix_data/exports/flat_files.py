@@ -28,6 +28,8 @@ class FlatFile:
         first_part: number of the manifest's part that it begins in.
         skip: tokens of that part that are in the file before.
         num_tokens: of the file, which may end within a part too.
+        dtype: of the tokens, the same in all files: readers are told it once.
+        any_masks: whether any source of the manifest has a mask, not only this one.
     """
 
     pool: str
@@ -35,6 +37,8 @@ class FlatFile:
     first_part: int
     skip: int
     num_tokens: int
+    dtype: str
+    any_masks: bool
 
     @property
     def name(self) -> str:
@@ -78,7 +82,8 @@ def flat_files(request: ExportRequest, kind: type[_File], *, window_tokens: int)
         window_tokens: every file but a pool's last is a whole number of windows, so that a reader who drops what is left after a
             file's last window drops less than one of each pool.
     """
-    window_bytes = window_tokens * np.dtype(request.manifest.dtype).itemsize
+    dtype, any_masks = common_dtype(request.manifest), has_masks(request.manifest)
+    window_bytes = window_tokens * dtype.itemsize
     tokens_per_file = max(1, request.max_file_bytes // window_bytes) * window_tokens
     files: dict[str, list[_File]] = {}
     first = 0
@@ -89,19 +94,18 @@ def flat_files(request: ExportRequest, kind: type[_File], *, window_tokens: int)
         skip_F = start_F - np.concatenate([[0], end_P])[part_F]
         size_F = np.minimum(tokens_per_file, pool.num_tokens - start_F)
         rows = enumerate(zip((first + part_F).tolist(), skip_F.tolist(), size_F.tolist(), strict=True))
-        files[pool.name] = [kind(pool.name, number, *row) for number, row in rows]
+        files[pool.name] = [kind(pool.name, number, *row, dtype.str, any_masks) for number, row in rows]
         first += len(pool.parts)
     return files
 
 
 def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Path | None, on_tokens: OnTokens) -> Documents:
-    """Write one file's tokens in the manifest's dtype, part by part.
+    """Write one file's tokens, part by part.
 
     Args:
         mask: for a byte a token, 1 where it carries loss where it is the label; all 1 in sources without a mask.
     """
     manifest = request.manifest
-    dtype = np.dtype(manifest.dtype)
     found: list[Documents] = []
     num_written = 0
     before: Part | None = None
@@ -113,7 +117,7 @@ def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Pa
             part = manifest.parts[number]
             own = read_part(manifest, part, root=request.root)
             here = slice(start, stop)
-            tokens_out.write(own.tokens_T[here].astype(dtype, casting="safe").data)
+            tokens_out.write(own.tokens_T[here].astype(file.dtype, casting="safe").data)
             if mask_out is not None:
                 carries_T = np.ones(len(own.tokens_T), np.bool_) if own.carries_loss_T is None else own.carries_loss_T
                 mask_out.write(carries_T[here].data)
@@ -144,6 +148,16 @@ def _documents(own: PartTokens, here: slice, *, eos_id: int, goes_on: bool) -> t
     at_D = here.start + np.flatnonzero(begins_T[here])
     is_padding_D = np.zeros(len(at_D), np.bool_) if own.starts_T is None else is_padding(own.starts_T)[at_D]
     return at_D, is_padding_D
+
+
+def common_dtype(manifest: Manifest) -> np.dtype[np.unsignedinteger]:
+    """The smallest that holds the tokens of every part."""
+    return np.result_type(manifest.dtype, *{part.dtype for part in manifest.parts})
+
+
+def has_masks(manifest: Manifest) -> bool:
+    """Whether any source has a mask."""
+    return any(part.has_mask for part in manifest.parts)
 
 
 def num_windows(manifest: Manifest, *, window_tokens: int) -> Mapping[str, int]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.flat_files import Documents, FlatFile, flat_files, window_remarks, write_flat
+from fastmix_data.exports.flat_files import Documents, FlatFile, common_dtype, flat_files, has_masks, window_remarks, write_flat
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool, pools_of
 from fastmix_data.manifest.manifest import Manifest
@@ -41,7 +41,7 @@ class _WriteFile(FlatFile):
 
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Write tokens, the mask if any source of the manifest has one, and the table of documents."""
-        directory, mask = request.directory, self.mask if _has_mask(request.manifest) else None
+        directory, mask = request.directory, self.mask if self.any_masks else None
         documents = write_flat(
             self,
             request,
@@ -68,7 +68,7 @@ class _Olmo:
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest = request.manifest
         remarks = window_remarks(manifest, window_tokens=manifest.block_tokens)
-        if _has_mask(manifest):
+        if has_masks(manifest):
             remarks += [
                 f"there is no {MIXTURE}: source mixtures of OLMo-core take no label masks; {DATASET} has them",
                 f"examples of a window see each other, and sequence_length has to be a multiple of {manifest.example_tokens}, "
@@ -82,17 +82,13 @@ class _Olmo:
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         files, pools = _files(request), pools_of(request.manifest)
         write_json(request.directory / DATASET, _dataset(request, pools, files))
-        if _has_mask(request.manifest):
+        if has_masks(request.manifest):
             return (DATASET,)
         write_json(request.directory / MIXTURE, _mixture(request, pools, files))
         return (DATASET, MIXTURE)
 
 
 FORMAT = _Olmo()
-
-
-def _has_mask(manifest: Manifest) -> bool:
-    return any(part.has_mask for part in manifest.parts)
 
 
 def _files(request: ExportRequest) -> dict[str, list[_WriteFile]]:
@@ -109,7 +105,7 @@ def _write_documents(path: Path, documents: Documents, manifest: Manifest, *, nu
         if not padding
     )
     # No time and no name: equal tokens give equal bytes.
-    with atomic_file(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped, io.TextIOWrapper(zipped) as text:
+    with atomic_file(path) as file, gzip.GzipFile("", "wb", 6, fileobj=file, mtime=0) as zipped, io.TextIOWrapper(zipped) as text:
         csv.writer(text, lineterminator="\n").writerows(rows)
 
 
@@ -124,7 +120,7 @@ def _configuration(request: ExportRequest) -> dict[str, Any]:
             "identifier": str(Workdir(request.root).tokenizer.parent),
         },
         "sequence_length": manifest.block_tokens,
-        "dtype": np.dtype(manifest.dtype).name,
+        "dtype": common_dtype(manifest).name,
     }
 
 
@@ -135,7 +131,7 @@ def _dataset(request: ExportRequest, pools: Sequence[Pool], files: Mapping[str, 
         "paths": [str(request.directory / file.tokens) for _, file in listed],
         "metadata": [{"label": source} for source, _ in listed],
     }
-    if _has_mask(request.manifest):
+    if has_masks(request.manifest):
         dataset["label_mask_paths"] = [str(request.directory / file.mask) for _, file in listed]
     return dataset
 
