@@ -21,7 +21,7 @@ from fastmix_data.exports.pools import Pool, pools_of
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.workdir import Workdir
 
-DATASET, MIXTURE = "dataset.json", "mixture.json"
+DATASET, MIXTURE = "dataset.json", "source_mixture.json"
 
 
 @dataclass(frozen=True)

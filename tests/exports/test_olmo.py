@@ -56,7 +56,7 @@ def test_olmo_core_reads_masks_and_examples(masked_manifest: Manifest, tmp_path:
     manifest = save_manifest(dataclasses.replace(masked_manifest, dtype="<u4", vocab_size=100_000))
     read, remarks = _export(manifest, tmp_path)
     assert read["dtype"] == "uint32" and "mixture_windows" not in read
-    assert any("there is no mixture.json" in remark for remark in remarks)
+    assert any("there is no source_mixture.json" in remark for remark in remarks)
     runs = runs_of(manifest)
     assert Counter((source, tuple(window)) for source, window in read["windows"]) == _expected(runs)
     carries = {

@@ -28,8 +28,8 @@ def main(folder: Path, work_dir: Path) -> None:
         },
         "dtype": dataset.dtype.__name__,
     }
-    if (folder / "mixture.json").exists():
-        config = NumpyFSLDatasetConfig.from_file(folder / "mixture.json", overrides=[f"work_dir={work_dir}"])
+    if (folder / "source_mixture.json").exists():
+        config = NumpyFSLDatasetConfig.from_file(folder / "source_mixture.json", overrides=[f"work_dir={work_dir}"])
         built = config.source_mixture_config.build(npdtype=config.get_dtype(), sequence_length=config.sequence_length)
         out["mixture_tokens"] = {source.name: sum(path.tokens for path in source.path_tokens) for source in built.sources}
         mixture = config.build()
