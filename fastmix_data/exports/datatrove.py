@@ -25,7 +25,7 @@ class _WriteFile(FlatFile):
         manifest, stem = request.manifest, f"{self.pool}/{self.number:05d}.ds"
         names = [stem, f"{stem}.index", f"{stem}.metadata", f"{stem}.loss"]
         tokens, index, metadata, loss = (request.directory / name for name in names)
-        has_mask = manifest.parts[self.first_part].has_mask
+        has_mask = manifest.parts[self.ranges[0].part].has_mask
         documents = write_flat(self, request, tokens=tokens, mask=loss if has_mask else None, on_tokens=on_tokens)
         with atomic_file(index) as file:
             file.write(np.append(documents.start_D[1:], self.num_tokens).astype("<u8").data)

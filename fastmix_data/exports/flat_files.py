@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastmix_data.arrays import Bools, Int64s
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.format import ExportRequest, OnTokens
 from fastmix_data.exports.part_tokens import PartTokens, read_part
-from fastmix_data.exports.pools import pools_of
+from fastmix_data.exports.pools import PartRange, common_dtype, cut_into_files, pools_of
 from fastmix_data.manifest.manifest import Manifest, Part
 from fastmix_data.shards.examples import is_padding
 
@@ -25,18 +25,14 @@ class FlatFile:
 
     Attributes:
         number: of the file within its pool.
-        first_part: number of the manifest's part that it begins in.
-        skip: tokens of that part that are in the file before.
-        num_tokens: of the file, which may end within a part too.
+        ranges: tokens of parts that it holds, in order; a file may end within a part.
         dtype: of the tokens, the same in all files: readers are told it once.
         any_masks: whether any source of the manifest has a mask, not only this one.
     """
 
     pool: str
     number: int
-    first_part: int
-    skip: int
-    num_tokens: int
+    ranges: tuple[PartRange, ...]
     dtype: str
     any_masks: bool
 
@@ -45,13 +41,10 @@ class FlatFile:
         """Unique in the export: a pool's name has no dot."""
         return f"{self.pool}.{self.number:05d}"
 
-    def stretches(self, manifest: Manifest) -> Iterator[tuple[int, int, int]]:
-        """Number of a part, and its first and past-the-last token that belong here."""
-        part, start, left = self.first_part, self.skip, self.num_tokens
-        while left:
-            stop = min(manifest.parts[part].num_tokens, start + left)
-            yield part, start, stop
-            part, start, left = part + 1, 0, left - (stop - start)
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the file."""
+        return sum(stop - start for _, start, stop in self.ranges)
 
 
 @dataclass(frozen=True)
@@ -83,19 +76,10 @@ def flat_files(request: ExportRequest, kind: type[_File], *, window_tokens: int)
             file's last window drops less than one of each pool.
     """
     dtype, any_masks = common_dtype(request.manifest), has_masks(request.manifest)
-    window_bytes = window_tokens * dtype.itemsize
-    tokens_per_file = max(1, request.max_file_bytes // window_bytes) * window_tokens
+    windows_per_file = max(1, request.max_file_bytes // (window_tokens * dtype.itemsize))
     files: dict[str, list[_File]] = {}
-    first = 0
-    for pool in pools_of(request.manifest):
-        end_P = np.cumsum([part.num_tokens for part in pool.parts])
-        start_F = np.arange(0, pool.num_tokens, tokens_per_file)
-        part_F = np.searchsorted(end_P, start_F, side="right")
-        skip_F = start_F - np.concatenate([[0], end_P])[part_F]
-        size_F = np.minimum(tokens_per_file, pool.num_tokens - start_F)
-        rows = enumerate(zip((first + part_F).tolist(), skip_F.tolist(), size_F.tolist(), strict=True))
-        files[pool.name] = [kind(pool.name, number, *row, dtype.str, any_masks) for number, row in rows]
-        first += len(pool.parts)
+    for pool, number, ranges in cut_into_files(request.manifest, unit="tokens", size=windows_per_file * window_tokens):
+        files.setdefault(pool.name, []).append(kind(pool.name, number, ranges, dtype.str, any_masks))
     return files
 
 
@@ -113,7 +97,7 @@ def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Pa
     with ExitStack() as stack:
         tokens_out = stack.enter_context(atomic_file(tokens))
         mask_out = None if mask is None else stack.enter_context(atomic_file(mask))
-        for number, start, stop in file.stretches(manifest):
+        for number, start, stop in file.ranges:
             part = manifest.parts[number]
             own = read_part(manifest, part, root=request.root)
             here = slice(start, stop)
@@ -148,11 +132,6 @@ def _documents(own: PartTokens, here: slice, *, eos_id: int, goes_on: bool) -> t
     at_D = here.start + np.flatnonzero(begins_T[here])
     is_padding_D = np.zeros(len(at_D), np.bool_) if own.starts_T is None else is_padding(own.starts_T)[at_D]
     return at_D, is_padding_D
-
-
-def common_dtype(manifest: Manifest) -> np.dtype[np.unsignedinteger]:
-    """The smallest that holds the tokens of every part."""
-    return np.result_type(manifest.dtype, *{part.dtype for part in manifest.parts})
 
 
 def has_masks(manifest: Manifest) -> bool:

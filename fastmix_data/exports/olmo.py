@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.flat_files import Documents, FlatFile, common_dtype, flat_files, has_masks, window_remarks, write_flat
+from fastmix_data.exports.flat_files import Documents, FlatFile, flat_files, has_masks, window_remarks, write_flat
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import Pool, pools_of
+from fastmix_data.exports.pools import Pool, common_dtype, pools_of
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.workdir import Workdir
 
