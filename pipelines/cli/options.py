@@ -13,7 +13,6 @@ import click
 
 from fastmix_data.errors import FastmixError, Interrupted
 from fastmix_data.machine import Workers, launched_rank
-from fastmix_data.units import parse_bytes
 from pipelines.console import Console
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ class Bytes(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from fastmix_data.units import parse_bytes  # pydantic takes half of the time of --help
+
         try:
             return parse_bytes(value)
         except ValueError as error:
