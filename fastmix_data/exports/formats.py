@@ -7,10 +7,20 @@ from importlib import import_module
 from fastmix_data.exports.format import ExportFormat
 
 # Modules are imported when a format is used: some need a package of the trainer's.
-NAMES = ("webdataset", "mds", "litdata", "olmo", "datatrove")
+_MODULES = {
+    "webdataset": "webdataset",
+    "mds": "mds",
+    "litdata": "litdata",
+    "olmo": "olmo",
+    "datatrove": "datatrove",
+    "megatron": "nvidia.megatron",
+    "nemo": "nvidia.nemo",
+    "energon": "nvidia.energon",
+}
+NAMES = tuple(_MODULES)
 
 
 def export_format(name: str) -> ExportFormat:
-    """The format of one of NAMES; its module is called so, and has it as FORMAT."""
-    found: ExportFormat = import_module(f"fastmix_data.exports.{name}").FORMAT
+    """The format of one of NAMES; its module has it as FORMAT."""
+    found: ExportFormat = import_module(f"fastmix_data.exports.{_MODULES[name]}").FORMAT
     return found
