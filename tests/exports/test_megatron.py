@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,19 @@ from fastmix_data.exports.format import ExportRequest, Files
 from fastmix_data.exports.nvidia import corpus
 from fastmix_data.exports.part_tokens import read_part
 from fastmix_data.exports.pools import Pool, pools_of
-from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import Manifest
-from fastmix_data.recipe.emit import EmitSection
-from fastmix_data.results.mixture import Mixture
-from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.catalog import load_catalog
 from pipelines.export.run import export
 from tests.exports.other_readers import read_with
 
 FILES: tuple[Files, ...] = ("reference", "hardlink", "copy")
 BLOCK = 16
-EOS = 500  # of `books`, it stands in the first partition only
+EOS = 500
 
 
 @pytest.fixture
-def catalog(make_catalog: Callable[..., Catalog]) -> Catalog:
-    """Shards large enough to be read as they lie, and others."""
-    catalog = make_catalog({"books": [9000, 707], "code": [12000], "single": [16]}, shard_blocks=300)
-    catalog = Catalog(catalog.root, dataclasses.replace(catalog.info, eos_id=EOS), catalog.rows)
-    catalog.save(catalog.root / "catalog.parquet")
-    return catalog
-
-
-@pytest.fixture
-def manifest(catalog: Catalog) -> Manifest:
-    mixture = Mixture(weights={"books": 0.6, "code": 0.397, "single": 0.003})
-    emit = EmitSection(token_budget=40_000, max_epochs=9)
-    return emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")
+def manifest(large_shards_manifest: Manifest) -> Manifest:
+    return large_shards_manifest
 
 
 def tokens_of(manifest: Manifest, pool: Pool) -> list[int]:
@@ -60,7 +45,7 @@ def pool_of(pools: list[Pool], file: dict[str, Any]) -> Pool:
 
 @pytest.mark.parametrize("files", ["reference", "copy"])
 def test_megatron_reads_the_tokens_of_a_manifest_each_as_often_as_it_says(
-    catalog: Catalog, manifest: Manifest, tmp_path: Path, files: Files
+    manifest: Manifest, tmp_path: Path, files: Files
 ) -> None:
     export(manifest.directory, to="megatron", directory=tmp_path / "out", files=files)
     read, pools = read_with("megatron", tmp_path / "out", package="megatron"), pools_of(manifest)
@@ -80,6 +65,7 @@ def test_megatron_reads_the_tokens_of_a_manifest_each_as_often_as_it_says(
         wanted = tokens_in([file] * pool.repeats)
         assert max((counts - wanted).total(), (wanted - counts).total()) < 3 * BLOCK
     assert manifest.num_tokens - len(read["files"]) * BLOCK <= len(read["train"]) * BLOCK < manifest.num_tokens
+    catalog = load_catalog(manifest.root_path / "catalog.parquet")
     held_out = Counter(chain.from_iterable(read["valid"]))
     stored = [catalog.open(row).tokens_NT[:, :-1].ravel().tolist() for row in catalog.rows if row.split == "valid"]
     assert held_out <= Counter(chain.from_iterable(stored))
@@ -115,24 +101,26 @@ def test_converted_files_are_no_larger_than_asked_for(manifest: Manifest, tmp_pa
     assert sum(sizes) == 2 * sum(pool.num_tokens for pool in pools_of(manifest))
 
 
-def test_masks_that_megatron_does_not_read_are_said_with_the_tokens_they_are_of(masked_manifest: Manifest, tmp_path: Path) -> None:
+def test_masks_that_megatron_does_not_read_are_said_with_the_tokens_they_are_of(
+    masked_manifest: Manifest, tmp_path: Path
+) -> None:
     said = " ".join(export(masked_manifest.directory, to="megatron", directory=tmp_path / "out").remarks)
     tokens = next(source.num_tokens for source in masked_manifest.sources if source.name == "code")
     assert f"GPTDataset has no masks: every one of the {tokens} tokens of code carries loss" in said and "whole windows" in said
 
 
 def test_what_the_format_cannot_hold_is_refused_and_a_missing_catalog_said(
-    catalog: Catalog, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(FastmixError, match=r"splits a blend at blanks; name a folder without any with --out"):
         export(manifest.directory, to="megatron", directory=tmp_path / "a folder")
     monkeypatch.setattr(corpus, "_MOST_FILES", 3)
     with pytest.raises(FastmixError, match=r"makes \d+ files, and a blend holds 3; export with --files copy"):
         export(manifest.directory, to="megatron", directory=tmp_path / "many")
-    (catalog.root / "catalog.parquet").unlink()
+    (manifest.root_path / "catalog.parquet").unlink()
     monkeypatch.undo()
     assert "no validation split" in " ".join(export(manifest.directory, to="megatron", directory=tmp_path / "alone").remarks)
     assert read_json(tmp_path / "alone" / "splits.json")["valid"] is None
-    huge = ExportRequest(dataclasses.replace(manifest, vocab_size=1 << 32), catalog.root, tmp_path / "huge")
+    huge = ExportRequest(dataclasses.replace(manifest, vocab_size=1 << 32), manifest.root_path, tmp_path / "huge")
     with pytest.raises(FastmixError, match=r"does not fit into signed 32-bit integers.*export it in another format"):
         corpus.corpus_of(huge)

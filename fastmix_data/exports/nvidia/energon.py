@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,19 @@ class _Energon:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        held_out = held_out_of(request)
-        short = _short_samples(request, _folders(request, held_out))
+        held_out, block_tokens = held_out_of(request), request.manifest.block_tokens
         remarks = [
             f"the order is Energon's own; with {EPOCHS} a run reads each block exactly as often as the manifest says, with {SHARES} "
             "only in proportion",
             "there is no index of samples by key, which only joined and auxiliary data sets need: `energon prepare` makes it",
         ]
-        if short:
-            padded = sum(request.manifest.block_tokens - count for count in short.values())
-            remarks.append(f"{padded} labels beyond the last token of a run are padding; {SHORT_SAMPLES} says how many are not, by sample")
+        parts = [part for folder in _folders(request, held_out) for part in folder.parts]
+        # By the block that they end with: a run's end may be in two folders.
+        ends = {(part.path, part.block_stop): part.num_blocks * block_tokens - part.num_labels for part in parts}
+        if padding := sum(ends.values()):
+            remarks.append(
+                f"{padding} labels beyond the last token of a run are padding; {SHORT_SAMPLES} names the samples and their labels"
+            )
         return [*remarks, *held_out.remarks]
 
     def tasks(self, request: ExportRequest) -> Sequence[_PlaceShard]:
@@ -69,7 +71,7 @@ class _Energon:
         for name, blend in blends.items():
             splits = {"train": blend, **({"val": {"blend_epochized": held_out}} if held_out else {})}
             files[name] = {"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": splits}
-        files[SHORT_SAMPLES] = _short_samples(request, folders)
+        files[SHORT_SAMPLES] = {key: count for receipt in receipts.values() for key, count in receipt["short"].items()}
         for name, content in files.items():
             if name.endswith(".json"):
                 write_json(directory / name, content)
@@ -123,10 +125,6 @@ def _folders(request: ExportRequest, held_out: HeldOut) -> list[_Folder]:
     ]
 
 
-def _short_samples(request: ExportRequest, folders: Sequence[_Folder]) -> dict[str, int]:
-    ...
-
-
 @dataclass(frozen=True)
 class _PlaceShard:
     """Have a tar with exactly a part's blocks in a data set's folder, and its index."""
@@ -159,4 +157,6 @@ class _PlaceShard:
             # Where each sample begins, and where the last one ends.
             file.write((np.arange(part.num_blocks + 1, dtype="<u8") * shard.layout.stride).tobytes())
         on_tokens(part.num_tokens)
-        return {"files": [name, f"{name}.idx"]}
+        last_labels = part.num_labels - (part.num_blocks - 1) * shard.layout.block_tokens
+        short = {} if last_labels == shard.layout.block_tokens else {shard.key(part.block_stop - 1): last_labels}
+        return {"files": [name, f"{name}.idx"], "short": short}
