@@ -17,7 +17,7 @@ BLEND = "blend.txt"
 
 class _Megatron:
     name = "megatron"
-    reader = "megatron-core 0.16"
+    reader = "megatron-core 0.16.1"
     writes = "an .idx for each shard, which stays the .bin, or both with --files copy; blends of training and validation"
     keeps = Keeps(
         order="no: shuffled by its own seed",

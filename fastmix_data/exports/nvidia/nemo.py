@@ -18,7 +18,7 @@ _TARGET = "nemo_automodel.components.datasets.llm.megatron_dataset.MegatronPretr
 
 class _NeMo:
     name = "nemo"
-    reader = "nemo-automodel 0.7"
+    reader = "nemo-automodel 0.7.0"
     writes = "Megatron's files with a JSON blend, and the section of a recipe that reads it"
     keeps = Keeps(
         order="no: shuffled by its own seed",

@@ -153,7 +153,7 @@ class WriteTokenFile:
                     if self.check_shards:
                         check_unchanged(part, root=request.root)
                     content = read_part(request.manifest, part, root=request.root)
-                    file.write(content.tokens_T.tobytes())
+                    file.write(content.tokens_T.data)
                     found.append(_unit_lengths(request.manifest, part, content))
                     on_tokens(part.num_tokens)
             lengths_S = np.concatenate(found)
