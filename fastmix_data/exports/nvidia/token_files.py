@@ -19,7 +19,7 @@ from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
 from fastmix_data.exports.nvidia.index_file import write_index
 from fastmix_data.exports.part_tokens import PartTokens, check_unchanged, read_part
-from fastmix_data.exports.pools import pools_of
+from fastmix_data.exports.pools import cut_evenly, pools_of
 from fastmix_data.manifest.manifest import Manifest, Part
 
 # Megatron reads a whole number of windows of each file: one more or less is under 0.4% of a file of this many blocks, and a file of less
@@ -79,39 +79,25 @@ def valid_files(request: ExportRequest, parts: Mapping[str, Sequence[Part]]) -> 
 
 
 def _merged(request: ExportRequest, parts: Sequence[Part]) -> Iterator[tuple[Part, ...]]:
-    """Parts in groups that each fit into one file."""
-    group: list[Part] = []
-    num_bytes = 0
-    for piece in (piece for part in parts for piece in _pieces(request, part)):
-        size = piece.num_tokens * np.dtype(piece.dtype).itemsize
-        if group and num_bytes + size > _file_bytes(request):
-            yield tuple(group)
-            group, num_bytes = [], 0
-        group.append(piece)
-        num_bytes += size
-    if group:
-        yield tuple(group)
+    """Parts in groups that each fit into one file, cut at blocks where a file is full."""
+    if not parts:
+        return
+    block_tokens, largest = request.manifest.block_tokens, min(request.max_file_bytes, _LARGEST_FILE_BYTES)
+    size = max(1, largest // (block_tokens * np.dtype(parts[0].dtype).itemsize))
+    for ranges in cut_evenly([part.num_blocks for part in parts], size=size):
+        yield tuple(_cut(parts[number], start, stop, block_tokens=block_tokens) for number, start, stop in ranges)
 
 
-def _pieces(request: ExportRequest, part: Part) -> Iterator[Part]:
-    """A part, or ranges of its blocks where it is too large for one file."""
-    block_tokens = request.manifest.block_tokens
-    step = max(1, _file_bytes(request) // (block_tokens * np.dtype(part.dtype).itemsize))
-    for start in range(part.block_start, part.block_stop, step):
-        stop = min(start + step, part.block_stop)
-        before = (start - part.block_start) * block_tokens
-        most = (stop - start) * block_tokens
-        yield dataclasses.replace(
-            part,
-            block_start=start,
-            block_stop=stop,
-            num_tokens=min(part.num_tokens - before, most),
-            num_labels=min(part.num_labels - before, most),
-        )
-
-
-def _file_bytes(request: ExportRequest) -> int:
-    return min(request.max_file_bytes, _LARGEST_FILE_BYTES)
+def _cut(part: Part, start: int, stop: int, *, block_tokens: int) -> Part:
+    """Blocks `start` to `stop` of a part."""
+    before, most = start * block_tokens, (stop - start) * block_tokens
+    return dataclasses.replace(
+        part,
+        block_start=part.block_start + start,
+        block_stop=part.block_start + stop,
+        num_tokens=min(part.num_tokens - before, most),
+        num_labels=min(part.num_labels - before, most),
+    )
 
 
 @dataclass(frozen=True)
