@@ -21,8 +21,8 @@ class _Megatron:
     writes = "an .idx for each shard, which stays the .bin, or both with --files copy; blends of training and validation"
     keeps = Keeps(
         order="no: shuffled by its own seed",
-        shares="yes, to a window of each file",
-        epochs="yes, to a window of each file",
+        shares="yes, to three windows of each file",
+        epochs="yes, to three windows of each file",
         masks="no",
         examples="no",
     )

@@ -22,8 +22,8 @@ class _NeMo:
     writes = "Megatron's files with a JSON blend, and the section of a recipe that reads it"
     keeps = Keeps(
         order="no: shuffled by its own seed",
-        shares="yes, to a window of each file",
-        epochs="yes, to a window of each file",
+        shares="yes, to three windows of each file",
+        epochs="yes, to three windows of each file",
         masks="no",
         examples="no",
     )
