@@ -174,6 +174,10 @@ class Workdir:
         """Bad records of a partition, by its label: JSON lines with file, locator, reason and the record itself."""
         return self.quarantine / f"{partition}.jsonl"
 
+    def export(self, name: str) -> Path:
+        """Folder of the manifest in another trainer's format, where none is named."""
+        return self.root / f"export-{name}"
+
     def receipt_of(self, partition: str) -> Path:
         """Proof that a partition is done, by its label."""
         return self.receipts / f"{partition}.json"

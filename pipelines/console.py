@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -149,8 +149,14 @@ def fit_summary(mixture: Mixture) -> str:
     return "\n".join(lines)
 
 
-def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dict[str, Any], str]:
-    """What a whole run came to, as a JSON-able dictionary and as text."""
+def run_summary(
+    mixture: Mixture, manifest: Manifest, report: Path, exports: Sequence[tuple[str, Path]]
+) -> tuple[dict[str, Any], str]:
+    """What a whole run came to, as a JSON-able dictionary and as text.
+
+    Args:
+        exports: formats, each with the file that its trainer is given.
+    """
     epochs = {source.name: source.epochs for source in manifest.sources}
     loss, cost = mixture.target.loss, mixture.search
     lines = [
@@ -160,6 +166,7 @@ def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dic
         f"the proxy's target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
         f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
         f"report:   {report}",
+        *(f"export:   give {name} {path}" for name, path in exports),
     ]
     content = {
         "mixture": mixture.model_dump(),
@@ -167,5 +174,6 @@ def run_summary(mixture: Mixture, manifest: Manifest, report: Path) -> tuple[dic
         "num_tokens": manifest.num_tokens,
         "epochs": epochs,
         "report": str(report),
+        "exports": [{"format": name, "give": str(path)} for name, path in exports],
     }
     return content, "\n".join(lines)

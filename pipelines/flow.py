@@ -1,4 +1,4 @@
-"""The whole flow: preprocess, search, emit and report, with everything refused before the step that it would spoil."""
+"""The whole flow: preprocess, search, emit, report and export, with everything refused before the step that it would spoil."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from fastmix_data.shards.catalog import Catalog, load_catalog
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to."""
+    """What a run came to.
+
+    Attributes:
+        exports: formats that the recipe asks for, each with the file that its trainer is given.
+    """
 
     catalog: Catalog
     mixture: Mixture
     manifest: Manifest
     report: Path
+    exports: tuple[tuple[str, Path], ...]
 
 
 def emit(recipe: Recipe, *, mixture_path: Path | None = None, replace: bool = False) -> Manifest:
@@ -41,6 +46,7 @@ def run(
     say: Callable[..., None],
 ) -> RunResult:
     """Do what is missing of the whole flow; what can be known to fail is refused before any work."""
+    from pipelines.export.run import check_directory
     from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess
     from pipelines.report.page import write_report
@@ -49,6 +55,8 @@ def run(
 
     check_search_sections(recipe, num_ranks=num_ranks)
     section = recipe.required("emit")
+    for wanted in recipe.exports:
+        check_directory(recipe.export_directory(wanted))
     preprocessed = preprocess(plan_preprocess(recipe), workers=workers, replace=replace)
     say(*preprocessed.warnings, preprocessed.message)
     catalog = preprocessed.catalog
@@ -60,7 +68,28 @@ def run(
     say(manifest.message)
     report = write_report(recipe.paths)
     say(f"wrote {report}")
-    return RunResult(catalog, searched.mixture, manifest, report)
+    given = export_all(recipe, workers=workers, replace=replace, say=say)
+    return RunResult(catalog, searched.mixture, manifest, report, given)
+
+
+def export_all(recipe: Recipe, *, workers: Workers, replace: bool, say: Callable[..., None]) -> tuple[tuple[str, Path], ...]:
+    """Write the recipe's manifest in every format that it asks for; returns each with what its trainer is given."""
+    from pipelines.export.run import export
+
+    given = []
+    for section in recipe.exports:
+        exported = export(
+            recipe.paths.manifest.root,
+            to=section.to,
+            directory=recipe.export_directory(section),
+            files=section.files,
+            max_file_bytes=section.max_file_bytes,
+            workers=workers,
+            replace=replace,
+        )
+        say(*exported.remarks, exported.message)
+        given.append((section.to, exported.files[0]))
+    return tuple(given)
 
 
 def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:

@@ -28,9 +28,10 @@ ARROWS = {
         "shards": ".",
         "results": ". recipe",
         "manifest": ". recipe shards results",
-        "exports": ". shards manifest",
+        "exports": ". recipe shards manifest",
         "audit": ". tokens shards results manifest",
         "loader": ". shards manifest",
+        "trainers": "loader",
     },
     "train": {
         "proxy": "",

@@ -5,22 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 
 from fastmix_data.exports.format import ExportFormat
+from fastmix_data.recipe.exports import EXPORT_NAMES
 
-# Modules are imported when a format is used: some need a package of the trainer's.
-_MODULES = {
-    "webdataset": "webdataset",
-    "mds": "mds",
-    "litdata": "litdata",
-    "olmo": "olmo",
-    "datatrove": "datatrove",
-    "megatron": "nvidia.megatron",
-    "nemo": "nvidia.nemo",
-    "energon": "nvidia.energon",
-}
-NAMES = tuple(_MODULES)
+NAMES = EXPORT_NAMES
+# Modules that are not called as the format is.
+_MODULES = {name: f"nvidia.{name}" for name in ("megatron", "nemo", "energon")}
 
 
 def export_format(name: str) -> ExportFormat:
-    """The format of one of NAMES; its module has it as FORMAT."""
-    found: ExportFormat = import_module(f"fastmix_data.exports.{_MODULES[name]}").FORMAT
+    """The format of one of NAMES, which its module has as FORMAT; imported only now, for some need a package of the trainer's."""
+    found: ExportFormat = import_module(f"fastmix_data.exports.{_MODULES.get(name, name)}").FORMAT
+    assert found.name == name
     return found

@@ -162,6 +162,9 @@ def _find_gone_keys(content: Mapping[str, Any]) -> _UnknownKey | None:
 
 def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> _UnknownKey | None:
     """Walk mapping and model side by side; describe the first key the model does not have."""
+    if isinstance(content, list) and typing.get_origin(annotation) is tuple:
+        items = (_find_unknown_key(item, typing.get_args(annotation)[0], (*path, str(n))) for n, item in enumerate(content))
+        return next(filter(None, items), None)
     model, values = _model_and_mapping_value(annotation)
     if not isinstance(content, Mapping):
         return None

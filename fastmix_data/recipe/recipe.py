@@ -6,6 +6,7 @@ overrides and explanations of mistakes are in `file.py`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.emit import EmitSection
+from fastmix_data.recipe.exports import Exports, ExportSection
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.search import PAPER, SearchSection
 from fastmix_data.recipe.section import Section
@@ -50,6 +52,7 @@ class Recipe(Section):
     training: TrainingSection | None = None
     search: SearchSection = Field(default_factory=lambda: SearchSection())
     emit: EmitSection | None = None
+    exports: Exports = Field((), description="Formats of other trainers that `fastmix run` ends with: names, or sections.")
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
@@ -89,6 +92,7 @@ class Recipe(Section):
                     f"{divisor}"
                 )
         self._check_examples()
+        self._check_exports()
         return self
 
     def _check_examples(self) -> None:
@@ -100,6 +104,14 @@ class Recipe(Section):
                 f"training.sequence_length {self.training.sequence_length} is no multiple of shards.example_tokens {window}, and would cut "
                 "examples apart; leave shards.example_tokens out, or choose a multiple of it"
             )
+
+    def _check_exports(self) -> None:
+        folders: set[str] = set()
+        for section in self.exports:
+            folder = os.path.normpath(section.dir or Workdir(Path(self.workdir)).export(section.to))
+            if folder in folders:
+                raise ValueError(f"exports: two are written to {folder}; give one of them another dir")
+            folders.add(folder)
 
     @property
     def example_tokens(self) -> int:
@@ -180,3 +192,7 @@ class Recipe(Section):
     def paths(self) -> Workdir:
         """Where everything that the run makes lies."""
         return Workdir(self.resolve(self.workdir))
+
+    def export_directory(self, section: ExportSection) -> Path:
+        """Folder that an export is written to."""
+        return self.paths.export(section.to) if section.dir is None else self.resolve(section.dir)

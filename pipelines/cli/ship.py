@@ -66,6 +66,7 @@ def export(
     console: Console,
 ) -> None:
     """Write a manifest in the format of a production trainer."""
+    from fastmix_data.workdir import Workdir
     from pipelines.export.formats_table import formats_table, known_format
     from pipelines.export.run import export as work
 
@@ -79,7 +80,7 @@ def export(
     exported = work(
         manifest_path,
         to=name,
-        directory=directory or folder.parent / f"export-{name}",
+        directory=directory or Workdir(folder.parent).export(name),
         files=files,
         max_file_bytes=max_file_bytes,
         check_shards=not no_check,

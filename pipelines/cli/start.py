@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 @recipe_command
 @with_workers
 def run(recipe: Recipe, workers: Workers, num_ranks: int, num_seeds: int | None, replace: bool, console: Console) -> None:
-    """Preprocess, search, emit and report in one go."""
+    """Preprocess, search, emit, report and export in one go."""
     from pipelines import flow
 
     result = flow.run(recipe, workers=workers, num_ranks=num_ranks, num_seeds=num_seeds, replace=replace, say=console.say)
-    console.result(*run_summary(result.mixture, result.manifest, result.report))
+    console.result(*run_summary(result.mixture, result.manifest, result.report, result.exports))
 
 
 @click.command()
@@ -62,7 +62,7 @@ def demo(
     recipe, workers = read_recipe(recipe_path, overrides), Workers(num_workers, quiet=console.is_quiet)
     result = flow.run(recipe, workers=workers, num_ranks=num_ranks, replace=replace, say=console.say)
     report_pictures(recipe.paths, directory / "pictures")
-    console.result(*run_summary(result.mixture, result.manifest, result.report))
+    console.result(*run_summary(result.mixture, result.manifest, result.report, result.exports))
 
 
 @click.command()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import Any
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.exports.formats import NAMES, export_format
+from fastmix_data.recipe.exports import unknown_format
 from fastmix_data.text_table import aligned
 
 
@@ -17,11 +17,9 @@ def known_format(name: str) -> str:
     Raises:
         RecipeError: there is no such format; says which there are.
     """
-    if name in NAMES:
-        return name
-    near = get_close_matches(name, NAMES, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    raise RecipeError(f"--to {name}", f"there is no such format{meant}", f"the formats are {', '.join(NAMES)}")
+    if (unknown := unknown_format(name)) is not None:
+        raise RecipeError(f"--to {name}", *unknown)
+    return name
 
 
 def formats_table() -> tuple[dict[str, Any], str]:

@@ -97,6 +97,19 @@ def export(
         return work.finish(receipts, remarks)
 
 
+def check_directory(directory: Path) -> None:
+    """Refuse a folder that holds what no export wrote; needs no manifest.
+
+    Raises:
+        MismatchError: says what it is.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise MismatchError(directory, "is a file", "name a folder with --out, or dir in the recipe")
+    if directory.exists() and any(directory.iterdir()) and not ExportFolder(directory).begun.exists():
+        remedy = "name an empty or new folder with --out, or dir in the recipe"
+        raise MismatchError(directory, "holds files that are no export of fastmix", remedy)
+
+
 class _Export:
     """One format into one folder."""
 
@@ -119,12 +132,9 @@ class _Export:
     def check_folder(self, *, replace: bool) -> None:
         """Refuse a folder that holds anything but this export, finished or begun; with `replace`, empty it of another one's files."""
         directory, begun = self.request.directory, self.folder.begun
-        if directory.exists() and not directory.is_dir():
-            raise MismatchError(directory, "is a file", "name a folder with --out")
-        if not directory.exists() or not any(directory.iterdir()):
-            return
+        check_directory(directory)
         if not begun.exists():
-            raise MismatchError(directory, "holds files that are no export of fastmix", "name an empty or new folder with --out")
+            return
         found = read_json(begun)
         changed = [name for name, value in self.identity.items() if found.get(name) != value]
         if replace:

@@ -104,6 +104,28 @@ def test_webdataset_reads_the_export(finished_run: Path, tmp_path: Path) -> None
     assert all(sample["tokens.npy"].shape == (257,) for sample in samples)
 
 
+def test_a_run_ends_in_the_formats_of_its_recipe_and_nothing_else_is_done_again(copied_run: Path) -> None:
+    before = times_of_writing(copied_run / "run")
+    recipe = read_recipe(copied_run)
+    write_recipe(
+        copied_run, recipe | {"exports": ["webdataset", {"to": "huggingface", "dir": "for-hf", "max_file_bytes": "64KiB"}]}
+    )
+    (copied_run / "for-hf").mkdir()
+    (copied_run / "for-hf" / "thesis.tex").write_text("mine")
+    refused = fastmix("run", "recipe.yaml", cwd=copied_run, code=2)
+    assert "holds files that are no export" in refused.stderr and "nothing to do" not in refused.stderr
+    (copied_run / "for-hf" / "thesis.tex").unlink()
+    shown = fastmix("run", "recipe.yaml", cwd=copied_run)
+    assert shown.stderr.count("nothing to do") == 3 and shown.stderr.count("give the trainer") == 2
+    assert f"give webdataset {copied_run / 'run/export-webdataset/shards.txt'}" in shown.stdout
+    assert (copied_run / "for-hf/data/prose/train-00001-of-00002.parquet").is_file()
+    after = times_of_writing(copied_run / "run")
+    assert {path: after[path] for path in before} == before
+    printed = json.loads(fastmix("run", "recipe.yaml", "--json", cwd=copied_run).stdout)
+    assert [given["format"] for given in printed["exports"]] == ["webdataset", "huggingface"]
+    assert times_of_writing(copied_run / "run") == after
+
+
 def test_a_fit_to_ones_own_swarm_keeps_to_the_recipe_and_is_emitted(copied_run: Path) -> None:
     """Sources in another order than the catalog's: bounds and epoch caps still meet the right ones."""
     rng = np.random.default_rng(0)
@@ -174,6 +196,9 @@ def test_help_imports_nothing_heavy(command: list[object], tmp_path: Path) -> No
         ("proxy.config={model_type: mixtral, hidden_size: 32, num_hidden_layers: 1}", "use search.hypergradient: head"),
         ("sources.a/b={files: prose.jsonl}", "'a/b' is not a usable name"),
         ("emit.token_budget=many", "write it like 2M or 100B"),
+        ("exports=[webdatset]", "exports.0.to: 'webdatset': there is no such format, did you mean webdataset?"),
+        ("exports=[{to: webdataset, fiels: copy}]", "exports.0.fiels: unknown key; did you mean 'files'?"),
+        ("exports=[webdataset, webdataset]", "two are written to run/export-webdataset; give one of them another dir"),
     ],
     ids=lambda value: value.split("=")[0],
 )
