@@ -16,12 +16,14 @@ sources' shares as probabilities. Each source is then read as its passes one aft
 strategy says when that ends:
 
     all_exhausted_without_replacement   when all are read, which is the default of streams. Every block comes as often as the manifest
-                                        says, and shares are exact over the whole. A source that is through is drawn no more: the
-                                        last blocks, 0.4 to 2% of a run of a million, do not have the mixture. Takes 30 to 100 us a
-                                        block where it does not stream.
-    first_exhausted                     when the first is read: 0.4 to 2% early there. Shares are as asked for on average.
-    all_exhausted                       when the last is read; those before begin anew, and blocks come more often than the
-                                        manifest's caps allow, by up to 3% there. Shares are as asked for on average.
+                                        says, and shares are exact over the whole. A source that is through is drawn no more, so that
+                                        the last blocks do not have the mixture. Where it does not stream it takes 0.1 ms a block.
+    first_exhausted                     when the first is read. Shares are as asked for on average.
+    all_exhausted                       when the last is read; those before begin anew, and their blocks come more often than the
+                                        manifest's caps allow. Shares are as asked for on average.
+
+Of a million blocks from six sources, the smallest 0.5%, the first source was through 0.4 to 2% before the end, and with all_exhausted
+sources were read up to 2.6% too often. Shares were off by 0.06 points at most (three seeds).
 
 With several workers or nodes `datasets` applies the strategy in each of them by itself.
 
