@@ -12,10 +12,11 @@ from fastmix_data.exports.webdataset import _PlacePart
 from fastmix_data.machine import Workers
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.recipe.exports import EXPORT_NAMES
 from fastmix_data.recipe.recipe import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
-from pipelines.export.formats_table import known_format
+from pipelines.export.formats_table import formats_table, known_format
 from pipelines.export.run import export
 
 MakeCatalog = Callable[..., Catalog]
@@ -111,6 +112,11 @@ def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
     expected = {name: content for name, content in _files(once).items() if name.endswith(".tar")}
     for directory in (stopped, spread):
         assert {name: content for name, content in _files(directory).items() if name.endswith(".tar")} == expected
+
+
+def test_every_format_that_a_recipe_may_name_is_in_the_table() -> None:
+    contents, shown = formats_table()
+    assert tuple(contents["formats"]) == EXPORT_NAMES and all(f"\n{name} " in shown for name in EXPORT_NAMES)
 
 
 def test_an_unknown_format_is_named_with_the_nearest() -> None:
