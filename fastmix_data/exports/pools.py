@@ -22,7 +22,7 @@ class Pool:
     A source has a pool of all its blocks for its whole epochs, and one of some of them for the rest of its tokens.
 
     Attributes:
-        name: the source's, with `-partial` for the rest; names of files and data sets are made from it.
+        name: the source's, with `.rest` for the rest: no source's name has a dot. Files and data sets are called so.
         repeats: how often a run reads it.
         parts: in the manifest's order.
     """
@@ -56,7 +56,7 @@ class Pool:
 def pools_of(manifest: Manifest) -> list[Pool]:
     """The pools of a manifest, in the order of its parts. Each has one dtype, and masks for all of its parts or for none."""
     return [
-        Pool(f"{source}-partial" if partial else source, source, repeats, tuple(parts))
+        Pool(f"{source}.rest" if partial else source, source, repeats, tuple(parts))
         for (source, partial, repeats), parts in groupby(
             manifest.parts, key=lambda part: (part.source, part.partial, part.repeats)
         )

@@ -28,7 +28,7 @@ def runs_of(manifest: Manifest) -> dict[str, Run]:
     """The run of each pool, by the names of `pools_of`; documents of sources without a mask end with the end-of-text token."""
     runs: dict[str, Run] = defaultdict(lambda: Run([], [], [], 0))
     for part in manifest.parts:
-        name = f"{part.source}-partial" if part.partial else part.source
+        name = f"{part.source}.rest" if part.partial else part.source
         tokens, loss, begins, _ = runs[name]
         shard = StridedShard.detect(manifest.root_path / part.path)
         goes_on = bool(tokens) and not part.partial and _number(part.path) > 0 and tokens[-1] != manifest.eos_id

@@ -54,7 +54,5 @@ def test_datatrove_reads_masks_and_positions(masked_manifest: Manifest, tmp_path
         assert pool["windows"] == runs[name].windows(WINDOW)
         positions = _positions(runs[name], file_tokens=17 * WINDOW)
         assert [value for window in pool["positions"] for value in window] == positions[: len(pool["windows"]) * WINDOW]
-    code = runs["code-partial"]
-    assert 0 < sum(code.loss) < len(code.loss) and read["code-partial"]["ends_by_file"][-1][-1] == len(code.tokens) % (
-        17 * WINDOW
-    )
+    code = runs["code.rest"]
+    assert 0 < sum(code.loss) < len(code.loss) and read["code.rest"]["ends_by_file"][-1][-1] == len(code.tokens) % (17 * WINDOW)

@@ -49,7 +49,7 @@ def test_megatron_reads_the_tokens_of_a_manifest_each_as_often_as_it_says(
 ) -> None:
     export(manifest.directory, to="megatron", directory=tmp_path / "out", files=files)
     read, pools = read_with("megatron", tmp_path / "out", package="megatron"), pools_of(manifest)
-    assert {pool.name for pool in pools} >= {"books", "books-partial", "code", "code-partial"}
+    assert {pool.name for pool in pools} >= {"books", "books.rest", "code", "code.rest"}
     # Its indexed data sets hold exactly the pools' tokens, and its weights are the manifest's shares.
     for pool in pools:
         found = [file for file in read["files"] if pool_of(pools, file) is pool]

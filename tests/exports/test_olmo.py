@@ -20,7 +20,7 @@ def _expected(runs: dict[str, Run]) -> Counter[tuple[str, tuple[int, ...]]]:
     windows: Counter[tuple[str, tuple[int, ...]]] = Counter()
     for name, run in runs.items():
         for window in run.windows(WINDOW):
-            windows[name.removesuffix("-partial"), tuple(window)] += run.repeats
+            windows[name.removesuffix(".rest"), tuple(window)] += run.repeats
     return windows
 
 
@@ -60,15 +60,13 @@ def test_olmo_core_reads_masks_and_examples(masked_manifest: Manifest, tmp_path:
     runs = runs_of(manifest)
     assert Counter((source, tuple(window)) for source, window in read["windows"]) == _expected(runs)
     carries = {
-        (name.removesuffix("-partial"), t): loss
-        for name, run in runs.items()
-        for t, loss in zip(run.tokens, run.loss, strict=True)
+        (name.removesuffix(".rest"), t): loss for name, run in runs.items() for t, loss in zip(run.tokens, run.loss, strict=True)
     }
     for (source, window), labels in zip(read["windows"], read["labels"], strict=True):
         assert labels == [token if carries[source, token] else -100 for token in window[1:]] + [-100]
     learned = sum(label != -100 for labels in read["labels"] for label in labels)
     assert 0 < learned < len(read["labels"]) * (WINDOW - 1)
-    _check_examples(manifest, runs["code-partial"], tmp_path / "out" / "code-partial", read)
+    _check_examples(manifest, runs["code.rest"], tmp_path / "out" / "code.rest", read)
 
 
 def _check_examples(manifest: Manifest, run: Run, folder: Path, read: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
 
 def test_every_format_that_a_recipe_may_name_is_in_the_table() -> None:
     contents, shown = formats_table()
-    assert tuple(contents["formats"]) == EXPORT_NAMES and all(f"\n{name} " in shown for name in EXPORT_NAMES)
+    assert tuple(contents["formats"]) == EXPORT_NAMES and all(f"{name}: read by" in shown for name in EXPORT_NAMES)
 
 
 def test_an_unknown_format_is_named_with_the_nearest() -> None:
