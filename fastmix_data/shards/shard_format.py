@@ -208,7 +208,8 @@ def write_shard(path: Path, buffer: npt.NDArray[np.uint8], *, layout: ShardLayou
     return WrittenShard(num_blocks, len(buffer), hashlib.sha256(buffer.data).hexdigest())
 
 
-def _cut(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def cut_sequences(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Blocks cut into sequences of a length that divides them: a view of shape (num_blocks, block_tokens / length, length + 1)."""
     # Sequences overlap by one token like blocks do, so any length that divides the block is another view of the same bytes.
     stride, itemsize = blocks_NT.strides
     num_blocks, stored = blocks_NT.shape
@@ -286,8 +287,8 @@ class StridedShard:
 
     def sequences(self, length: int) -> SequenceViews:
         """All sequences of a length that divides the block."""
-        mask, starts = (None if part is None else _cut(part, length) for part in (self.loss_mask_NT, self.starts_NT))
-        return SequenceViews(_cut(self.tokens_NT, length), mask, starts)
+        mask, starts = (None if part is None else cut_sequences(part, length) for part in (self.loss_mask_NT, self.starts_NT))
+        return SequenceViews(cut_sequences(self.tokens_NT, length), mask, starts)
 
     def key(self, block: int) -> str:
         """WebDataset key of a block."""
