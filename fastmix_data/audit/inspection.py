@@ -118,8 +118,9 @@ def _inspect_catalog(path: Path) -> dict[str, Any]:
     catalog = load_catalog(path)
     splits = []
     for (source, split), rows in catalog.by_split.items():
-        counted = ("num_tokens", "num_padding", "num_loss_tokens", "num_documents", "num_blocks", "bytes")
+        counted = ("num_tokens", "num_padding", "num_loss_tokens", "num_documents", "num_blocks")
         totals = {name: sum(getattr(row, name) for row in rows) for name in counted}
+        totals["bytes"] = sum({row.path: row.bytes for row in rows}.values())  # ranges of one foreign file have a row each
         splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, "has_mask": rows[0].has_mask})
     return {
         "kind": "catalog",

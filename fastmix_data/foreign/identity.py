@@ -26,7 +26,9 @@ def sampled_identity(paths: Iterable[Path]) -> str:
         digest.update(f"{size} ".encode())
         with path.open("rb", buffering=0) as file:
             for page in range(_PAGES):
-                file.seek(max(0, size - _PAGE_BYTES) * page // (_PAGES - 1) if size > _PAGES * _PAGE_BYTES else page * _PAGE_BYTES)
+                file.seek(
+                    max(0, size - _PAGE_BYTES) * page // (_PAGES - 1) if size > _PAGES * _PAGE_BYTES else page * _PAGE_BYTES
+                )
                 digest.update(file.read(_PAGE_BYTES))
     return SAMPLED + digest.hexdigest()
 

@@ -159,9 +159,7 @@ class MdsTokens:
                 column_S = np.full(len(starts_S), size, np.int64)
         return begin_S, column_S
 
-    def _without_length(
-        self, shard: Mapping[str, Any], column: str, starts_S: Int64s, sizes_S: Int64s
-    ) -> tuple[Int64s, Int64s]:
+    def _without_length(self, shard: Mapping[str, Any], column: str, starts_S: Int64s, sizes_S: Int64s) -> tuple[Int64s, Int64s]:
         """Where tokens begin, and how many they are; -1 of them where the column is no array of one axis."""
         encoding = shard["column_encodings"][shard["column_names"].index(column)]
         itemsize = self._dtype.itemsize

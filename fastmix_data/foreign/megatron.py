@@ -57,9 +57,7 @@ def megatron_file(bin_path: Path, *, name: str, where: str) -> ForeignFile:
         problem = f"{idx_name} speaks of {num_bytes} bytes of tokens, and {name} has {found}"
         raise InputError(where, problem, f"give the two that belong together, or {_AGAIN}")
     documents = index.documents_before(itemsize)
-    return flat_file(
-        bin_path, name=name, where=where, dtype=_DTYPES[code], beside=(idx_path,), documents_before=documents
-    )
+    return flat_file(bin_path, name=name, where=where, dtype=_DTYPES[code], beside=(idx_path,), documents_before=documents)
 
 
 class _Index:
