@@ -95,7 +95,7 @@ def _dtype_of_column(encoding: str, asked: str | None, *, column: str, name: str
     if asked is not None and stated not in (None, asked):
         raise InputError(where, f"dtype is {asked}, and column {column} of {name} is {encoding}", "leave dtype out")
     found = stated or asked or ""
-    if kind == "ndarray" and stated is None or not found.removeprefix("u").startswith("int"):
+    if (kind == "ndarray" and stated is None) or not found.removeprefix("u").startswith("int"):
         raise InputError(where, f"column {column} of {name} is {encoding}", _REMEDY)
     return found
 

@@ -7,7 +7,6 @@ tokens has billions of documents.
 
 from __future__ import annotations
 
-import os
 import struct
 from bisect import bisect_left
 from pathlib import Path
@@ -89,8 +88,9 @@ class _Index:
             wrong = np.flatnonzero((pointers_S[chosen] != ends - sizes) | (sizes < 0))
             if len(wrong):
                 number = first + int(wrong[0])
-                problem = f"sequence {number} of {name} begins at byte {pointers_S[number]}, and the one before ends at {ends[wrong[0]] - sizes[wrong[0]]}"
-                remedy = "only data sets of which all sequences lie end to end are read where they are; write it so with Megatron's merge_datasets.py"
+                here, wanted = int(pointers_S[number]), int(ends[wrong[0]] - sizes[wrong[0]])
+                problem = f"sequence {number} of {name} begins at byte {here}, and the one before ends at {wanted}"
+                remedy = "only sequences that lie end to end are read where they are; Megatron's merge_datasets.py writes them so"
                 raise InputError(where, problem, remedy)
             end = int(ends[-1])
         return end
@@ -106,7 +106,7 @@ class _Index:
 
             def start(document: int) -> int:
                 sequence = int(ends_D[document])
-                return int(pointers_S[sequence]) if sequence < self.num_sequences else os.stat(self._path).st_size << 40
+                return int(pointers_S[sequence]) if sequence < self.num_sequences else self._path.stat().st_size << 40
 
             return bisect_left(range(num_documents), token * itemsize, key=start)
 

@@ -98,7 +98,8 @@ class Recipe(Section):
         named += [f"target.files.{name}" for name, section in targets.items() if section.tokens is not None]
         if named and self.tokenizer.train is not None:
             raise ValueError(
-                f"{named[0]}.tokens were made with a tokenizer that is there, and tokenizer.train makes another; give theirs with tokenizer.file"
+                f"{named[0]}.tokens were made with a tokenizer that is there, and tokenizer.train makes another; give theirs with "
+                "tokenizer.file"
             )
 
     def _check_examples(self) -> None:

@@ -12,7 +12,6 @@ from fastmix_data.recipe.section import FilePatterns, Section, require_one
 from fastmix_data.recipe.tokens import TokensSection
 from fastmix_data.units import ByteCount
 
-
 OnLongExample = Literal["truncate", "skip", "split"]
 
 

@@ -98,7 +98,7 @@ class _Gathered:
     def __getitem__(self, key: Any) -> Tokens:
         block, *rest = key if isinstance(key, tuple) else (key,)
         start, stop, step = block.indices(self.shape[0]) if isinstance(block, slice) else (int(block), int(block) + 1, 1)
-        assert step == 1 and 0 <= start
+        assert step == 1 and start >= 0
         blocks_NT = _in_blocks(self.run(start * self.block_tokens, (stop - start) * self.block_tokens + 1), stop - start)
         found: Tokens = blocks_NT[slice(None) if isinstance(block, slice) else 0, *rest]
         return found

@@ -61,8 +61,8 @@ class TokenInputs:
     def path_in_catalog(self, path: Path) -> str:
         """A file's path as the catalog has it."""
         # Of the folder without links: where the workdir is reached by one, `..` leads out of what it links to.
-        real = os.path.join(os.path.realpath(path.parent), path.name)
-        return real if self.is_absolute else os.path.relpath(real, os.path.realpath(self.root))
+        real = path.parent.resolve() / path.name
+        return str(real) if self.is_absolute else os.path.relpath(real, self.root.resolve())
 
 
 def resolve_tokens(
@@ -202,7 +202,7 @@ def _found(patterns: Iterable[str], *, base: Path, where: str) -> list[tuple[Pat
 
 
 def _named(file: FoundFile, base: Path) -> tuple[Path, str]:
-    path = Path(os.path.abspath(file.path))
+    path = Path(os.path.normpath(file.path))
     return path, str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 

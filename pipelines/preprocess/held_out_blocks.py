@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from fastmix_data.permutation import derive_keys
 
-# Few enough that hardly a document is cut, and many enough to be of all parts of a corpus that is sorted by something.
-_MOST_RUNS = 32
+# Runs are long, so that few documents are cut, and many, so that they are of all parts of a corpus that is sorted by something.
+_BLOCKS_OF_A_RUN, _MOST_RUNS = 8, 32
 _HELD_OUT_STREAM = 61
 
 
@@ -17,10 +17,10 @@ def held_out_runs(num_blocks: int, fraction: float) -> list[tuple[int, int]]:
     At least two blocks, for each half of a target wants one, and never all.
 
     >>> held_out_runs(10_000, 0.02)[:2], sum(stop - start for start, stop in held_out_runs(10_000, 0.02))
-    ([(240, 247), (426, 433)], 200)
+    ([(299, 307), (455, 463)], 200)
     """
     wanted = min(max(2, round(num_blocks * fraction)), num_blocks - 1) if fraction else 0
-    num_runs = min(_MOST_RUNS, wanted)
+    num_runs = min(_MOST_RUNS, -(-wanted // _BLOCKS_OF_A_RUN))
     runs: list[tuple[int, int]] = []
     for run in range(num_runs):
         low, high = run * num_blocks // num_runs, (run + 1) * num_blocks // num_runs

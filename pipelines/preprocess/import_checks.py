@@ -9,6 +9,7 @@ import numpy as np
 from fastmix_data.errors import InputError
 from fastmix_data.foreign.foreign_file import ForeignFile
 from fastmix_data.tokens.tokenizer import TokenizerInfo
+from fastmix_data.workdir import Workdir
 from pipelines.inputs.token_files import TokenInputs
 
 # Of all files of a source together, so that 100,000 of them do not take the hour that reading them would.
@@ -68,12 +69,10 @@ def _check_borrowed(tokens: TokenInputs, tokenizer: TokenizerInfo, *, example_to
         return
     other = tokens.info
     if (other.tokenizer_sha256, other.eos_id) != (tokenizer.sha256, tokenizer.eos_id):
+        assert tokens.catalog is not None
         problem = "its shards were made with another tokenizer, or another end-of-text token"
-        raise InputError(
-            tokens.where,
-            problem,
-            f"give tokenizer: {{file: {tokens.catalog and tokens.catalog.parent}/tokenizer/tokenizer.json}}",
-        )
+        theirs = Workdir(tokens.catalog.parent).tokenizer
+        raise InputError(tokens.where, problem, f"give tokenizer: {{file: {theirs}}}")
     if tokens.has_mask and other.example_tokens != example_tokens:
         problem = f"its examples are packed into windows of {other.example_tokens} tokens, here they are of {example_tokens}"
         raise InputError(tokens.where, problem, f"give shards: {{example_tokens: {other.example_tokens}}}")

@@ -70,9 +70,11 @@ def import_tokens(job: ImportJob, *, held_out_hash: str) -> Receipt:
         InputError: a table of documents cannot be read.
     """
     files = fingerprint_files(job.partition)
-    rows = (
-        _borrowed_rows(job) if job.partition.tokens and job.partition.tokens.info else [*_foreign_rows(job), *_write_tails(job)]
-    )
+    if job.partition.tokens is not None and job.partition.tokens.info is not None:
+        rows = [row for row in job.partition.tokens.rows if job.partition.origin in ("both", row.split)]
+    else:
+        before_F = [documents_before(file, eos_id=job.tokenizer.eos_id, num_files=len(job.files)) for file in job.files]
+        rows = [*_foreign_rows(job, before_F), *_write_tails(job, before_F)]
     counts = DocumentCounts(num_documents=sum(row.num_documents for row in rows))
     receipt = Receipt(
         label=job.partition.label,
@@ -88,23 +90,17 @@ def import_tokens(job: ImportJob, *, held_out_hash: str) -> Receipt:
     return receipt
 
 
-def _borrowed_rows(job: ImportJob) -> list[ShardRow]:
-    assert job.partition.tokens is not None
-    origin = job.partition.origin
-    return [row for row in job.partition.tokens.rows if origin in ("both", row.split)]
-
-
-def _foreign_rows(job: ImportJob) -> Iterator[ShardRow]:
+def _foreign_rows(job: ImportJob, documents_F: Sequence[NumBefore]) -> Iterator[ShardRow]:
     """Ranges of the files, none larger than a shard: what reads one shard at a time stays within the same memory."""
     block, size = job.layout.block_tokens, job.layout.max_blocks(job.shards.max_shard_bytes)
     blocks_F = [(file.num_tokens - 1) // block for file in job.files]
     num_blocks = sum(blocks_F)
     runs = held_out_runs(num_blocks, job.shards.valid_fraction) if job.partition.origin == "both" else []
     before = 0
-    for file, num_here in zip(job.files, blocks_F, strict=True):
+    for file, num_here, documents in zip(job.files, blocks_F, documents_F, strict=True):
         if not num_here:
             continue
-        describe = _Describe(job, file)
+        describe = _Describe(job, file, documents)
         stretches = list(split_blocks(before, before + num_here, runs))
         if job.partition.origin == "valid":
             stretches = [("valid", before, before + num_here)]
@@ -119,14 +115,14 @@ def _foreign_rows(job: ImportJob) -> Iterator[ShardRow]:
 class _Describe:
     """Rows of one file."""
 
-    def __init__(self, job: ImportJob, file: ForeignFile) -> None:
+    def __init__(self, job: ImportJob, file: ForeignFile, documents: NumBefore) -> None:
         assert job.partition.tokens is not None
         self._job, self._file = job, file
         self._identity = sampled_identity([file.path, *([file.mask] if file.mask else [])])
         self._path = job.partition.tokens.path_in_catalog(file.path)
         self._mask_path = job.partition.tokens.path_in_catalog(file.mask) if file.mask else ""
         self._num_bytes = file.path.stat().st_size
-        self._documents_before = documents_before(file, eos_id=job.tokenizer.eos_id, num_files=len(job.files))
+        self._documents_before = documents
 
     def row(self, split: str, start: int, stop: int, *, is_cut: bool) -> ShardRow:
         """Blocks `start` to `stop`; `is_cut` where the token after them is of the other split.
@@ -170,14 +166,13 @@ def _count_loss(file: ForeignFile, first: int, count: int) -> int:
     return sum(int(np.count_nonzero(file.read_mask(start, min(_MASK_READ_AT_ONCE, first + count - start)))) for start in starts)
 
 
-def _write_tails(job: ImportJob) -> list[ShardRow]:
+def _write_tails(job: ImportJob, documents_F: Sequence[NumBefore]) -> list[ShardRow]:
     """Shards of what is left of each file after its last whole block."""
     layout = job.layout
     names = ShardNames(job.root, job.partition.source, job.tail_split, job.partition.number)
     stream = ShardStream(names, layout=layout, max_shard_bytes=job.shards.max_shard_bytes, eos_id=job.tokenizer.eos_id)
-    for file in job.files:
+    for file, before in zip(job.files, documents_F, strict=True):
         first = (file.num_tokens - 1) // layout.block_tokens * layout.block_tokens
-        before = documents_before(file, eos_id=job.tokenizer.eos_id, num_files=len(job.files))
         # Where in the rest they begin is asked by nobody: rows count them.
         starts_D: Int64s = np.zeros(before(file.num_tokens) - before(first), np.int64)
         tokens = file.read(first, layout.block_tokens).astype(layout.dtype)
