@@ -176,12 +176,11 @@ def _of_workdir(section: TokensSection, found: TokenInputs, *, name: str, base: 
         storage = row.storage if is_foreign(row.storage) else BORROWED
         return replace(row, source=name, path=found.path_in_catalog(root / row.path), mask_path=mask_path, storage=storage)
 
-    rows = tuple(here(row) for row in catalog.rows if row.source == wanted)
-    for row in rows:
-        if not (found.root / row.path).is_file():
-            raise InputError(
-                found.where, f"its shard {row.path} is not there", "restore it, or run its `fastmix preprocess` again"
-            )
+    theirs = [row for row in catalog.rows if row.source == wanted]
+    for shard in {row.path for row in theirs}:
+        if not (root / shard).is_file():
+            raise InputError(found.where, f"its shard {shard} is not there", "restore it, or run its `fastmix preprocess` again")
+    rows = tuple(map(here, theirs))
     return replace(found, rows=rows, info=catalog.info, catalog=path)
 
 
