@@ -47,7 +47,7 @@ def datatrove(folder: Path, name: str, documents: Documents, *, loss: np.ndarray
     np.cumsum(list(map(len, documents))).astype("<u8").tofile(folder / f"{name}.ds.index")
     (folder / f"{name}.ds.metadata").write_text(f"any|2\n{len(tokens)}\n1T")
     if loss is not None:
-        loss.astype("?").tofile(folder / f"{name}.ds.loss")
+        np.asarray(loss).astype("?" if max(loss) <= 1 else "u1").tofile(folder / f"{name}.ds.loss")
     return {"datatrove": f"{name}.ds"}
 
 

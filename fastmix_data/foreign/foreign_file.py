@@ -29,7 +29,7 @@ class ForeignFile:
         storage: how tokens lie in it, see `storage.py`.
         dtype: what they are read as.
         num_tokens: of the whole file.
-        mask: a file with a byte for each token, not 0 where it carries loss; None where all do.
+        mask: a file with a byte for each token, 1 where it carries loss, else 0; None where all do.
         beside: files that say where documents or samples lie, and belong to it as its own bytes do.
         documents_before: how many documents begin before a token; None where the format does not say.
     """

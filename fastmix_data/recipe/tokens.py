@@ -31,7 +31,7 @@ class TokensSection(Section):
     source: str | None = Field(None, description="Source of `fastmix`; the one of the same name when not given.")
     masks: FilePatterns | None = Field(
         None,
-        description="Label masks of `olmo`, a byte for each token, not 0 where it carries loss; as many files, in the order of names.",
+        description="Label masks of `olmo`, a byte for each token, 1 where it carries loss, else 0; as many files, in the order of names.",
     )
     dtype: Literal["uint16", "uint32", "int32", "int64"] | None = Field(
         None,

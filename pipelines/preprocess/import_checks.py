@@ -90,6 +90,8 @@ def _check_file(file: ForeignFile, tokenizer: TokenizerInfo, *, where: str, num_
             problem = f"token {position} of {file.name} is {token}, and the tokenizer's vocabulary has {tokenizer.vocab_size}"
             remedy = "give the tokenizer that they were made with"
             raise InputError(where, problem, f"{remedy}, or the dtype they were written as")
+        if file.mask is not None and (most := int(file.read_mask(first, _WINDOW_TOKENS).max())) > 1:
+            raise InputError(where, f"{file.mask.name} has a {most}, and a mask is of 0 and 1", "give one byte for each token")
         num_seen, num_ends = num_seen + len(tokens_T), num_ends + int(np.count_nonzero(tokens_T == tokenizer.eos_id))
         odd, even = odd + int(np.count_nonzero(tokens_T[1::2])), even + int(np.count_nonzero(tokens_T[::2]))
     # Four bytes of a small number, read as two numbers: every other one is 0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 from pathlib import Path
@@ -218,6 +219,29 @@ def test_an_export_that_cannot_name_foreign_files_copies_their_blocks(tmp_path):
         np.testing.assert_array_equal(np.stack(read[shard["url"]]), stored)
 
 
+def test_an_export_to_flat_files_has_documents_begin_where_ends_or_files_do(tmp_path):
+    for number in range(2):
+        megatron(tmp_path, f"web{number}", documents(number, 60))
+    shards = {"block_tokens": BLOCK, "valid_fraction": 0, "max_shard_bytes": 12_000}
+    recipe = recipe_of(
+        tmp_path, {"web": {"tokens": {"megatron": "web*"}}}, shards=shards, target=None, emit={"token_budget": "15k"}
+    )
+    catalog = run(recipe).catalog
+    assert recipe.emit is not None
+    emit = recipe.emit.model_copy(update={"token_budget": catalog.num_tokens("web")})
+    manifest = emit_manifest(catalog, Mixture(weights={"web": 1}), emit=emit, directory=recipe.paths.manifest.root)
+    export(manifest.directory, to="olmo", directory=tmp_path / "export")
+    (path,) = (tmp_path / "export").rglob("*.npy")
+    tokens = np.fromfile(path, "<u2")
+    np.testing.assert_array_equal(tokens, stream(catalog, "web", "train"))
+    table = gzip.decompress(path.with_suffix("").with_suffix(".csv.gz").read_bytes()).decode().splitlines()
+    firsts = {0} | {int(at) + 1 for at in np.flatnonzero(tokens[:-1] == EOS)}
+    kinds = [(part.path, part.storage) for part in manifest.parts]
+    ends = np.cumsum([part.num_tokens for part in manifest.parts])
+    firsts |= {int(end) for end, kind, after in zip(ends[:-1], kinds, kinds[1:], strict=False) if kind != after}
+    assert {int(row.split(",")[0]) for row in table} == firsts
+
+
 def test_a_file_that_changed_is_noticed_by_all_that_use_it(tmp_path):
     recipe = recipe_of(tmp_path, {"web": {"tokens": megatron(tmp_path, "web", documents(9, 100))}})
     manifest = emit_evenly(recipe, run(recipe).catalog)
@@ -277,6 +301,11 @@ def _tokens(write, *arguments: Any, **keywords: Any):
         (_tokens(olmo, "x", documents(0, 9), dtype="uint32"), {"olmo": "x.npy"}, "every other token .*give dtype: uint32"),
         (lambda folder: np.save(folder / "x.npy", np.zeros(300, "<u2")), {"olmo": "x.npy"}, "header of NumPy.*tofile"),
         (_tokens(datatrove, "x", documents(0, 9), loss=np.ones(3)), {"datatrove": "x.ds"}, r"x.ds.loss has 3 bytes"),
+        (
+            _tokens(datatrove, "x", [np.full(300, 97)], loss=np.full(300, 7)),
+            {"datatrove": "x.ds"},
+            "x.ds.loss has a 7, and a mask is of 0",
+        ),
         (_tokens(mds, "m", documents(0, 9), encoding="ndarray:float32"), {"mds": "m"}, "column tokens of m is ndarray:float32"),
     ],
 )
