@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,33 @@ from fastmix_data.foreign.mds import MdsTokens
 from fastmix_data.foreign.storage import Stored
 from fastmix_data.shards.shard_format import EXAMPLE_START, SequenceViews, cut_sequences
 
+_NO_KEY, _LONGEST_NAME = re.compile(r"[^A-Za-z0-9_-]"), 40  # keys are names of files in a tar
 _REMEDY = "put the file back as it was, or run `fastmix preprocess --replace`"
 
 
-class FlatShard:
+class ForeignShard:
+    """What all of them have.
+
+    Attributes:
+        key_prefix: what keys of blocks start with: the file's name, and a hash of its path, as many folders have a `part-0`.
+        first_block: number of block 0 in the file.
+    """
+
+    def __init__(self, root: Path, stored: Stored, *, num_blocks: int, block_tokens: int) -> None:
+        """Name the range."""
+        self.path, self.num_blocks = root / stored.path, num_blocks
+        self.first_block = stored.first_token // block_tokens
+        name = _NO_KEY.sub("_", self.path.stem)[:_LONGEST_NAME]
+        self.key_prefix = f"{name}-{zlib.crc32(stored.path.encode(errors='surrogateescape')):08x}-"
+        self.loss_mask_NT: Mask | None = None
+        self.starts_NT: Starts | None = None
+
+    def key(self, block: int) -> str:
+        """A name for a block, unique in the corpus."""
+        return f"{self.key_prefix}{self.first_block + block:010d}"
+
+
+class FlatShard(ForeignShard):
     """Blocks of a file that is nothing but tokens: overlapping views of its memory map.
 
     Attributes:
@@ -27,12 +52,9 @@ class FlatShard:
 
     def __init__(self, root: Path, stored: Stored, *, num_blocks: int, block_tokens: int, eos_id: int) -> None:
         """Map the range that a row or part speaks of; raises CorruptArtefactError where the file has not all of it."""
-        self.path, self.num_blocks = root / stored.path, num_blocks
-        self._first_block = stored.first_token // block_tokens
+        super().__init__(root, stored, num_blocks=num_blocks, block_tokens=block_tokens)
         tokens_T: Tokens = _mapped(self.path, np.dtype(stored.dtype), stored.first_token, num_blocks * block_tokens + 1)
         self.tokens_NT: Tokens = _in_blocks(tokens_T, num_blocks)
-        self.loss_mask_NT: Mask | None = None
-        self.starts_NT: Starts | None = None
         if stored.has_mask:
             mask_T = _mapped(root / stored.mask_path, np.dtype("u1"), stored.first_token, len(tokens_T))
             self.loss_mask_NT = _in_blocks(mask_T, num_blocks)
@@ -47,12 +69,8 @@ class FlatShard:
         mask, starts = (None if part is None else cut_sequences(part, length) for part in (self.loss_mask_NT, self.starts_NT))
         return SequenceViews(cut_sequences(self.tokens_NT, length), mask, starts)
 
-    def key(self, block: int) -> str:
-        """A name for a block: the file's, and its number there."""
-        return f"{self.path.stem.replace('.', '_')}-{self._first_block + block:010d}"
 
-
-class GatheredShard:
+class GatheredShard(ForeignShard):
     """Blocks of a file whose tokens do not lie end to end: whoever asks for one gets a copy in memory.
 
     Attributes:
@@ -63,24 +81,17 @@ class GatheredShard:
 
     def __init__(self, root: Path, stored: Stored, *, num_blocks: int, block_tokens: int) -> None:
         """Map the file; raises CorruptArtefactError where it has not all of the range."""
-        self.path, self.num_blocks = root / stored.path, num_blocks
-        self._first_block = stored.first_token // block_tokens
+        super().__init__(root, stored, num_blocks=num_blocks, block_tokens=block_tokens)
         tokens = MdsTokens(self.path, stored.storage)
         if tokens.num_tokens < stored.first_token + num_blocks * block_tokens + 1:
             raise CorruptArtefactError(self.path, f"has {tokens.num_tokens} tokens, fewer than were recorded", _REMEDY)
         self._gathered = _Gathered(tokens, np.dtype(stored.dtype), stored.first_token, num_blocks, block_tokens)
         self.tokens_NT: Any = self._gathered
-        self.loss_mask_NT: Mask | None = None
-        self.starts_NT: Starts | None = None
 
     def sequences(self, length: int) -> SequenceViews:
         """All sequences of a length that divides the block."""
         tokens: Any = _GatheredSequences(self._gathered, length)
         return SequenceViews(tokens, None, None)
-
-    def key(self, block: int) -> str:
-        """A name for a block: the file's, and its number there."""
-        return f"{self.path.stem.replace('.', '_')}-{self._first_block + block:010d}"
 
 
 class _Gathered:

@@ -46,7 +46,8 @@ def tar_of_blocks(shard: Shard, *, layout: ShardLayout, start: int, stop: int) -
     encoded = encode_shard(
         run(shard.tokens_NT),
         layout=layout,
-        key_prefix=f"{shard.key(start)}-",
+        key_prefix=shard.key_prefix,
+        first_number=shard.first_block + start,
         num_blocks=stop - start,
         loss_mask=None if mask is None else (run(mask) != 0).astype(np.uint8),
         starts=None if starts is None else run(starts).astype(np.uint8),
