@@ -10,6 +10,7 @@ import numpy as np
 from fastmix_data.arrays import Bools
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import InputError
+from fastmix_data.foreign.storage import SHARD, TAIL
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
@@ -118,9 +119,12 @@ def _inspect_catalog(path: Path) -> dict[str, Any]:
     catalog = load_catalog(path)
     splits = []
     for (source, split), rows in catalog.by_split.items():
-        counted = ("num_tokens", "num_padding", "num_loss_tokens", "num_documents", "num_blocks", "bytes")
+        counted = ("num_tokens", "num_padding", "num_loss_tokens", "num_documents", "num_blocks")
         totals = {name: sum(getattr(row, name) for row in rows) for name in counted}
-        splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, "has_mask": rows[0].has_mask})
+        totals["bytes"] = sum({row.path: row.bytes for row in rows}.values())  # ranges of one foreign file have a row each
+        imported = {row.path for row in rows if row.storage not in (SHARD, TAIL)}
+        about = {"has_mask": rows[0].has_mask, "num_imported_files": len(imported)}
+        splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, **about})
     return {
         "kind": "catalog",
         "path": str(path),
@@ -231,12 +235,16 @@ def _format_catalog(content: dict[str, Any]) -> str:
         for row in content["splits"]
     ]
     head = ["source", "split", "tokens", "share", "documents", "shards", "bytes", *(["filled"] if has_examples else [])]
+    imported = [
+        f"{row['source']} {row['split']} {row['num_imported_files']}" for row in content["splits"] if row["num_imported_files"]
+    ]
     windows = f", examples packed into {content['example_tokens']}" if has_examples else ""
     return "\n".join(
         [
             f"{content['path']}: {format_count(content['num_train_tokens'])} training tokens of {len(content['sources'])} sources, "
             f"blocks of {content['block_tokens']}{windows}, vocabulary of {content['vocab_size']}",
             aligned([head, *rows]),
+            *([f"files read where they lie: {', '.join(imported)}"] if imported else []),
         ]
     )
 

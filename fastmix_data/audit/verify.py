@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
+from fastmix_data.foreign.identity import identity_now
+from fastmix_data.foreign.storage import SHARD, Stored, is_foreign
 from fastmix_data.machine import num_cores
 from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
 from fastmix_data.messages import first_line
@@ -28,6 +30,7 @@ from fastmix_data.workdir import SearchFolder, Workdir
 
 _THREADS = 4  # hashing lets go of the interpreter's lock; a disk is busy with that many
 _RESTORE = "restore it from a copy, or delete it and run `fastmix preprocess` again"
+_PUT_BACK = "put it back, or run `fastmix preprocess --replace`"
 _PREPROCESS = "run `fastmix preprocess --replace`"
 _SEARCH = "run `fastmix search --replace`"
 _EMIT = "run `fastmix emit --replace`"
@@ -41,6 +44,8 @@ class VerifyReport:
     kind: str
     num_shards: int = 0
     num_bytes: int = 0
+    num_foreign: int = 0
+    foreign_bytes: int = 0
     checked: list[str] = field(default_factory=list)
     problems: list[FastmixError] = field(default_factory=list)
 
@@ -58,6 +63,8 @@ class VerifyReport:
         head = f"{self.path}: {self.kind}; checked {', '.join(self.checked) or 'nothing'}"
         if self.num_shards:
             head += f" and {self.num_shards} shards of {format_count(self.num_bytes)} bytes"
+        if self.num_foreign:
+            head += f" and, by samples, {self.num_foreign} imported files of {format_count(self.foreign_bytes)} bytes"
         if self.ok:
             return f"{head}: all as recorded"
         return "\n".join([f"{head}: {len(self.problems)} problem{'s' * (len(self.problems) > 1)}", *map(str, self.problems)])
@@ -69,11 +76,18 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a shard's file should be."""
+    """What a shard's file should be: as a row of a catalog or a part of a manifest has it."""
 
-    path: Path
-    num_bytes: int
-    sha256: str
+    root: Path
+    stored: Stored
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.stored.path
+
+    @property
+    def is_sampled(self) -> bool:
+        return is_foreign(self.stored.storage)
 
 
 def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
@@ -109,7 +123,9 @@ def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
 
 def _verify_files(expected: list[_Expected], report: VerifyReport, *, quiet: bool) -> None:
     """Re-hash files in a few threads; a file of another size is not worth hashing."""
-    report.num_shards, report.num_bytes = len(expected), sum(file.num_bytes for file in expected)
+    foreign = [file for file in expected if file.is_sampled]
+    report.num_shards, report.num_bytes = len(expected) - len(foreign), sum(f.stored.bytes for f in expected if not f.is_sampled)
+    report.num_foreign, report.foreign_bytes = len(foreign), sum(file.stored.bytes for file in foreign)
     if not expected:
         return
     workers = min(_THREADS, num_cores(), len(expected))
@@ -119,18 +135,26 @@ def _verify_files(expected: list[_Expected], report: VerifyReport, *, quiet: boo
     ):
         for file, problem in zip(expected, pool.map(_check_file(advance), expected), strict=True):
             if problem:
-                report.add(file.path, problem, _RESTORE)
+                report.add(file.path, problem, _PUT_BACK if file.is_sampled else _RESTORE)
 
 
 def _check_file(advance: Advance) -> Callable[[_Expected], str]:
     def check(file: _Expected) -> str:
+        stored, what = file.stored, "the file" if file.is_sampled else "the shard"
         if not file.path.is_file():
-            return "the shard is missing"
-        if (size := file.path.stat().st_size) != file.num_bytes:
-            return f"the shard has {size} bytes, recorded are {file.num_bytes}"
-        sha256 = sha256_of_file(file.path)
-        advance(file.num_bytes)
-        return "" if sha256 == file.sha256 else f"the shard's sha256 is {sha256[:12]}..., recorded is {file.sha256[:12]}..."
+            return f"{what} is missing"
+        if (size := file.path.stat().st_size) != stored.bytes:
+            return f"{what} has {size} bytes, recorded are {stored.bytes}"
+        try:
+            found = identity_now(stored, root=file.root)
+        except FileNotFoundError:
+            return f"its mask {stored.mask_path} is missing"
+        if file.is_sampled:
+            return (
+                "" if found == stored.sha256 else "the file or its mask is not what was imported: a sample of its bytes differs"
+            )
+        advance(stored.bytes)
+        return "" if found == stored.sha256 else f"the shard's sha256 is {found[:12]}..., recorded is {stored.sha256[:12]}..."
 
     return check
 
@@ -141,7 +165,7 @@ def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, _Expected]
         known = catalog_row_of(path)
         if known is not None:
             catalog, row = known
-            shards[str(path.resolve())] = _Expected(path, row.bytes, row.sha256)
+            shards[str(path.resolve())] = _Expected(catalog.root, row)
             _verify_row(row, catalog.layout(row), report)
             report.checked.append(f"the row in {Workdir(catalog.root).catalog}")
         shard = StridedShard.detect(path)
@@ -171,13 +195,14 @@ def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, _Expecte
         report.problems.append(error)
         return None
     report.checked.append("catalog")
-    for repeated, count in Counter(row.path for row in catalog.rows).items():
+    for (repeated, first), count in Counter((row.path, row.first_token) for row in catalog.rows).items():
         if count > 1:
-            report.add(path, f"{repeated} has {count} rows", _PREPROCESS)
+            at = f" from token {first} on" if first else ""
+            report.add(path, f"{repeated}{at} has {count} rows", _PREPROCESS)
     root = catalog.root.resolve()
     for row in catalog.rows:
         _verify_row(row, catalog.layout(row), report)
-        shards[f"{root}/{row.path}"] = _Expected(catalog.root / row.path, row.bytes, row.sha256)
+        shards.setdefault(str(root / row.path), _Expected(catalog.root, row))
     known = {*catalog.sources, *catalog.targets_from_files}
     for name in sorted({row.source for row in catalog.rows} - known):
         report.add(path, f"has shards of {name}, which is neither a source nor a target", _PREPROCESS)
@@ -203,13 +228,21 @@ def _verify_row(row: ShardRow, layout: ShardLayout, report: VerifyReport) -> Non
         and 0 <= row.num_loss_tokens <= row.num_labels <= row.num_tokens
         and 0 <= row.num_padding <= (row.num_tokens - row.num_loss_tokens if row.has_mask else 0)
     )
-    if not counts_fit or row.bytes != layout.num_bytes(row.num_blocks):
+    if not counts_fit or not _size_fits(row, layout, row.num_blocks):
         report.add(
             row.path,
             f"its row in the catalog contradicts itself ({row.num_blocks} blocks, {row.num_tokens} tokens, {row.num_labels} labels, "
             f"{row.num_loss_tokens} with loss, {row.num_padding} of padding, {row.bytes} bytes)",
             _PREPROCESS,
         )
+
+
+def _size_fits(stored: Stored, layout: ShardLayout, num_blocks: int) -> bool:
+    """Whether a file of its size holds what a row or part speaks of."""
+    if not is_foreign(stored.storage):
+        return stored.bytes == layout.num_bytes(num_blocks)
+    # Tokens of MDS may be wider in the file than they are read as, never narrower.
+    return stored.bytes >= (stored.first_token + num_blocks * layout.block_tokens + 1) * layout.dtype.itemsize
 
 
 def _verify_documents(catalog: Catalog, folder: Path, report: VerifyReport) -> None:
@@ -226,11 +259,13 @@ def _verify_documents(catalog: Catalog, folder: Path, report: VerifyReport) -> N
         for row in counted.to_pylist():
             per_shard[row["shard"]] += row["num_tokens_count"]
             tokens[row["source"], row["split"]] += row["num_tokens_sum"]
-    for shard in catalog.rows:
+    for shard in (row for row in catalog.rows if row.storage == SHARD):
         if per_shard[shard.path] != shard.num_documents:
             problem = f"the catalog counts {shard.num_documents} documents, their table {per_shard[shard.path]}"
             report.add(shard.path, problem, _PREPROCESS)
     for (source, split), rows in catalog.by_split.items():
+        if any(row.storage != SHARD for row in rows):
+            continue  # of imports there are no tables
         in_catalog, in_tables = sum(row.num_tokens - row.num_padding for row in rows), tokens[source, split]
         if in_tables != in_catalog:
             problem = f"{split} documents of {source} have {in_tables} tokens, the catalog counts {in_catalog}"
@@ -264,11 +299,11 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expect
     root = manifest.root_path.resolve()
     totals: Counter[str] = Counter()
     for part in manifest.parts:
-        identity = f"{root}/{part.path}"
+        identity = str(root / part.path)
         # A shard of several parts, or of the catalog too, is hashed once.
         if identity not in shards:
-            shards[identity] = _Expected(manifest.root_path / part.path, part.bytes, part.sha256)
-        elif shards[identity].sha256 != part.sha256:
+            shards[identity] = _Expected(manifest.root_path, part)
+        elif shards[identity].stored.sha256 != part.sha256:
             report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", _EMIT)
         _verify_part(part, manifest, report)
         totals[part.source] += part.num_tokens * part.repeats
@@ -291,6 +326,6 @@ def _verify_part(part: Part, manifest: Manifest, report: VerifyReport) -> None:
     inside = 0 <= part.block_start < part.block_stop <= part.shard_blocks and part.repeats > 0
     most = part.num_blocks * manifest.block_tokens
     counted = most - manifest.block_tokens < part.num_tokens <= most and part.num_labels <= part.num_tokens
-    if not inside or not counted or part.bytes != manifest.layout(part).num_bytes(part.shard_blocks):
+    if not inside or not counted or not _size_fits(part, manifest.layout(part), part.shard_blocks):
         problem = f"blocks {part.block_start} to {part.block_stop} of {part.path} contradict themselves"
         report.add(manifest.path, problem, _EMIT)

@@ -57,4 +57,7 @@ def _whole(row: ShardRow) -> Part:
         partial=False,
         num_tokens=row.num_tokens,
         num_labels=row.num_labels,
+        storage=row.storage,
+        first_token=row.first_token,
+        mask_path=row.mask_path,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from fastmix_data.arrays import Bools, Starts, Tokens
 from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.foreign.identity import identity_now
 from fastmix_data.manifest.manifest import Manifest, Part
 
 
@@ -52,15 +52,14 @@ def read_part(manifest: Manifest, part: Part, *, root: Path) -> PartTokens:
 
 
 def check_unchanged(part: Part, *, root: Path) -> None:
-    """Refuse a shard whose bytes are not those that the manifest was made from; reads all of them.
+    """Refuse a shard whose bytes are not those that the manifest was made from; reads all of them, of foreign files a sample.
 
     Raises:
         CorruptArtefactError: says which.
     """
     path = root / part.path
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = identity_now(part, root=root)
     except FileNotFoundError as error:
         raise CorruptArtefactError(path, "the shard is missing", "restore it, or run `fastmix preprocess` again") from error
     if found != part.sha256:

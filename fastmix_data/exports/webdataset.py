@@ -16,9 +16,10 @@ import numpy as np
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
+from fastmix_data.foreign.storage import SHARD, TAIL, is_foreign
 from fastmix_data.manifest.manifest import Manifest, Part
 from fastmix_data.permutation import derive_keys
-from fastmix_data.shards.shard_format import cut_shard
+from fastmix_data.shards.open_shard import tar_of_blocks
 
 SHARD_LIST = "shards.txt"
 INDEX = "index.json"
@@ -46,7 +47,7 @@ class _WebDataset:
         )
 
     def tasks(self, request: ExportRequest) -> Sequence[_PlacePart]:
-        return [_PlacePart(part) for part in request.manifest.parts]
+        return [_PlacePart(part, number) for number, part in enumerate(request.manifest.parts)]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         paths = [Path(receipts[task.name]["path"]) for task in self.tasks(request)]
@@ -62,10 +63,18 @@ FORMAT = _WebDataset()
 @dataclass(frozen=True)
 class _PlacePart:
     part: Part
+    number: int
+
+    @property
+    def place(self) -> Path:
+        """Of its tar in the export: as in the workdir, where the shard is of the workdir."""
+        if self.part.storage in (SHARD, TAIL):
+            return Path(self.part.path)
+        return Path("imports") / self.part.source / f"{self.number:06d}.tar"
 
     @property
     def name(self) -> str:
-        stem = Path(self.part.path).with_suffix("").as_posix().replace("/", "--")
+        stem = self.place.with_suffix("").as_posix().replace("/", "--")
         return stem if self.part.is_whole_shard else f"{stem}.{self.part.block_start}-{self.part.block_stop}"
 
     @property
@@ -75,11 +84,12 @@ class _PlacePart:
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Find or make a tar that holds exactly the part's blocks."""
         directory = request.directory
-        shard, relative, made = request.manifest.open(self.part, root=request.root), Path(self.part.path), True
-        if not self.part.is_whole_shard:
+        shard, relative, made = request.manifest.open(self.part, root=request.root), self.place, True
+        if not self.part.is_whole_shard or is_foreign(self.part.storage):
             path = directory / relative.with_name(f"{relative.stem}.{self.part.block_start}-{self.part.block_stop}.tar")
             with atomic_file(path) as file:
-                file.write(cut_shard(shard, start=self.part.block_start, stop=self.part.block_stop))
+                layout = request.manifest.layout(self.part)
+                file.write(tar_of_blocks(shard, layout=layout, start=self.part.block_start, stop=self.part.block_stop))
         elif request.files == "reference":
             path, made = shard.path, False
         else:

@@ -129,7 +129,7 @@ def _plan(request: _Request) -> Manifest:
         num_shards=len({part.path for part in parts}),
         block_tokens=info.block_tokens,
         example_tokens=info.example_tokens if any(part.has_mask for part in parts) else None,
-        dtype=parts[0].dtype,
+        dtype=np.result_type(*{part.dtype for part in parts}).str,
         vocab_size=info.vocab_size,
         eos_id=info.eos_id,
         tokenizer_sha256=info.tokenizer_sha256,
@@ -189,6 +189,9 @@ def _part(blocks: BlockRange, *, block_tokens: int) -> Part:
         partial=blocks.partial,
         num_tokens=row.num_tokens - blocks.start * block_tokens if at_end else num_blocks * block_tokens,
         num_labels=row.num_labels - blocks.start * block_tokens if at_end else num_blocks * block_tokens,
+        storage=row.storage,
+        first_token=row.first_token,
+        mask_path=row.mask_path,
     )
 
 

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
-from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_layout
+from fastmix_data.foreign.storage import SHARD
+from fastmix_data.shards.open_shard import Shard, open_shard
+from fastmix_data.shards.shard_format import ShardLayout, shard_layout
 from fastmix_data.workdir import ManifestFolder
 
 SCHEMA_VERSION = 2
@@ -32,6 +34,8 @@ class Part:
 
     `num_tokens` and `num_labels` are those of one pass; only the last block of a part can be short, so it has
     `num_labels - (num_blocks - 1) * block_tokens` labels. `partial` parts make up a source's last, incomplete epoch.
+
+    `storage`, `first_token` and `mask_path` are those of the catalog's row: of an import, the shard is a range of a foreign file.
     """
 
     source: str
@@ -47,6 +51,9 @@ class Part:
     partial: bool
     num_tokens: int
     num_labels: int
+    storage: str = SHARD
+    first_token: int = 0
+    mask_path: str = ""
 
     @property
     def num_blocks(self) -> int:
@@ -125,7 +132,7 @@ class Manifest:
         """How the samples of a part's shard lie in its file."""
         return shard_layout(self.block_tokens, part.dtype, part.has_mask)
 
-    def open(self, part: Part, *, root: Path) -> StridedShard:
+    def open(self, part: Part, *, root: Path) -> Shard:
         """Map the shard that a part is a range of.
 
         Args:
@@ -134,7 +141,7 @@ class Manifest:
         Raises:
             CorruptArtefactError: it is missing, or not what the manifest recorded.
         """
-        shard = StridedShard(root / part.path, self.layout(part))
+        shard = open_shard(root, part, num_blocks=part.shard_blocks, block_tokens=self.block_tokens, eos_id=self.eos_id)
         if shard.num_blocks != part.shard_blocks:
             problem = f"has {shard.num_blocks} blocks, the manifest says {part.shard_blocks}"
             remedy = "restore the shard, or run `fastmix preprocess` and `fastmix emit` again"

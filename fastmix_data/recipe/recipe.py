@@ -93,7 +93,18 @@ class Recipe(Section):
                 )
         self._check_examples()
         self._check_exports()
+        self._check_tokens()
         return self
+
+    def _check_tokens(self) -> None:
+        targets = {} if self.target is None else self.target.files
+        named = [f"sources.{name}" for name, section in self.sources.items() if section.tokens is not None]
+        named += [f"target.files.{name}" for name, section in targets.items() if section.tokens is not None]
+        if named and self.tokenizer.train is not None:
+            raise ValueError(
+                f"{named[0]}.tokens were made with a tokenizer that is there, and tokenizer.train makes another; give theirs with "
+                "tokenizer.file"
+            )
 
     def _check_examples(self) -> None:
         block, window = self.shards.block_tokens, self.example_tokens

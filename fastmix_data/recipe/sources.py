@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fastmix_data.recipe.fields import Field as TextField
 from fastmix_data.recipe.fields import Key, parse_field, parse_key
-from fastmix_data.recipe.section import Section, require_one
+from fastmix_data.recipe.section import FilePatterns, Section, require_one
+from fastmix_data.recipe.tokens import TokensSection
 from fastmix_data.units import ByteCount
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-FilePatterns = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Field(min_length=1)]
-
 
 OnLongExample = Literal["truncate", "skip", "split"]
 
@@ -119,6 +112,9 @@ class TextSection(Section):
         description="A record that is not JSON, lacks a key or holds something else than text under it: stop, leave it out and count it, "
         "or also keep its bytes in the workdir's `quarantine` folder. A damaged file always stops.",
     )
+    tokens: TokensSection | None = Field(
+        None, description="Files of tokens instead of text: nothing is tokenized or copied, they are read where they lie."
+    )
     on_long_example: OnLongExample = Field(
         "truncate",
         description="Examples of more than shards.example_tokens tokens, where only part of the tokens carry loss: truncate keeps the "
@@ -127,6 +123,9 @@ class TextSection(Section):
 
     @model_validator(mode="after")
     def _one_kind_of_text(self) -> Self:
+        if self.tokens is not None and (of_text := self.model_fields_set & _OF_TEXT):
+            named = ", ".join(sorted(of_text))
+            raise ValueError(f"{named}: with tokens there is no text to read; leave {'it' if len(of_text) == 1 else 'them'} out")
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion go together; give both or neither")
         given = [name for name in ("text", "prompt", "messages") if getattr(self, name) is not None]
@@ -157,8 +156,13 @@ class TextSection(Section):
 
     @property
     def has_mask(self) -> bool:
-        """Whether only part of the tokens carry loss."""
-        return self.prompt is not None or self.messages is not None
+        """Whether only part of the tokens carry loss, as far as the recipe says it: an import's files may."""
+        masks = None if self.tokens is None else self.tokens.masks
+        return self.prompt is not None or self.messages is not None or masks is not None
+
+
+# What says how text is read.
+_OF_TEXT = set(TextSection.model_fields) - {"tokens", "files"}
 
 
 class SourceSection(TextSection):
@@ -175,9 +179,19 @@ class SourceSection(TextSection):
         description="Held-out files; without them, shards.valid_fraction of the documents is held out by hash of the text.",
     )
 
+    valid_tokens: TokensSection | None = Field(
+        None,
+        description="Held-out tokens of a source with `tokens`; without them, shards.valid_fraction of its blocks are held out, in several "
+        "runs spread evenly over its files.",
+    )
+
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        require_one(self, ("files", "dataset"))
+        require_one(self, ("files", "dataset", "tokens"))
+        if self.valid_tokens is not None and self.tokens is None:
+            raise ValueError("valid_tokens belong to tokens; give valid_files for text")
+        if self.tokens is not None and self.valid_files is not None:
+            raise ValueError("valid_files are text; give valid_tokens beside tokens")
         return self
 
 
@@ -192,7 +206,12 @@ class ShardsSection(Section):
         "windows of this many tokens, which divides block_tokens. training.sequence_length when not given.",
     )
     max_shard_bytes: ByteCount = Field(67_108_864, description="A shard is closed before it grows past this; memory of a worker.")
-    valid_fraction: float = Field(0.02, ge=0, lt=0.5, description="Share of documents held out of sources without valid_files.")
+    valid_fraction: float = Field(
+        0.02,
+        ge=0,
+        lt=0.5,
+        description="Share of documents held out of sources without valid_files, of blocks where they are tokens already.",
+    )
     max_partition_bytes: ByteCount = Field(
         134_217_728,
         description="Bytes of input in one unit of work where the format can be cut (plain JSON Lines, .parquet). Files smaller than an "

@@ -6,15 +6,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fastmix_data.recipe.section import Section
-from fastmix_data.recipe.sources import FilePatterns, TextSection
+from fastmix_data.recipe.section import Section, require_one
+from fastmix_data.recipe.sources import TextSection
 
 
 class TargetFiles(TextSection):
     """A target that is not one of the sources."""
 
-    files: FilePatterns = Field(description="Paths, globs or fsspec URLs, relative to the recipe.")
     weight: float = Field(1.0, gt=0, description="Weight of this target's mean token loss, relative to the others.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        require_one(self, ("files", "tokens"))
+        return self
 
 
 class TargetSection(Section):

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import hash_of, write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.shards.shard_format import ShardLayout, StridedShard, shard_layout
+from fastmix_data.foreign.storage import SHARD, is_foreign
+from fastmix_data.shards.open_shard import Shard, open_shard
+from fastmix_data.shards.shard_format import ShardLayout, shard_layout
 from fastmix_data.weight_units import WeightUnit, counted_shares
 from fastmix_data.workdir import CATALOG_FILE
 
@@ -33,6 +35,10 @@ class ShardRow:
     `num_labels` counts the positions that have a real next token: `num_blocks * block_tokens` but for the last shard of a partition.
     `num_loss_tokens` are the labels that carry loss: all of them without a mask. `num_padding` of the tokens fill up windows of
     examples, in sources with a mask.
+
+    Of an import the row is a range of a foreign file, `first_token` on, whose `bytes` are those of the whole file and whose `sha256` is
+    sampled; or a shard of ours or of another workdir. `storage` says which, see `foreign/storage.py`. `path` and `mask_path` start from
+    the catalog's folder or are absolute.
     """
 
     source: str
@@ -48,6 +54,9 @@ class ShardRow:
     bytes: int
     sha256: str
     num_padding: int = 0
+    storage: str = SHARD
+    first_token: int = 0
+    mask_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Catalog:
         """Hash of every shard's identity and of what they share; bound into sampler state, mixture and manifest."""
         # Recipe and inputs are left out: shards of the same bytes are the same data, whatever way they came about.
         shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
-        return hash_of([shared, [(row.source, row.split, row.path, row.sha256) for row in self.rows]])
+        return hash_of([shared, [_identity(row) for row in self.rows]])
 
     @cached_property
     def by_split(self) -> dict[tuple[str, str], list[ShardRow]]:
@@ -153,9 +162,10 @@ class Catalog:
         """How a shard's samples lie in its file."""
         return shard_layout(self.info.block_tokens, row.dtype, row.has_mask)
 
-    def open(self, row: ShardRow) -> StridedShard:
-        """Map a shard; see `StridedShard` for what it raises."""
-        return StridedShard(self.root / row.path, self.layout(row))
+    def open(self, row: ShardRow) -> Shard:
+        """Map a shard; raises as `open_shard` does."""
+        info = self.info
+        return open_shard(self.root, row, num_blocks=row.num_blocks, block_tokens=info.block_tokens, eos_id=info.eos_id)
 
     def save(self, path: Path) -> None:
         """Write the catalog atomically."""
@@ -183,6 +193,11 @@ def load_catalog(path: Path) -> Catalog:
         raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
     content = {**info} | {key: tuple(info[key]) for key in ("sources", "target_files", "bos_ids") if key in info}
     return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
+
+
+def _identity(row: ShardRow) -> tuple[Any, ...]:
+    # A foreign file has a row for each range of it, all with the file's identity. Shards have what they had before there were any.
+    return (row.source, row.split, row.path, row.sha256, *([row.first_token, row.num_blocks] if is_foreign(row.storage) else []))
 
 
 @lru_cache(maxsize=1)

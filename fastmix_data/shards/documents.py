@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.foreign.storage import SHARD
 from fastmix_data.messages import first_line
 from fastmix_data.shards.catalog import Catalog, ShardRow
 from fastmix_data.workdir import Workdir
@@ -18,7 +19,7 @@ _SHOWN = ("file", "locator", "num_tokens", "num_prompt_tokens", "text_hash")
 
 
 def documents_of_block(catalog: Catalog, row: ShardRow, *, block: int) -> list[dict[str, Any]] | None:
-    """Documents with a token in a block, in their order there; None if the workdir has no documents tables.
+    """Documents with a token in a block, in their order there; None if the workdir has no documents tables, and of imports.
 
     Each has `file`, `locator`, `num_tokens`, `num_prompt_tokens`, `text_hash`, the `first` and `last` token of the block that is its
     own, and whether it `begins_before` the block.
@@ -26,6 +27,8 @@ def documents_of_block(catalog: Catalog, row: ShardRow, *, block: int) -> list[d
     Raises:
         CorruptArtefactError: a table cannot be read.
     """
+    if row.storage != SHARD:
+        return None  # of imports there are no tables
     # A partition is of one source, whose name its table starts with; of 100,000 tables some hundred are left to look into.
     tables = sorted(Workdir(catalog.root).documents.glob(f"{row.source}-*.parquet"))
     if not tables:

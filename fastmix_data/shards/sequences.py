@@ -134,7 +134,7 @@ class SequenceReader:
         self.num_sequences_K: Int64s = np.maximum(1, np.rint(self._num_all_K * share_seen)).astype(np.int64)
         self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
         self._views: dict[int, SequenceViews] = {}
-        self._dtype = np.dtype(self._rows[0].dtype)
+        self._dtype = np.result_type(*{row.dtype for row in self._rows})  # an import may be wider than it need be
 
     @property
     def sequence_length(self) -> int:

@@ -123,7 +123,7 @@ def _tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
-def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: str) -> None:
+def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: str, first_number: int) -> None:
     """Write the tar headers of one member of all samples: digits of the block number, then the checksum."""
     num_blocks = view_NS.shape[0]
     # Headers of a shard differ in the digits of their names and in the checksum, so `tarfile` makes one, and NumPy the others from it.
@@ -132,7 +132,7 @@ def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: s
     headers_NH = view_NS[:, member.offset : member.offset + _HEADER]
     headers_NH[:] = np.frombuffer(template, np.uint8)
     powers = 10 ** np.arange(_KEY_DIGITS - 1, -1, -1, dtype=np.int64)
-    digits_ND = (np.arange(num_blocks, dtype=np.int64)[:, None] // powers % 10).astype(np.uint8)
+    digits_ND = ((first_number + np.arange(num_blocks, dtype=np.int64))[:, None] // powers % 10).astype(np.uint8)
     start = len(key_prefix)
     headers_NH[:, start : start + _KEY_DIGITS] += digits_ND
     # The checksum is the plain sum of a header's bytes: that of the template, whose digits are "0", and the digits themselves.
@@ -150,12 +150,13 @@ def encode_shard(
     num_blocks: int,
     loss_mask: Mask | None = None,
     starts: Starts | None = None,
+    first_number: int = 0,
 ) -> npt.NDArray[np.uint8]:
     """Lay out tokens as the bytes of a strided shard.
 
     Args:
         tokens: `num_blocks * block_tokens + 1` tokens; the last is the label of the last block's last position.
-        key_prefix: samples are named `key_prefix` + ten digits; unique in the corpus, without a dot.
+        key_prefix: samples are named `key_prefix` + ten digits, counting from `first_number`; unique in the corpus, without a dot.
         loss_mask: same length as `tokens`, 1 where a token carries loss; required exactly if the layout has one.
         starts: same length; `EXAMPLE_START` where an example begins, `PADDING_START` where padding does; required with the mask.
     """
@@ -165,7 +166,7 @@ def encode_shard(
     view_NS = buffer[: num_blocks * layout.stride].reshape(num_blocks, layout.stride)
     for member, values in zip(layout.members, (tokens, loss_mask, starts), strict=False):
         assert values is not None
-        _fill_headers(view_NS, member, key_prefix)
+        _fill_headers(view_NS, member, key_prefix, first_number)
         start = member.offset + _HEADER
         view_NS[:, start : member.data_offset] = np.frombuffer(member.npy_header, np.uint8)
         # Rows of T + 1 values, T apart: each block's extra token is the next one's first, without a copy of either.
@@ -208,7 +209,8 @@ def write_shard(path: Path, buffer: npt.NDArray[np.uint8], *, layout: ShardLayou
     return WrittenShard(num_blocks, len(buffer), hashlib.sha256(buffer.data).hexdigest())
 
 
-def _cut(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def cut_sequences(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Blocks cut into sequences of a length that divides them: a view of shape (num_blocks, block_tokens / length, length + 1)."""
     # Sequences overlap by one token like blocks do, so any length that divides the block is another view of the same bytes.
     stride, itemsize = blocks_NT.strides
     num_blocks, stored = blocks_NT.shape
@@ -286,8 +288,8 @@ class StridedShard:
 
     def sequences(self, length: int) -> SequenceViews:
         """All sequences of a length that divides the block."""
-        mask, starts = (None if part is None else _cut(part, length) for part in (self.loss_mask_NT, self.starts_NT))
-        return SequenceViews(_cut(self.tokens_NT, length), mask, starts)
+        mask, starts = (None if part is None else cut_sequences(part, length) for part in (self.loss_mask_NT, self.starts_NT))
+        return SequenceViews(cut_sequences(self.tokens_NT, length), mask, starts)
 
     def key(self, block: int) -> str:
         """WebDataset key of a block."""

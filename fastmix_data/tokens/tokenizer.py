@@ -159,6 +159,15 @@ def byte_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
+def byte_tokenizer_info() -> TokenizerInfo:
+    """What `byte_tokenizer` is, without a file."""
+    content = byte_tokenizer()
+    tokenizer = Tokenizer.from_str(content)
+    eos_id, sha256 = tokenizer.token_to_id(END_OF_TEXT), hashlib.sha256(content.encode()).hexdigest()
+    assert eos_id is not None
+    return TokenizerInfo(Path(), vocabulary_size(tokenizer), END_OF_TEXT, eos_id, sha256)
+
+
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> str:
     """JSON of a byte-level BPE trained on `texts`; equal texts in equal order give equal bytes.
 

@@ -18,6 +18,7 @@ from pipelines.inputs.formats import READABLE, Format, format_of, list_endings, 
 from pipelines.inputs.hub_datasets import DatasetInput, is_saved, resolve_dataset
 from pipelines.inputs.json_layout import only_object
 from pipelines.inputs.remote_files import RemoteFile, find_remote_files, is_url, without_local_scheme
+from pipelines.inputs.token_files import TokenInputs
 from pipelines.inputs.walk import FoundFile, find_files, split_pattern
 
 # To open each of many objects of a store takes longer than it helps: where there are more, they are records.
@@ -52,7 +53,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """Everything that one source, or one target of the recipe, is read from."""
+    """Everything that one source, or one target of the recipe, is read from: text, or tokens that are there already."""
 
     name: str
     section: TextSection
@@ -61,6 +62,13 @@ class SourceInputs:
     valid_files: tuple[InputFile, ...] = ()
     dataset: DatasetInput | None = None
     warnings: tuple[str, ...] = ()
+    tokens: TokenInputs | None = None
+    valid_tokens: TokenInputs | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether only part of the tokens carry loss."""
+        return self.section.has_mask or any(tokens.has_mask for tokens in (self.tokens, self.valid_tokens) if tokens)
 
     @property
     def where(self) -> str:
@@ -71,7 +79,7 @@ class SourceInputs:
 def resolve_inputs(
     sources: Mapping[str, SourceSection], targets: Mapping[str, TargetFiles], *, base: Path, max_partition_bytes: int
 ) -> dict[str, SourceInputs]:
-    """List the files of every source and of every target with files of its own, by name.
+    """List the files of every source and of every target with files of its own, by name; files of text, not those of tokens.
 
     Args:
         base: folder that relative patterns start from.
@@ -85,7 +93,10 @@ def resolve_inputs(
         for name, section in sources.items()
     }
     for name, target in targets.items():
-        files, warnings = resolve_files(target.files, base=base, where=f"target.files.{name}.files", keys=_names(target))
+        files: tuple[InputFile, ...] = ()
+        warnings: tuple[str, ...] = ()
+        if target.files is not None:
+            files, warnings = resolve_files(target.files, base=base, where=f"target.files.{name}.files", keys=_names(target))
         # A target is only ever measured on, so all of its files are held out.
         resolved[name] = SourceInputs(name, target, is_source=False, valid_files=files, warnings=warnings)
     return resolved
@@ -104,8 +115,7 @@ def _resolve_source(name: str, section: SourceSection, *, base: Path, max_partit
     dataset: DatasetInput | None = None
     if section.dataset is not None:
         files, warnings, dataset = _resolve_dataset(section, base=base, where=where, max_partition_bytes=max_partition_bytes)
-    else:
-        assert section.files is not None
+    elif section.files is not None:
         files, warnings = resolve_files(section.files, base=base, where=f"{where}.files", keys=_names(section))
     in_valid = {file.real_path for file in valid_files}
     for file in files:

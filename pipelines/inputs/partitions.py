@@ -13,6 +13,7 @@ from pipelines.inputs.files import InputFile, SourceInputs
 from pipelines.inputs.hub_datasets import DatasetInput
 from pipelines.inputs.json_layout import is_cut_at_lines
 from pipelines.inputs.parquet_ranges import look_into
+from pipelines.inputs.token_files import TokenInputs
 
 Origin = Literal["train", "valid", "both"]
 NUM_WAVES = 3
@@ -40,6 +41,7 @@ class Partition:
         start, stop: range of one file: bytes of plain JSON Lines, row groups of .parquet. Equal: all of every file.
             Shard of a dataset: start.
         hash_start, hash_stop: bytes of the file whose content identifies the range.
+        tokens: that are there already, of all files of the source; nothing is encoded, so they have no size.
         where: key of the recipe that errors point at.
         number: from 0 within (source, origin).
     """
@@ -55,6 +57,7 @@ class Partition:
     dataset: DatasetInput | None = None
     where: str = ""
     number: int = 0
+    tokens: TokenInputs | None = None
 
     @property
     def label(self) -> str:
@@ -79,6 +82,8 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
         InputError: a Parquet file that is looked into is damaged or lacks a text column, or the section names keys of files that have
             none.
     """
+    if inputs.tokens is not None or inputs.valid_tokens is not None:
+        return list(_plan_imports(inputs))
     _require_keys(inputs)
     training: Origin = "train" if inputs.valid_files else "both"
     planned = [*_plan_files(inputs, inputs.files, training, max_partition_bytes)]
@@ -87,6 +92,15 @@ def plan_partitions(inputs: SourceInputs, *, max_partition_bytes: int) -> list[P
     planned += _plan_files(inputs, inputs.valid_files, "valid", max_partition_bytes)
     numbers: dict[Origin, Iterator[int]] = {origin: itertools.count() for origin in WAVE_OF_ORIGIN}
     return [replace(partition, where=inputs.where, number=next(numbers[partition.origin])) for partition in planned]
+
+
+def _plan_imports(inputs: SourceInputs) -> Iterator[Partition]:
+    """One unit for all files of a split: they are described, not read, and what is held out of them is spread over all of them."""
+    if inputs.tokens is not None:
+        origin: Origin = "both" if inputs.valid_tokens is None else "train"
+        yield Partition(inputs.name, origin, (), 0, where=inputs.where, tokens=inputs.tokens)
+    if inputs.valid_tokens is not None:
+        yield Partition(inputs.name, "valid", (), 0, where=inputs.where, tokens=inputs.valid_tokens)
 
 
 def _require_keys(inputs: SourceInputs) -> None:

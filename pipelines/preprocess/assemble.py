@@ -43,7 +43,10 @@ def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: M
     for name, partitions in plan.partitions.items():
         done = [receipts[partition.label] for partition in partitions]
         # The sampler numbers sequences by the order of rows: it follows from names alone, never from who was ready first.
-        rows += sorted((row for receipt in done for row in receipt.shards), key=lambda row: (row.split, row.path))
+        # Those of an import are in the order of its files: the same tokens in files of other names are the same sequences.
+        found = [row for receipt in done for row in receipt.shards]
+        is_import = any(partition.tokens is not None for partition in partitions)
+        rows += found if is_import else sorted(found, key=lambda row: (row.split, row.path))
         statistics[name] = dict(_of_source(name, plan, receipts)[0])
     info = CatalogInfo(
         block_tokens=plan.shards.block_tokens,
@@ -104,10 +107,12 @@ def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> N
         InputError: names the target and how it gets some.
     """
     for name in plan.targets:
-        if any(len(receipts[p.label].held_out()) for p in plan.partitions[name] if p.origin != "train"):
+        if any(receipts[p.label].holds_out for p in plan.partitions[name] if p.origin != "train"):
             continue
         inputs = plan.inputs[name]
-        if inputs.valid_files:
+        if inputs.valid_tokens is not None:
+            remedy = f"give {inputs.where} more"
+        elif inputs.valid_files:
             remedy = f"put documents into {inputs.where}.{'valid_files' if inputs.is_source else 'files'}"
         else:
             remedy = f"raise shards.valid_fraction from {plan.shards.valid_fraction}, or give {inputs.where}.valid_files"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ from fastmix_data.atomic_files import hash_of
 from fastmix_data.errors import InputError
 from fastmix_data.recipe.fields import Key
 from fastmix_data.recipe.recipe import Recipe
-from fastmix_data.recipe.sources import ShardsSection, TokenizerSection
+from fastmix_data.recipe.sources import ShardsSection, SourceSection, TokenizerSection
 from fastmix_data.recipe.target import TargetFiles, TargetSection
-from fastmix_data.tokens.tokenizer import describe_tokenizer, load_tokenizer
+from fastmix_data.recipe.tokens import TokensSection
+from fastmix_data.shards.shard_format import token_dtype
+from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer_info, describe_tokenizer, load_tokenizer
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.files import SourceInputs, resolve_inputs
 from pipelines.inputs.formats import is_json
 from pipelines.inputs.partitions import Partition, plan_partitions
+from pipelines.inputs.token_files import TokenInputs, resolve_tokens
 from pipelines.preprocess.chat_templates import own_chat_template, read_chat_template, rendering_of
+from pipelines.preprocess.import_checks import check_imports
 from pipelines.reading.bad_text import DocumentCounts
 from pipelines.reading.readers import read_partition
 
@@ -81,12 +85,17 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
     shards, target_files = recipe.shards, {} if recipe.target is None else recipe.target.files
     size = shards.max_partition_bytes
     inputs = resolve_inputs(recipe.sources, target_files, base=recipe.base, max_partition_bytes=size)
+    known = _known_tokenizer(recipe, tokenizer_file)
+    inputs = {name: _with_tokens(source, recipe, known) for name, source in inputs.items()}
     if recipe.target is not None:
         _require_held_out_part(recipe.target, inputs, shards)
     partitions = {name: plan_partitions(source, max_partition_bytes=size) for name, source in inputs.items()}
     chat_templates = _chat_templates(recipe, inputs, tokenizer_file)
     for name, source in inputs.items():
         _open_first_documents(source, partitions[name])
+    example_tokens = recipe.example_tokens if any(source.has_mask for source in inputs.values()) else None
+    if known is not None:
+        check_imports(imports_of(inputs), known, example_tokens=example_tokens)
     return PreprocessPlan(
         workdir=recipe.paths,
         tokenizer=recipe.tokenizer,
@@ -97,8 +106,8 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
         chat_templates=chat_templates,
         targets=() if recipe.target is None else (*recipe.target.sources, *target_files),
         sequence_length=None if recipe.training is None else recipe.training.sequence_length,
-        example_tokens=recipe.example_tokens if recipe.has_examples else None,
-        sections=_sections(recipe, target_files, chat_templates),
+        example_tokens=example_tokens,
+        sections=_sections(recipe, target_files, chat_templates, example_tokens=example_tokens),
     )
 
 
@@ -124,7 +133,62 @@ def _chat_templates(recipe: Recipe, inputs: Mapping[str, SourceInputs], tokenize
     return found
 
 
-def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles], chat_templates: Mapping[str, str]) -> dict[str, Any]:
+def imports_of(inputs: Mapping[str, SourceInputs]) -> list[TokenInputs]:
+    """All tokens of some inputs that are there already."""
+    return [tokens for source in inputs.values() for tokens in (source.tokens, source.valid_tokens) if tokens is not None]
+
+
+def _known_tokenizer(recipe: Recipe, tokenizer_file: Path | None) -> TokenizerInfo | None:
+    """What the tokenizer of imports is, as far as it can be known without writing anything: a hub's is not here yet."""
+    section = recipe.tokenizer
+    if tokenizer_file is not None:
+        return describe_tokenizer(
+            tokenizer_file, eos_token=section.eos_token, bos=wants_bos(section), bos_token=section.bos_token
+        )
+    return byte_tokenizer_info() if section.bytes else None
+
+
+def _with_tokens(source: SourceInputs, recipe: Recipe, known: TokenizerInfo | None) -> SourceInputs:
+    """A source or target with the files of its tokens; of text, as it is."""
+    section = source.section
+    if section.tokens is None:
+        return source
+
+    def resolve(tokens: TokensSection, key: str) -> TokenInputs:
+        return resolve_tokens(
+            tokens,
+            name=source.name,
+            where=f"{source.where}.{key}",
+            base=recipe.base,
+            root=recipe.paths.root,
+            dtype=None if known is None else token_dtype(known.vocab_size).name,
+            block_tokens=recipe.shards.block_tokens,
+        )
+
+    tokens = resolve(section.tokens, "tokens")
+    if not isinstance(section, SourceSection):
+        # A target is only ever measured on.
+        return replace(source, valid_tokens=tokens)
+    valid = None if section.valid_tokens is None else resolve(section.valid_tokens, "valid_tokens")
+    _require_apart(source, tokens, valid)
+    return replace(source, tokens=tokens, valid_tokens=valid)
+
+
+def _require_apart(source: SourceInputs, tokens: TokenInputs, valid: TokenInputs | None) -> None:
+    if valid is None:
+        return
+    in_valid = {file.path.resolve() for file in valid.files}
+    for file in tokens.files:
+        if file.path.resolve() in in_valid:
+            raise InputError(source.where, f"{file.name} is in tokens and in valid_tokens", "narrow one of the patterns")
+    kinds = {(file.dtype, file.mask is None) for file in (*tokens.files, *valid.files)}
+    if len(kinds) > 1:
+        raise InputError(source.where, "tokens and valid_tokens differ in type, or only one has masks", "give both alike")
+
+
+def _sections(
+    recipe: Recipe, target_files: Mapping[str, TargetFiles], chat_templates: Mapping[str, str], *, example_tokens: int | None
+) -> dict[str, Any]:
     # How much a target counts is the search's affair: a changed weight is no reason to make shards anew. Nor is it when a bad record
     # has stopped a run, and the next one is to leave it out: each receipt knows whether it suits (`Receipt.suits`).
     targets = {name: files.model_dump(mode="json", exclude={"weight", "on_bad_record"}) for name, files in target_files.items()}
@@ -138,7 +202,7 @@ def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles], chat_temp
         # As it comes to: whether a length is stated or follows from the training section, the shards are the same.
         "shards": {
             **recipe.shards.model_dump(mode="json"),
-            "example_tokens": recipe.example_tokens if recipe.has_examples else None,
+            "example_tokens": example_tokens,
         },
         "target": {"files": targets},
         # None where there is none: before there were any, workdirs did not speak of them.
@@ -148,7 +212,9 @@ def _sections(recipe: Recipe, target_files: Mapping[str, TargetFiles], chat_temp
 
 def _require_held_out_part(target: TargetSection, inputs: Mapping[str, SourceInputs], shards: ShardsSection) -> None:
     for name in target.sources:
-        if not inputs[name].valid_files and shards.valid_fraction == 0:
+        source = inputs[name]
+        brings_own = source.tokens is not None and any(row.split == "valid" for row in source.tokens.rows)
+        if not (source.valid_files or source.valid_tokens or brings_own) and shards.valid_fraction == 0:
             remedy = f"give sources.{name}.valid_files, or raise shards.valid_fraction"
             raise InputError("target.sources", f"{name} has no held-out documents", remedy)
 

@@ -17,11 +17,13 @@ import numpy as np
 from fastmix_data.arrays import UInt64s
 from fastmix_data.atomic_files import PARTIAL_SUFFIX, hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
+from fastmix_data.foreign.identity import sampled_identity
 from fastmix_data.messages import and_more
 from fastmix_data.shards.catalog import ShardRow
 from fastmix_data.workdir import Workdir
 from pipelines.inputs.partitions import Partition
 from pipelines.inputs.streams import hash_of_range
+from pipelines.inputs.token_files import TokenInputs
 from pipelines.preprocess.plan import PreprocessPlan
 
 SCHEMA_VERSION = 2
@@ -45,7 +47,7 @@ class Receipt:
     Attributes:
         fingerprint: hash of everything but the input's content that decides the output.
         held_out_hash: hash of the held-out documents of earlier waves, which were kept out of the training split.
-        documents: path of its documents table in the workdir.
+        documents: path of its documents table in the workdir; empty of an import.
         valid_hashes: hashes of the documents of its own valid split, base64 of little-endian uint64.
         first_bad_record: place and fault of the first record that was left out as bad.
         quarantine: path of the bad records in the workdir, if there are any and they were to be kept.
@@ -64,6 +66,11 @@ class Receipt:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def holds_out(self) -> bool:
+        """Whether anything of it is held out: documents, or blocks of tokens that were there already."""
+        return bool(self.valid_hashes) or any(row.split == "valid" for row in self.shards)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of both splits."""
         return sum(row.num_tokens for row in self.shards)
@@ -80,8 +87,8 @@ class Receipt:
 
     def outputs_are_there(self, root: Path) -> bool:
         """Whether every file it speaks of exists in its full size; content is the business of `fastmix verify`."""
-        paths = [(root / row.path, row.bytes) for row in self.shards]
-        others = [self.documents, *([self.quarantine] if self.quarantine else [])]
+        paths = {(root / row.path, row.bytes) for row in self.shards}  # ranges of one file have a row each
+        others = [name for name in (self.documents, self.quarantine) if name]
         return all((root / path).is_file() for path in others) and all(
             path.is_file() and path.stat().st_size == size for path, size in paths
         )
@@ -115,7 +122,15 @@ def _load(path: Path) -> Receipt:
 
 
 def fingerprint_files(partition: Partition) -> tuple[FileFingerprint, ...]:
-    """Read and hash a partition's input; for remote files and datasets the store's own version stands for the content."""
+    """Read and hash a partition's input; for remote files and datasets the store's own version stands for the content.
+
+    Of tokens that are there already a sample is hashed, see `foreign/identity.py`.
+    """
+    if partition.tokens is not None:
+        return tuple(
+            FileFingerprint(name, path.stat().st_size, str(path.stat().st_mtime_ns), sampled_identity([path]))
+            for path, name in partition.tokens.watched
+        )
     if partition.dataset is not None:
         dataset = partition.dataset
         return (FileFingerprint(dataset.name, dataset.num_bytes, dataset.version, ""),)
@@ -140,6 +155,8 @@ def changed_file(partition: Partition, receipt: Receipt) -> str | None:
     if partition.dataset is not None:
         known = before.get(partition.dataset.name)
         return None if known is not None and known.version == partition.dataset.version else partition.dataset.name
+    if partition.tokens is not None:
+        return _changed_import(partition.tokens, before)
     is_touched = False
     for file in partition.files:
         known = before.get(file.name)
@@ -154,6 +171,16 @@ def changed_file(partition: Partition, receipt: Receipt) -> str | None:
         for now in fingerprint_files(partition):
             if now.content_hash != before[now.name].content_hash:
                 return now.name
+    return None
+
+
+def _changed_import(tokens: TokenInputs, before: Mapping[str, FileFingerprint]) -> str | None:
+    for path, name in tokens.watched:
+        known, status = before.get(name), path.stat()
+        if known is None or known.num_bytes != status.st_size:
+            return name
+        if known.version != str(status.st_mtime_ns) and known.content_hash != sampled_identity([path]):
+            return name
     return None
 
 
@@ -214,6 +241,8 @@ def require_same_files(plan: PreprocessPlan, receipts: Mapping[str, Receipt], ch
 
 
 def _names(partition: Partition) -> Sequence[str]:
+    if partition.tokens is not None:
+        return [name for _, name in partition.tokens.watched]
     return [partition.dataset.name] if partition.dataset is not None else [file.name for file in partition.files]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -25,6 +25,7 @@ from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.workdir import Workdir
 from pipelines.cluster import dask_client, run_on_cluster
 from pipelines.inputs.partitions import NUM_WAVES, Partition
+from pipelines.inputs.token_files import TokenInputs
 from pipelines.preprocess.assemble import (
     assemble_catalog,
     bad_record_warnings,
@@ -39,8 +40,10 @@ from pipelines.preprocess.chat_templates import names_for_templates, own_chat_te
 from pipelines.preprocess.encode_batch import EncodingPlan
 from pipelines.preprocess.first_documents import check_first_documents
 from pipelines.preprocess.held_out import hash_of_held_out
+from pipelines.preprocess.import_checks import check_imports
+from pipelines.preprocess.import_tokens import ImportJob, import_tokens
 from pipelines.preprocess.partition_job import PartitionJob, run_partition
-from pipelines.preprocess.plan import PreprocessPlan
+from pipelines.preprocess.plan import PreprocessPlan, imports_of
 from pipelines.preprocess.prepare_tokenizer import prepare_tokenizer
 from pipelines.preprocess.receipts import (
     Receipt,
@@ -99,6 +102,8 @@ class _Run:
     def fingerprint(self, partition: Partition) -> str:
         """Hash of everything but the content of the input that decides what a partition becomes."""
         section, dataset = self.plan.inputs[partition.source].section, partition.dataset
+        if partition.tokens is not None:
+            return self._fingerprint_of_import(partition, partition.tokens)
         return hash_of(
             [
                 _FORMAT_VERSION,
@@ -115,6 +120,25 @@ class _Run:
                 None if dataset is None else [dataset.name, dataset.config, dataset.split, dataset.num_shards],
             ]
         )
+
+    def _fingerprint_of_import(self, partition: Partition, tokens: TokenInputs) -> str:
+        shards = self.plan.shards
+        return hash_of(
+            [
+                _FORMAT_VERSION,
+                [self.tokenizer.sha256, self.tokenizer.vocab_size, self.tokenizer.eos_id],
+                [shards.block_tokens, shards.max_shard_bytes, shards.valid_fraction if partition.origin == "both" else None],
+                [partition.label, [tokens.path_in_catalog(path) for path, _ in tokens.watched]],
+                [(file.storage, file.dtype) for file in tokens.files],
+                [(row.path, row.sha256) for row in tokens.rows],
+            ]
+        )
+
+    def do_imports(self, partitions: Sequence[Partition], held_out: UInt64s) -> Iterator[Receipt]:
+        """Describe tokens that are there already; here, as it takes no longer than to tell a worker of it."""
+        for partition in partitions:
+            job = ImportJob(partition, self.plan.shards, self.tokenizer, self.plan.workdir.root, self.fingerprint(partition))
+            yield import_tokens(job, held_out_hash=hash_of_held_out(held_out))
 
     def job(self, partition: Partition) -> PartitionJob:
         """What a worker needs to know to do a partition."""
@@ -165,6 +189,8 @@ class _TokenEstimate:
 
     def add(self, receipt: Receipt) -> None:
         partition = self._partitions[receipt.label]
+        if partition.tokens is not None:
+            return  # nothing of it passes by
         self._bytes_done[partition.source] += partition.num_bytes
         self._tokens_done[partition.source] += receipt.num_tokens
 
@@ -244,6 +270,7 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -
     warnings += tuple(warning for _, warning in renderings.values() if warning is not None)
     run = _Run(plan, tokenizer, receipts, {name: rendering for name, (rendering, _) in renderings.items()}, [*warnings])
     run.warnings += [warning for inputs in plan.inputs.values() for warning in inputs.warnings]
+    run.warnings += check_imports(imports_of(plan.inputs), tokenizer, example_tokens=plan.example_tokens)
     # Another tokenizer, other sections or keys are all in the fingerprint; a shard that somebody deleted is not.
     fingerprints = {partition.label: run.fingerprint(partition) for partition in plan.all_partitions()}
     ways = {partition.label: plan.inputs[partition.source].section.on_bad_record for partition in plan.all_partitions()}
@@ -273,7 +300,8 @@ def _do_missing(run: _Run, workers: Workers) -> None:
     num_workers = min(workers.num_workers or num_cores(), max(1, len(todo)))
     is_small = sum(partition.num_bytes for partition in todo) < _BYTES_WORTH_PROCESSES
     in_process = is_small and workers.num_workers in (None, 1)
-    num_tokens = sum(receipt.num_tokens for receipt in run.receipts.values())
+    imports = {partition.label for partition in run.plan.all_partitions() if partition.tokens is not None}
+    num_tokens = sum(receipt.num_tokens for label, receipt in run.receipts.items() if label not in imports)
     estimate = _TokenEstimate(run)
     with (
         dask_client(num_workers=num_workers, scheduler=workers.scheduler, in_process=in_process) as client,
@@ -288,6 +316,9 @@ def _do_missing(run: _Run, workers: Workers) -> None:
         for wave in range(NUM_WAVES):
             held_out = run.held_out_before(wave)
             missing = run.missing(wave, held_out)
+            for receipt in run.do_imports([partition for partition in missing if partition.tokens is not None], held_out):
+                keep(receipt)
+            missing = [partition for partition in missing if partition.tokens is None]
             if missing:
                 _choose_backends(run, [name for name in dict.fromkeys(p.source for p in missing) if name not in run.backends])
                 run_on_cluster(

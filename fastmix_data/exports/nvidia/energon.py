@@ -16,8 +16,9 @@ from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.held_out import HeldOut, held_out_of
 from fastmix_data.exports.part_tokens import check_unchanged
 from fastmix_data.exports.pools import pools_of
+from fastmix_data.foreign.storage import is_foreign
 from fastmix_data.manifest.manifest import Part
-from fastmix_data.shards.shard_format import cut_shard
+from fastmix_data.shards.open_shard import tar_of_blocks
 
 EPOCHS, SHARES = "epochs.yaml", "shares.yaml"
 SHORT_SAMPLES = "short_samples.json"
@@ -46,7 +47,9 @@ class _Energon:
         ]
         parts = [part for folder in _folders(request, held_out) for part in folder.parts]
         # By the block that they end with: a run's end may be in two folders.
-        ends = {(part.path, part.block_stop): part.num_blocks * block_tokens - part.num_labels for part in parts}
+        ends = {
+            (part.path, part.first_token, part.block_stop): part.num_blocks * block_tokens - part.num_labels for part in parts
+        }
         if padding := sum(ends.values()):
             remarks.append(
                 f"{padding} labels beyond the last token of a run are padding; {SHORT_SAMPLES} names the samples and their labels"
@@ -148,15 +151,16 @@ class _PlaceShard:
         if self.check_shard:
             check_unchanged(part, root=request.root)
         shard, path = request.manifest.open(part, root=request.root), request.directory / name
-        if part.is_whole_shard:
+        layout = request.manifest.layout(part)
+        if part.is_whole_shard and not is_foreign(part.storage):
             bring(shard.path, path, files=request.files)
         else:
             with atomic_file(path) as file:
-                file.write(cut_shard(shard, start=part.block_start, stop=part.block_stop))
+                file.write(tar_of_blocks(shard, layout=layout, start=part.block_start, stop=part.block_stop))
         with atomic_file(path.with_name(f"{path.name}.idx")) as file:
             # Where each sample begins, and where the last one ends.
-            file.write((np.arange(part.num_blocks + 1, dtype="<u8") * shard.layout.stride).tobytes())
+            file.write((np.arange(part.num_blocks + 1, dtype="<u8") * layout.stride).tobytes())
         on_tokens(part.num_tokens)
-        last_labels = part.num_labels - (part.num_blocks - 1) * shard.layout.block_tokens
-        short = {} if last_labels == shard.layout.block_tokens else {shard.key(part.block_stop - 1): last_labels}
+        last_labels = part.num_labels - (part.num_blocks - 1) * layout.block_tokens
+        short = {} if last_labels == layout.block_tokens else {shard.key(part.block_stop - 1): last_labels}
         return {"files": [name, f"{name}.idx"], "short": short}

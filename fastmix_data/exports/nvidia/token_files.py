@@ -20,6 +20,8 @@ from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
 from fastmix_data.exports.nvidia.index_file import write_index
 from fastmix_data.exports.part_tokens import PartTokens, check_unchanged, read_part
 from fastmix_data.exports.pools import cut_evenly, pools_of
+from fastmix_data.foreign.mds import is_mds
+from fastmix_data.foreign.storage import FLAT
 from fastmix_data.manifest.manifest import Manifest, Part
 
 # Megatron reads a whole number of windows of each file: one more or less is under 0.4% of a file of this many blocks, and a file of less
@@ -35,8 +37,8 @@ class TokenFile:
     Attributes:
         prefix: relative to the export's folder.
         repeats: how often a run reads it.
-        parts: what it holds, in order; just one where the `.bin` is the shard.
-        is_shard: whether the `.bin` is the shard itself.
+        parts: what it holds, in order; all of one file where the `.bin` is that.
+        is_shard: whether the `.bin` is the shard, or the foreign file, itself.
     """
 
     prefix: str
@@ -59,14 +61,23 @@ def train_files(request: ExportRequest) -> list[TokenFile]:
     found: list[TokenFile] = []
     for pool in pools_of(request.manifest):
         fewest = inf if request.files == "copy" else FEWEST_REFERENCED_BLOCKS
-        as_is = [part for part in pool.parts if part.num_blocks >= fewest]
-        rest = [part for part in pool.parts if part.num_blocks < fewest]
-        groups = [*(((part,), True) for part in as_is), *((group, False) for group in _merged(request, rest))]
+        by_file: dict[str, list[Part]] = {}
+        for part in pool.parts:
+            by_file.setdefault(part.path, []).append(part)  # a foreign file may be many parts, and is one `.bin`
+        as_is = [tuple(parts) for parts in by_file.values() if _is_worth_an_index(parts, fewest)]
+        taken = {parts[0].path for parts in as_is}
+        rest = [part for part in pool.parts if part.path not in taken]
+        groups = [*((parts, True) for parts in as_is), *((group, False) for group in _merged(request, rest))]
         found += [
             TokenFile(f"train/{pool.name}-{number:05d}", pool.repeats, parts, is_shard)
             for number, (parts, is_shard) in enumerate(groups)
         ]
     return found
+
+
+def _is_worth_an_index(parts: Sequence[Part], fewest: float) -> bool:
+    # Tokens of MDS have other bytes between them, at no constant stride.
+    return not is_mds(parts[0].storage) and sum(part.num_blocks for part in parts) >= fewest
 
 
 def valid_files(request: ExportRequest, parts: Mapping[str, Sequence[Part]]) -> list[TokenFile]:
@@ -126,12 +137,13 @@ class WriteTokenFile:
         names = [f"{self.file.prefix}.bin", f"{self.file.prefix}.idx"]
         tokens_path, index_path = (request.directory / name for name in names)
         if self.file.is_shard:
-            part = self.file.parts[0]
-            shard, layout = request.manifest.open(part, root=request.root), request.manifest.layout(part)
+            parts, manifest = self.file.parts, request.manifest
+            for part in parts:
+                shard = manifest.open(part, root=request.root)
             bring(shard.path, tokens_path, files=request.files)
-            lengths_S = _block_lengths(request.manifest, part)
-            offsets_S = np.arange(part.block_start, part.block_stop) * layout.stride + layout.members[0].data_offset
-            on_tokens(part.num_tokens)
+            lengths_S = np.concatenate([_block_lengths(manifest, part) for part in parts])
+            offsets_S = np.concatenate([_block_offsets(manifest, part) for part in parts])
+            on_tokens(self.num_tokens)
         else:
             found = []
             with atomic_file(tokens_path) as file:
@@ -158,6 +170,14 @@ def _unit_lengths(manifest: Manifest, part: Part, content: PartTokens) -> Int64s
     end_D = np.flatnonzero(content.tokens_T == manifest.eos_id) + 1
     lengths_S: Int64s = np.diff(end_D, prepend=0, append=part.num_tokens).astype(np.int64)
     return lengths_S[lengths_S > 0]
+
+
+def _block_offsets(manifest: Manifest, part: Part) -> Int64s:
+    """Where the tokens of each block begin in its file, in bytes, shape (num_blocks,)."""
+    block_B, layout = np.arange(part.block_start, part.block_stop, dtype=np.int64), manifest.layout(part)
+    if part.storage == FLAT:
+        return (part.first_token + block_B * manifest.block_tokens) * layout.dtype.itemsize
+    return block_B * layout.stride + layout.members[0].data_offset
 
 
 def _block_lengths(manifest: Manifest, part: Part) -> Int64s:

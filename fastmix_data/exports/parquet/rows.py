@@ -16,7 +16,7 @@ from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool
 from fastmix_data.manifest.manifest import Manifest, Part
 from fastmix_data.manifest.order import ManifestOrder
-from fastmix_data.shards.shard_format import StridedShard
+from fastmix_data.shards.open_shard import Shard
 
 TOKEN_ID_LIMIT = 1 << 31
 # Of uncompressed rows. Readers that stream hold one row group of each source in memory.
@@ -127,7 +127,7 @@ def _rows_within(num_bytes: int, manifest: Manifest) -> int:
     return max(1, num_bytes // (per_token * (manifest.block_tokens + 1)))
 
 
-def _batch(manifest: Manifest, part: Part, shard: StridedShard, first: int, last: int, *, schema: pa.Schema) -> pa.RecordBatch:
+def _batch(manifest: Manifest, part: Part, shard: Shard, first: int, last: int, *, schema: pa.Schema) -> pa.RecordBatch:
     rows, block = slice(part.block_start + first, part.block_start + last), manifest.block_tokens
     tokens_NT = shard.tokens_NT[rows]
     count, length = tokens_NT.shape

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.flat_files import FlatFile, flat_files, has_masks, num_windows, window_remarks, write_flat
+from fastmix_data.exports.flat.flat_files import FlatFile, flat_files, has_masks, num_windows, window_remarks, write_flat
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.manifest.manifest import Manifest

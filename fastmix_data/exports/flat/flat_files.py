@@ -15,6 +15,7 @@ from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.format import ExportRequest, OnTokens
 from fastmix_data.exports.part_tokens import PartTokens, read_part
 from fastmix_data.exports.pools import PartRange, common_dtype, cut_into_files, pools_of
+from fastmix_data.foreign.storage import is_foreign
 from fastmix_data.manifest.manifest import Manifest, Part
 from fastmix_data.shards.examples import is_padding
 
@@ -118,6 +119,8 @@ def _continues(before: Part, part: Part) -> bool:
     """Whether a part's first token comes right after the last one of the part before it in the list."""
     # The last token of a partition is the only one that is followed by none; after any other shard of an epoch comes the next.
     whole = before.is_whole_shard and part.is_whole_shard and not part.partial
+    if is_foreign(before.storage) or is_foreign(part.storage):
+        return whole and before.path == part.path and before.first_token + before.num_tokens == part.first_token
     return whole and before.num_labels == before.num_tokens
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.flat_files import Documents, FlatFile, flat_files, has_masks, window_remarks, write_flat
+from fastmix_data.exports.flat.flat_files import Documents, FlatFile, flat_files, has_masks, window_remarks, write_flat
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool, common_dtype, pools_of
 from fastmix_data.manifest.manifest import Manifest
