@@ -1,0 +1,1 @@
+"""Formats of headerless token files: the tokens of a pool end to end."""
