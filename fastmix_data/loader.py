@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastmix_data.arrays import Int64s
@@ -139,6 +140,7 @@ class ManifestDataset(IterableDataset[Item]):
         self._workers_read.fill_(info is not None)
         if self._rank == worker == 0:
             self._warn_of_what_is_left_out()
+            self._warn_of_ranks_that_read_the_same()
         first = self._worker_items
         self._yielded = first
         # Item i is made by worker i mod n, and a DataLoader asks its workers in turn: that gives back the order of no workers.
@@ -159,6 +161,12 @@ class ManifestDataset(IterableDataset[Item]):
                 f"are left out{remedy}",
                 stacklevel=3,
             )
+
+    def _warn_of_ranks_that_read_the_same(self) -> None:
+        num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if self._world == 1 < num_ranks:
+            problem = f"each of {num_ranks} ranks that iterates it reads all of it"
+            warnings.warn(f"{self.manifest.path}: {problem}; give rank and world_size to read it once", stacklevel=3)
 
     def _made(self, numbers: range, *, num_workers: int) -> Iterator[Item]:
         """This rank's items of these numbers, counted from where it starts."""
@@ -238,7 +246,7 @@ class ManifestDataset(IterableDataset[Item]):
             start = {"position": self._start, "items": self._items_before}
             return {**self._identity(), **start, "worker_items": self._yielded, **shape}
         if self._workers_read:
-            problem = "its items are read by workers of a DataLoader, which are ahead of the training loop by as many as they like"
+            problem = "its items are read by workers of a DataLoader, and how many have come out of it is not known here"
             remedy = "use ManifestLoader and its state_dict, or state_after(items consumed)"
             raise MismatchError(self.manifest.path, problem, remedy)
         return self.state_after(self._yielded)

@@ -1,5 +1,5 @@
-"""`transformers.Trainer`. Left to itself it has rank 0 read for all ranks, and on resume reads again all that was read; with the loader given
-to it, each rank reads its own and resumes at the next batch.
+"""`transformers.Trainer`. Left to itself it has rank 0 read for all ranks, and on resume reads again all that was read. With a loader
+given to it, each rank reads its own and resumes at the next batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class SaveLoader(TrainerCallback):
         """Keep the loader."""
         self.loader = loader
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
         """The Trainer has made the folder."""
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "loader.json"

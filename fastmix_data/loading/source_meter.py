@@ -62,7 +62,8 @@ class SourceMeter:
 
         Args:
             batch: an item of `ManifestDataset`, or of `transformers_inputs(..., source=True)`.
-            loss_per_token: of each label, shape (B, L) or flat; what stands at labels without loss does not matter. None counts tokens only.
+            loss_per_token: of each label, shape (B, L) or flat; what stands at labels without loss does not matter. Without it tokens
+                are counted only.
 
         Raises:
             MismatchError: there is not one loss for each label.
@@ -77,9 +78,11 @@ class SourceMeter:
         if loss_per_token is not None:
             if loss_per_token.numel() != labels_BT.numel():
                 problem = f"{loss_per_token.numel()} losses for {labels_BT.numel()} labels"
-                raise MismatchError("SourceMeter.update", problem, "give the loss of each token: cross_entropy(..., reduction='none')")
+                remedy = "give the loss of each token: cross_entropy(..., reduction='none')"
+                raise MismatchError("SourceMeter.update", problem, remedy)
             # Chosen, not multiplied by zero: a loss without a label may be anything, and infinity times zero is no number.
-            sums_BC[:, _LOSS] = torch.where(carries_BT, loss_per_token.reshape(labels_BT.shape), 0).sum(dim=1, dtype=torch.float64)
+            losses_BT = torch.where(carries_BT, loss_per_token.reshape(labels_BT.shape), 0)
+            sums_BC[:, _LOSS] = losses_BT.sum(dim=1, dtype=torch.float64)
         self._pending_KC = self._pending_KC.to(device)
         self._pending_KC.index_add_(0, source_B.to(device, non_blocking=True), sums_BC)
 

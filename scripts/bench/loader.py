@@ -1,53 +1,87 @@
-"""Random sequences out of strided shards against sequential `webdataset` reading of the same shards.
+"""Production loaders over the same tokens, each in a process of its own: rates, ratios and how they compare with a proxy's step.
 
-All readers run one after another in every round, over files that are in the page cache; ratios are medians over the rounds' pairs.
+All deliver shuffled batches of int64 tokens and labels without worker processes, out of the page cache. They take turns in every round,
+one at a time; ratios are medians over the rounds' pairs. litdata and MosaicML streaming run in the environments that
+`scripts/test_exports.sh litdata mds` makes, under FASTMIX_EXPORT_ENVIRONMENTS; without one a reader is left out, which is said.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.loader import ManifestDataset
+from fastmix_data.loading.transformers_inputs import transformers_inputs
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
-from fastmix_data.shards.sequences import SequenceReader
 from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 
+READERS = Path(__file__).parent / "loader_readers"
+ROOT = Path(__file__).parents[2]
 NUM_SOURCES = 4
-BATCH = 64
-REFERENCE = "webdataset, sequential blocks"
-Reader = Callable[[], int]
+VOCABULARY = 8192
+OURS, MEMMAP, WEBDATASET = "ManifestDataset", "np.memmap as in nanoGPT", "webdataset + WebLoader"
+PROXY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}  # that of the README
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A script of `loader_readers`: the environment that runs it, None for ours, and arguments after root, length and batch."""
+
+    name: str
+    script: str
+    environment: str | None = None
+    arguments: tuple[str, ...] = ()
+
+
+ALL = (
+    Reader(OURS, "fastmix_manifest"),
+    Reader("ManifestDataset, read_ahead=2", "fastmix_manifest", arguments=("2",)),
+    Reader(MEMMAP, "numpy_memmap"),
+    Reader("np.memmap, one copy and one widening", "numpy_memmap", arguments=("least",)),
+    Reader(WEBDATASET, "webdataset_loader"),
+    Reader("litdata, TokensLoader", "litdata_tokens", environment="litdata"),
+    Reader("MosaicML streaming", "mosaic_streaming", environment="mds"),
+)
 
 
 def write_corpus(root: Path, *, num_tokens: int, block_tokens: int, shard_bytes: int) -> Catalog:
-    """Shards of random tokens, uint16, with a manifest of one epoch."""
+    """Shards of random tokens, uint16, with a manifest of one epoch, and the same tokens in one flat file."""
     layout = ShardLayout(block_tokens, np.dtype("<u2"))
     num_blocks = min(layout.max_blocks(shard_bytes), max(1, num_tokens // NUM_SOURCES // block_tokens))
     rng = np.random.default_rng(0)
     rows = []
-    for number in range(max(NUM_SOURCES, num_tokens // (num_blocks * block_tokens))):
-        source = f"source{number % NUM_SOURCES}"
-        tokens = rng.integers(0, 1 << 16, num_blocks * block_tokens + 1, np.uint16)
-        buffer = encode_shard(tokens, layout=layout, key_prefix=f"{source}-train-{number:06d}-", num_blocks=num_blocks)
-        path = f"shards/{source}/train-{number:06d}.tar"
-        written = write_shard(root / path, buffer, layout=layout)
-        size = num_blocks * block_tokens
-        rows.append(
-            ShardRow(source, "train", path, num_blocks, size, size, size, 1, "<u2", False, written.num_bytes, written.sha256)
-        )
-    info = CatalogInfo(block_tokens, 1 << 16, 0, "", sources=tuple(f"source{number}" for number in range(NUM_SOURCES)))
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "flat.bin").open("wb") as flat:
+        for number in range(max(NUM_SOURCES, num_tokens // (num_blocks * block_tokens))):
+            source = f"source{number % NUM_SOURCES}"
+            tokens = rng.integers(0, VOCABULARY, num_blocks * block_tokens + 1, np.uint16)
+            buffer = encode_shard(tokens, layout=layout, key_prefix=f"{source}-train-{number:06d}-", num_blocks=num_blocks)
+            path = f"shards/{source}/train-{number:06d}.tar"
+            written = write_shard(root / path, buffer, layout=layout)
+            flat.write(tokens[:-1].tobytes())
+            size = num_blocks * block_tokens
+            rows.append(
+                ShardRow(source, "train", path, num_blocks, size, size, size, 1, "<u2", False, written.num_bytes, written.sha256)
+            )
+    info = CatalogInfo(block_tokens, VOCABULARY, 0, "", sources=tuple(f"source{number}" for number in range(NUM_SOURCES)))
     catalog = Catalog(root, info, rows)
     weights = catalog.num_tokens_K() / catalog.num_tokens_K().sum()
     mixture = Mixture(weights=dict(zip(catalog.sources, weights.tolist(), strict=True)))
@@ -56,102 +90,137 @@ def write_corpus(root: Path, *, num_tokens: int, block_tokens: int, shard_bytes:
     return catalog
 
 
-def read_webdataset(catalog: Catalog) -> int:
-    """Every block once, in file order, decoded to arrays."""
-    urls = [str(catalog.root / row.path) for row in catalog.rows]
-    return sum(len(sample["tokens.npy"]) - 1 for sample in wds.WebDataset(urls, shardshuffle=False).decode())
-
-
-def read_loop(catalog: Catalog, *, sequence_length: int) -> int:
-    """Random sequences by a plain Python loop over strided views, as many tokens as the corpus has."""
-    shards = [catalog.open(row).tokens_NT for row in catalog.rows]
-    per_block = catalog.info.block_tokens // sequence_length
-    num_sequences = sum(len(shard) for shard in shards) * per_block
-    rng = np.random.default_rng(1)
-    shard_N = rng.integers(0, len(shards), num_sequences).tolist()
-    number_N = rng.integers(0, min(len(shard) for shard in shards) * per_block, num_sequences).tolist()
-    batch_BS = np.empty((BATCH, sequence_length + 1), np.uint16)
-    for row, (shard, number) in enumerate(zip(shard_N, number_N, strict=True)):
-        block, within = divmod(number, per_block)
-        batch_BS[row % BATCH] = shards[shard][block, within * sequence_length : (within + 1) * sequence_length + 1]
-    return num_sequences * sequence_length
-
-
-def read_sequences(catalog: Catalog, *, sequence_length: int) -> int:
-    """Random batches of the search's reader: tokens and which labels carry loss."""
-    reader = SequenceReader(catalog, sources=catalog.sources, split="train", sequence_length=sequence_length)
-    rng = np.random.default_rng(1)
-    source_N = rng.integers(0, NUM_SOURCES, int(reader.num_sequences_K.sum()))
-    sequence_N = rng.integers(0, reader.num_sequences_K[source_N])
-    for start in range(0, len(source_N), BATCH):
-        reader.read(source_N[start : start + BATCH], sequence_N[start : start + BATCH])
-    return len(source_N) * sequence_length
-
-
-def read_manifest(catalog: Catalog, *, sequence_length: int) -> int:
-    """The production loader: batches of int64 tensors, shuffled over the whole corpus, with labels."""
-    dataset = ManifestDataset(catalog.root / "manifest", sequence_length=sequence_length, batch_size=BATCH)
-    return sum(item["tokens"].numel() for item in dataset)
-
-
-def copy_bytes(catalog: Catalog) -> int:
-    """The page cache's limit: all bytes of the shards copied into one buffer, counted as the tokens they hold."""
-    buffer = bytearray(1 << 20)
-    for row in catalog.rows:
-        with (catalog.root / row.path).open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-    return sum(row.num_tokens for row in catalog.rows)
-
-
-def measure(readers: dict[str, Reader], *, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each reader in each round."""
-    rates: dict[str, list[float]] = {name: [] for name in readers}
-    for _ in range(rounds):
-        for name, read in readers.items():
-            started = time.perf_counter()
-            num_tokens = read()
-            rates[name].append(num_tokens / (time.perf_counter() - started))
-    return rates
+def python_of(reader: Reader) -> Path | None:
+    """The interpreter that has the reader's packages, if there is one."""
+    if reader.environment is None:
+        return Path(sys.executable)
+    folder = Path(os.environ.get("FASTMIX_EXPORT_ENVIRONMENTS", ROOT / ".venv-exports"))
+    python = folder / reader.environment / "bin" / "python"
+    return python if python.exists() else None
 
 
 @contextmanager
-def corpus_root(given: Path | None) -> Iterator[Path]:
-    """A folder for the shards, removed afterwards unless it was given."""
-    if given is not None:
-        yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="fastmix-bench-") as folder:
-        yield Path(folder)
+def started(reader: Reader, python: Path, *, root: Path, length: int, batch: int) -> Iterator[subprocess.Popen[str]]:
+    """A reader that has written its own format and made one pass."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if reader.environment is None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    else:
+        environment.pop("PYTHONPATH", None)
+    command = [str(python), str(READERS / f"{reader.script}.py"), str(root), str(length), str(batch), *reader.arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()).strip() != "ready":
+            if not line:
+                raise SystemExit(f"{reader.name} has failed: {' '.join(command)}")
+        yield process
+    finally:
+        # The end of its input ends it; killed, MosaicML's would leave its shared memory behind.
+        process.communicate()
+
+
+def rate_of_a_pass(process: subprocess.Popen[str]) -> float:
+    """Tokens per second of one more pass."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    while not (line := process.stdout.readline()).startswith("{"):
+        if not line:
+            raise SystemExit("a reader has ended")
+    return float(json.loads(line)["rate"])
+
+
+def measure(root: Path, *, length: int, batch: int, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Rates of each reader in each round; fewer rounds where they take too long."""
+    with ExitStack() as stack:
+        processes = {}
+        for reader in ALL:
+            python = python_of(reader)
+            if python is None:
+                print(f"{reader.name} is left out: there is no environment; bash scripts/test_exports.sh {reader.environment}")
+                continue
+            if reader.name == WEBDATASET and length != ManifestDataset(root / "manifest").manifest.block_tokens:
+                continue  # it can only read what lies in a sample
+            processes[reader.name] = stack.enter_context(started(reader, python, root=root, length=length, batch=batch))
+        rates: dict[str, list[float]] = {name: [] for name in processes}
+        begun = time.perf_counter()
+        for done in range(rounds):
+            if done and time.perf_counter() - begun > seconds:
+                break
+            for name, process in processes.items():
+                rates[name].append(rate_of_a_pass(process))
+    return rates
+
+
+def show(rates: dict[str, list[float]], *, length: int, batch: int) -> None:
+    """The table of one length: ratios are ours over theirs."""
+    num_rounds = len(rates[OURS])
+    print(f"\nbatches of {batch} sequences of {length} tokens, {num_rounds} rounds\n")
+    print(f"{'reader':40} {'M tokens/s':>11} {'ManifestDataset is':>19} {'least':>7} {'most':>7}")
+    for name, values in rates.items():
+        ratios = [ours / theirs for ours, theirs in zip(rates[OURS], values, strict=True)]
+        row = f"{name:40} {statistics.median(values) / 1e6:11.1f}"
+        print(f"{row} {statistics.median(ratios):18.2f}x {min(ratios):6.2f}x {max(ratios):6.2f}x")
+
+
+def share_of_a_step(root: Path, *, length: int = 128, batch: int = 32, steps: int = 12) -> float:
+    """Median time to get a batch over the median time of a proxy's step on it, on this machine's device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=VOCABULARY, **PROXY)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    reading, stepping = [], []
+    items = iter(ManifestDataset(root / "manifest", sequence_length=length, batch_size=batch))
+    next(items)  # opens the manifest and plans
+    for _ in range(steps):
+        begun = time.perf_counter()
+        item = next(items)
+        read = time.perf_counter()
+        model(**{name: values.to(device) for name, values in transformers_inputs(item).items()}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        reading.append(read - begun)
+        stepping.append(time.perf_counter() - read)
+    return statistics.median(reading) / statistics.median(stepping)
+
+
+def wait_for_a_batch(root: Path, *, read_ahead: int, step_seconds: float = 0.02, steps: int = 60) -> float:
+    """Median seconds that a loop without workers waits for a batch of 64 x 512, if its steps run elsewhere, as on a GPU."""
+    dataset = ManifestDataset(root / "manifest", sequence_length=512, batch_size=64, read_ahead=read_ahead)
+    items, waits = iter(dataset), []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        next(items)
+        waits.append(time.perf_counter() - begun)
+        time.sleep(step_seconds)
+    return statistics.median(waits)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=64_000_000)
+    parser.add_argument("--tokens", type=int, default=16_000_000)
     parser.add_argument("--block-tokens", type=int, default=2048)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 512])
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shard-bytes", type=int, default=16 << 20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--directory", type=Path, help="where to write the shards")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=45, help="of measuring each length; no round begins after them")
     options = parser.parse_args()
-    with corpus_root(options.directory) as root:
+    with tempfile.TemporaryDirectory(prefix="fastmix-bench-") as folder:
+        root = Path(folder)
         catalog = write_corpus(
             root, num_tokens=options.tokens, block_tokens=options.block_tokens, shard_bytes=options.shard_bytes
         )
-        readers: dict[str, Reader] = {REFERENCE: partial(read_webdataset, catalog)}
-        for length in (512, options.block_tokens):
-            readers[f"loop over strided views, random {length}"] = partial(read_loop, catalog, sequence_length=length)
-            readers[f"SequenceReader, random {length}"] = partial(read_sequences, catalog, sequence_length=length)
-            readers[f"ManifestDataset, random {length}, int64"] = partial(read_manifest, catalog, sequence_length=length)
-        readers["page cache to memory, sequential bytes"] = partial(copy_bytes, catalog)
-        rates = measure(readers, rounds=options.rounds)
-    print(
-        f"{options.tokens} tokens, blocks of {options.block_tokens} uint16, {len(catalog.rows)} shards, {options.rounds} rounds\n"
-    )
-    print(f"{'reader':44} {'M tokens/s':>11} {'x webdataset':>13} {'lowest':>8}")
-    for name, values in rates.items():
-        ratios = [value / reference for value, reference in zip(values, rates[REFERENCE], strict=True)]
-        print(f"{name:44} {statistics.median(values) / 1e6:11.1f} {statistics.median(ratios):13.1f} {min(ratios):8.1f}")
+        print(f"{options.tokens} tokens, blocks of {options.block_tokens} uint16, {len(catalog.rows)} shards")
+        for length in options.lengths:
+            rates = measure(root, length=length, batch=options.batch, rounds=options.rounds, seconds=options.seconds)
+            show(rates, length=length, batch=options.batch)
+        print(f"\na batch of 32 x 128 takes {share_of_a_step(root):.2%} of a proxy's step on it")
+        ratios = [wait_for_a_batch(root, read_ahead=2) / wait_for_a_batch(root, read_ahead=0) for _ in range(5)]
+        print(f"read_ahead=2 waits {statistics.median(ratios):.2f}x as long for a batch, with steps of 20 ms on another device")
 
 
 if __name__ == "__main__":

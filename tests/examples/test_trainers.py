@@ -56,9 +56,7 @@ def whole_order(manifest: Path) -> list[list[int]]:
     return [tokens for item in ManifestDataset(manifest, batch_size=4) for tokens in item["tokens"].tolist()]
 
 
-def check_two_legs(
-    manifest: Path, train: Callable[..., None], *, states: Path, **settings: Any
-) -> None:
+def check_two_legs(manifest: Path, train: Callable[..., None], *, states: Path, **settings: Any) -> None:
     """A leg of a few steps and one that goes on to the end read what the manifest says, in its order."""
     noted: list[list[int]] = []
     train(manifest, states, noting_model(noted), max_steps=STEPS, **settings)
@@ -104,9 +102,7 @@ def test_deepspeed_reads_the_manifest_in_order_and_resumes(manifest: Path, tmp_p
         "zero_optimization": {"stage": 1},
     }
     with process_group(rank=0, world_size=1):
-        check_two_legs(
-            manifest, example("deepspeed_engine").train, states=tmp_path / "deepspeed", num_workers=2, config=config
-        )
+        check_two_legs(manifest, example("deepspeed_engine").train, states=tmp_path / "deepspeed", num_workers=2, config=config)
 
 
 def test_every_snippet_of_the_docs_is_a_run_of_an_examples_lines() -> None:

@@ -34,9 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*do not divide")
 def directory(make_catalog: Callable[..., Catalog]) -> Path:
     catalog = make_catalog({"books": [410, 333], "code": [700], "notes": [100, 70]}, masked=("notes",))
     mixture = Mixture(weights={"books": 0.5, "code": 0.3, "notes": 0.2})
-    emit_manifest(
-        catalog, mixture, emit=EmitSection(token_budget=1500, max_epochs=4), directory=catalog.root / "manifest"
-    )
+    emit_manifest(catalog, mixture, emit=EmitSection(token_budget=1500, max_epochs=4), directory=catalog.root / "manifest")
     return catalog.root / "manifest"
 
 
@@ -78,7 +76,7 @@ LEG = st.tuples(st.integers(1, 5), st.sampled_from([None, 1, 3, 7]), st.integers
 
 
 @given(st.lists(LEG, min_size=1, max_size=4))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
 def test_nothing_is_lost_or_doubled_wherever_a_run_stops_and_whatever_it_left_out(
     directory: Path, legs: list[tuple[int, int | None, int, str]]
 ) -> None:

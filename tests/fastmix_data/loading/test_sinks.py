@@ -25,9 +25,7 @@ def test_tensorboard_reads_the_figures_back(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_an_offline_run_of_wandb_holds_the_figures_over_their_own_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_offline_run_of_wandb_holds_the_figures_over_their_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 

@@ -66,9 +66,7 @@ def check(figures: dict[str, float], *, recent: dict[str, float], total: dict[st
         assert figures[f"source_total_{name}"] == pytest.approx(value, rel=1e-6), name
     drifts = []
     for source in ManifestDataset(manifest).manifest.sources:
-        assert figures[f"source_epochs/{source.name}"] == pytest.approx(
-            total[f"tokens/{source.name}"] / source.unique_tokens
-        )
+        assert figures[f"source_epochs/{source.name}"] == pytest.approx(total[f"tokens/{source.name}"] / source.unique_tokens)
         drifts.append(total[f"share/{source.name}"] - source.weight)
         assert figures[f"source_drift/{source.name}"] == pytest.approx(drifts[-1])
     assert figures["source_drift_largest"] == pytest.approx(max(map(abs, drifts)))
@@ -111,7 +109,7 @@ def test_a_mean_loss_is_refused_and_so_is_the_state_of_other_sources(manifest: P
     with pytest.raises(MismatchError, match=r"1 losses for 128 labels; give the loss of each token: .*reduction='none'"):
         meter.update(item, losses(item).nanmean())
     state = meter.state_dict()
-    with pytest.raises(MismatchError, match="sources that the manifest lacks: web; .*start a new meter"):
+    with pytest.raises(MismatchError, match=r"sources that the manifest lacks: web; .*start a new meter"):
         meter.load_state_dict({**state, "sources": ["books", "web", "notes"]})
 
 

@@ -23,9 +23,7 @@ def manifest(make_catalog: Callable[..., Catalog]) -> Path:
     """Plain text and examples with masks, several to a sequence, and padding at the ends of both."""
     catalog = make_catalog({"plain": [101], "examples": [150]}, masked=("examples",))
     weights = {"plain": 0.4, "examples": 0.6}
-    emit_manifest(
-        catalog, Mixture(weights=weights), emit=EmitSection(token_budget=240), directory=catalog.root / "manifest"
-    )
+    emit_manifest(catalog, Mixture(weights=weights), emit=EmitSection(token_budget=240), directory=catalog.root / "manifest")
     return catalog.root / "manifest"
 
 
