@@ -16,7 +16,7 @@ folder = root / "litdata"
 def write() -> None:
     flat = np.fromfile(root / "flat.bin", np.uint16)
     size = (8 << 20) // length * length  # 16 MiB, of whole windows
-    writer = BinaryWriter(str(folder), chunk_bytes=2 * size, item_loader=TokensLoader())
+    writer = BinaryWriter(str(folder), chunk_bytes=2 * size + 4096, item_loader=TokensLoader())
     for number, start in enumerate(range(0, len(flat), size)):
         writer.add_item(number, flat[start : start + size])
     writer.done()

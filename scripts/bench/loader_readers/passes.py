@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 
+LEAST_SECONDS = 0.3
+
 
 def serve(read_pass: Callable[[], int]) -> None:
-    """Run passes on demand; a pass returns the tokens it gave to the loop. The first one, before `ready`, warms up."""
+    """Run passes on demand, for as long as can be timed; a pass returns the tokens it gave to the loop. The first one warms up."""
     read_pass()
     print("ready", flush=True)
     for _ in sys.stdin:
-        started = time.perf_counter()
-        num_tokens = read_pass()
-        print(json.dumps({"rate": num_tokens / (time.perf_counter() - started)}), flush=True)
+        started, num_tokens = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - started) < LEAST_SECONDS:
+            num_tokens += read_pass()
+        print(json.dumps({"rate": num_tokens / seconds}), flush=True)
