@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,11 @@ def test_tensorboard_reads_the_figures_back(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_an_offline_run_of_wandb_holds_the_figures_over_their_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def logged_rows(path: Path) -> list[dict[str, float]]:
+    """What wandb's own reader finds in the file of an offline run."""
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    sink = WandbSink(project="fastmix", mode="offline", dir=str(tmp_path))
-    for figures, step in FIGURES:
-        sink(figures, step)
-    sink.close()
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     store, rows = DataStore(), []
     store.open_for_scan(str(path))
     while (data := store.scan_data()) is not None:
@@ -42,6 +38,19 @@ def test_an_offline_run_of_wandb_holds_the_figures_over_their_own_steps(tmp_path
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             rows.append({(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item})
+    return rows
+
+
+def test_an_offline_run_of_wandb_holds_the_figures_over_their_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sink = WandbSink(project="fastmix", mode="offline", dir=str(tmp_path))
+    for figures, step in FIGURES:
+        sink(figures, step)
+    sink.close()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 30  # wandb's own process may write the file a little after it has said that the run is finished
+    while not (rows := logged_rows(path)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     kept = [{name: value for name, value in row.items() if name.startswith("source_")} for row in rows]
     assert kept == [{**figures, "source_step": step} for figures, step in FIGURES]
 
