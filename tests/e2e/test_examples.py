@@ -36,7 +36,7 @@ Check = Callable[[dict[str, Any]], bool]
 # Large enough that the mixture stands still before the end; a production run long enough that topics reaches its two epochs.
 MORE = {
     "stop": ("training.token_budget=100K", "search.stop.tolerance=0.3"),
-    "repetition": ("emit.token_budget=1.6M",),
+    "repetition": ("emit.token_budget=2M",),
 }
 
 CHECKS: dict[str, Check] = {
