@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shard-bytes", type=int, default=16 << 20)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=30, help="of measuring each length; no round begins after them")
+    parser.add_argument("--seconds", type=float, default=20, help="of measuring each length; no round begins after them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fastmix-bench-") as folder:
         root = Path(folder)
