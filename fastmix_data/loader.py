@@ -67,7 +67,8 @@ class ManifestDataset(IterableDataset[Item]):
 
         Args:
             path: the manifest's folder or `manifest.json`.
-            sequence_length: L, divides the manifest's block_tokens, which is the default.
+            sequence_length: L, divides the manifest's block_tokens, which is the default; of a manifest that continues another one
+                the default is the length that it is fixed to.
             batch_size: sequences of an item; None for single sequences without the leading dimension.
             seed: of the order; the manifest's when None.
             drop_last: leave out the end that does not fill an item on every rank; otherwise the last item is shorter.
@@ -78,18 +79,20 @@ class ManifestDataset(IterableDataset[Item]):
         Raises:
             InputError, CorruptArtefactError: as `load_manifest`.
             RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
+            MismatchError: the manifest continues another one, which was read in another sequence length or seed.
         """
         super().__init__()
         assert 0 <= rank < world_size and (batch_size is None or batch_size > 0) and not (drop_last and keep_rest)
         assert read_ahead >= 0
         self.manifest: Manifest = load_manifest(Path(path))
         self._root = self.manifest.root_path if root is None else Path(root)
-        self._length = sequence_length or self.manifest.block_tokens
+        after = self.manifest.after
+        self._length = sequence_length or (self.manifest.block_tokens if after is None else after.sequence_length)
         self._order = ManifestOrder(self.manifest, sequence_length=self._length, seed=seed)
         self._seed = self.manifest.seed if seed is None else seed
         self._batch, self._single = batch_size or 1, batch_size is None
         self._rank, self._world, self._drop_last, self._keep_rest = rank, world_size, drop_last, keep_rest
-        self._dtype = np.result_type(*{part.dtype for part in self.manifest.parts})
+        self._dtype = np.result_type(*self.manifest.parts.distinct("dtype"))
         self._read_ahead = read_ahead
         self._start = self._items_before = 0
         self._worker_items = 0

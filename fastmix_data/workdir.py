@@ -104,6 +104,10 @@ class ManifestFolder:
         self.manifest = root / MANIFEST_FILE
         self.parts = root / "parts.parquet"
 
+    def after(self, tokens: int) -> ManifestFolder:
+        """Folder of the manifest that takes over from this one, or from another beside it, after so many tokens of the run."""
+        return ManifestFolder(self.root.resolve().parent / f"manifest-after-{tokens}")
+
 
 class ExportFolder:
     """A manifest in another trainer's format, and beside it what tells how far it is.

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastmix_data.errors import MismatchError, RecipeError
 from fastmix_data.machine import Workers
+from fastmix_data.manifest.continuation import continue_after
 from fastmix_data.manifest.emit import check_emit, emit_manifest
-from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.shards.catalog import Catalog, load_catalog
+from fastmix_data.workdir import ManifestFolder
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,66 @@ class RunResult:
     exports: tuple[tuple[str, Path], ...]
 
 
-def emit(recipe: Recipe, *, mixture_path: Path | None = None, replace: bool = False) -> Manifest:
-    """Write the manifest of a recipe from a mixture file, the search's own when not given."""
+@dataclass(frozen=True)
+class HalfTrained:
+    """Where a run stands that is to go on with another manifest.
+
+    Attributes:
+        tokens: of the whole run so far, as the trainer counts them.
+        manifest: that it reads; the workdir's when None.
+        sequence_length: that it reads it in; see `continue_after`.
+    """
+
+    tokens: int
+    manifest: Path | None = None
+    sequence_length: int | None = None
+
+
+def emit(
+    recipe: Recipe,
+    *,
+    mixture_path: Path | None = None,
+    directory: Path | None = None,
+    after: HalfTrained | None = None,
+    replace: bool = False,
+) -> Manifest:
+    """Write the manifest of a recipe, or of the rest of a run.
+
+    Args:
+        mixture_path: for what the recipe's phases state no mixture of; the search's when None.
+        directory: to write to; the workdir's own when None, for the rest of a run one beside the manifest that it continues.
+    """
     section, paths = recipe.required("emit"), recipe.paths
-    mixture = load_mixture(mixture_path or paths.search.mixture)
-    return emit_manifest(load_catalog(paths.catalog), mixture, emit=section, directory=paths.manifest.root, replace=replace)
+    if mixture_path is not None and not section.needs_search:
+        problem = "every phase of the recipe has a mixture of its own, so this one would not be used"
+        raise RecipeError(f"--mixture {mixture_path}", problem, "leave it out, or take weights and mixture out of a phase")
+    files = phase_mixtures(recipe)
+    mixture = load_mixture(mixture_path or paths.search.mixture) if section.needs_search else None
+    continued, folder = None, paths.manifest
+    if after is not None:
+        old = load_manifest(after.manifest or paths.manifest.root)
+        continued = continue_after(old, after.tokens, sequence_length=after.sequence_length)
+        folder = ManifestFolder(old.directory).after(after.tokens)
+        if (directory or folder.root).resolve() == old.directory.resolve():
+            raise MismatchError(old.path, "is the manifest that is to be continued", "name another folder with --out")
+    catalog, directory = load_catalog(paths.catalog), directory or folder.root
+    return emit_manifest(
+        catalog, mixture, emit=section, directory=directory, mixture_files=files, after=continued, replace=replace
+    )
+
+
+def phase_mixtures(recipe: Recipe) -> dict[str, Mixture]:
+    """The mixture files that phases name, by the path as it is written there.
+
+    Raises:
+        RecipeError: one is missing, is none, or is of other sources than the recipe's.
+    """
+    section = recipe.required("emit")
+    named = dict.fromkeys(phase.mixture for phase in section.phases or () if phase.mixture is not None)
+    found = {path: load_mixture(recipe.resolve(path)) for path in named}
+    for mixture in found.values():
+        mixture.weights_K(list(recipe.sources))
+    return found
 
 
 def run(
@@ -54,7 +112,7 @@ def run(
     from train.search.search import search
 
     check_search_sections(recipe, num_ranks=num_ranks)
-    section = recipe.required("emit")
+    section, files = recipe.required("emit"), phase_mixtures(recipe)
     for wanted in recipe.exports:
         check_directory(recipe.export_directory(wanted))
     preprocessed = preprocess(plan_preprocess(recipe), workers=workers, replace=replace)
@@ -64,7 +122,8 @@ def run(
     plan = plan_search(recipe, catalog)
     searched = search(plan, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=workers.quiet)
     say(*searched.warnings, searched.message)
-    manifest = emit_manifest(catalog, searched.mixture, emit=section, directory=recipe.paths.manifest.root, replace=replace)
+    directory = recipe.paths.manifest.root
+    manifest = emit_manifest(catalog, searched.mixture, emit=section, directory=directory, mixture_files=files, replace=replace)
     say(manifest.message)
     report = write_report(recipe.paths)
     say(f"wrote {report}")

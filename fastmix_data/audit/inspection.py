@@ -12,6 +12,7 @@ from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.errors import InputError
 from fastmix_data.foreign.storage import SHARD, TAIL
 from fastmix_data.manifest.manifest import load_manifest
+from fastmix_data.messages import and_more
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.documents import documents_of_block
@@ -161,7 +162,11 @@ def _inspect_manifest(path: Path) -> dict[str, Any]:
         **{name: getattr(manifest, name) for name in names},
         "root": str(manifest.root_path),
         "num_parts": len(manifest.parts),
+        "num_pools": len(manifest.pools),
+        "after": None if manifest.after is None else vars(manifest.after),
+        "continues": manifest.continues,
         "sources": [vars(source) for source in manifest.sources],
+        "phases": [vars(phase) for phase in manifest.phases],
     }
 
 
@@ -285,10 +290,24 @@ def _format_manifest(content: dict[str, Any]) -> str:
         ]
         for source in content["sources"]
     ]
-    return "\n".join(
-        [
-            f"{content['path']}: {content['num_tokens']} tokens for a budget of {content['token_budget']}, {content['num_parts']} parts of "
-            f"{content['num_shards']} shards under {content['root']}",
-            aligned([["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], *rows]),
+    lines = [
+        f"{content['path']}: {content['num_tokens']} tokens for a budget of {content['token_budget']}, {content['num_parts']} parts of "
+        f"{content['num_shards']} shards under {content['root']}",
+        *([content["continues"]] if content["continues"] else []),
+        aligned([["source", "asked", "share", "tokens", "unique", "epochs", "at most", ""], *rows]),
+    ]
+    return "\n".join([*lines, *(["", _format_phases(content["phases"])] if len(content["phases"]) > 1 else [])])
+
+
+def _format_phases(phases: list[dict[str, Any]]) -> str:
+    """Shares of each phase that came out, and those asked for where they are others."""
+    rows = [["phase", "tokens", "mixture"]]
+    for number, phase in enumerate(phases):
+        shares = [
+            f"{name} {phase['shares'][name]:.4f}"
+            + (f" (asked {weight:.4f})" if abs(weight - phase["shares"][name]) > 5e-4 else "")
+            for name, weight in sorted(phase["weights"].items(), key=lambda item: -item[1])
+            if weight
         ]
-    )
+        rows.append([str(number), format_count(phase["num_tokens"]), and_more(shares, shown=8)])
+    return aligned(rows, flush_left=(0, 2))

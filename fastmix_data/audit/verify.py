@@ -19,7 +19,8 @@ from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
 from fastmix_data.foreign.identity import identity_now
 from fastmix_data.foreign.storage import SHARD, Stored, is_foreign
 from fastmix_data.machine import num_cores
-from fastmix_data.manifest.manifest import Manifest, Part, load_manifest
+from fastmix_data.manifest.manifest import Manifest, load_manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.messages import first_line
 from fastmix_data.progress import Advance, progress
 from fastmix_data.results.mixture import load_mixture
@@ -297,7 +298,7 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expect
         report.problems.append(error)
         return
     root = manifest.root_path.resolve()
-    totals: Counter[str] = Counter()
+    per_pass = [0] * len(manifest.pools)
     for part in manifest.parts:
         identity = str(root / part.path)
         # A shard of several parts, or of the catalog too, is hashed once.
@@ -305,14 +306,9 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expect
             shards[identity] = _Expected(manifest.root_path, part)
         elif shards[identity].stored.sha256 != part.sha256:
             report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", _EMIT)
-        _verify_part(part, manifest, report)
-        totals[part.source] += part.num_tokens * part.repeats
-    for source in manifest.sources:
-        if totals[source.name] != source.num_tokens:
-            problem = f"{source.name} has {totals[source.name]} tokens in parts, {source.num_tokens} stated"
-            report.add(manifest.path, problem, _EMIT)
-    if totals.total() != manifest.num_tokens:
-        report.add(manifest.path, f"parts sum to {totals.total()} tokens, stated are {manifest.num_tokens}", _EMIT)
+        if _verify_part(part, manifest, report):
+            per_pass[part.pool] += part.num_tokens
+    _verify_sums(manifest, per_pass, report)
     catalog = Workdir(manifest.root_path).catalog
     if catalog.is_file():
         try:
@@ -322,10 +318,42 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expect
             report.problems.append(error)
 
 
-def _verify_part(part: Part, manifest: Manifest, report: VerifyReport) -> None:
+def _verify_part(part: Part, manifest: Manifest, report: VerifyReport) -> bool:
+    """Whether a part is of a pool of the manifest."""
     inside = 0 <= part.block_start < part.block_stop <= part.shard_blocks and part.repeats > 0
     most = part.num_blocks * manifest.block_tokens
     counted = most - manifest.block_tokens < part.num_tokens <= most and part.num_labels <= part.num_tokens
     if not inside or not counted or not _size_fits(part, manifest.layout(part), part.shard_blocks):
         problem = f"blocks {part.block_start} to {part.block_stop} of {part.path} contradict themselves"
         report.add(manifest.path, problem, _EMIT)
+    has_pool = 0 <= part.pool < len(manifest.pools)
+    if not has_pool or (manifest.pools[part.pool].source, manifest.pools[part.pool].repeats) != (part.source, part.repeats):
+        report.add(manifest.path, f"blocks {part.block_start} to {part.block_stop} of {part.path} fit no pool", _EMIT)
+    return has_pool
+
+
+def _verify_sums(manifest: Manifest, per_pass: list[int], report: VerifyReport) -> None:
+    """Parts against pools, pools against phases and sources, and those against the whole."""
+    totals: Counter[str] = Counter()
+    of_phase: Counter[tuple[int, str]] = Counter()
+    for number, (pool, tokens) in enumerate(zip(manifest.pools, per_pass, strict=True)):
+        # Of a pool that is drawn from in part, only the order knows which sequences those are.
+        expected = tokens * pool.repeats if pool.is_whole else pool.num_tokens if pool.num_tokens <= tokens * pool.repeats else -1
+        if pool.num_tokens != (0 if pool.is_marker else expected):
+            problem = f"pool {number} ({pool.source}) states {pool.num_tokens} tokens, its parts have {tokens * pool.repeats}"
+            report.add(manifest.path, problem, _EMIT)
+        totals[pool.source] += pool.num_tokens
+        of_phase[pool.phase, pool.source] += pool.num_tokens
+    stated = {(n, name): tokens for n, phase in enumerate(manifest.phases) for name, tokens in phase.tokens.items() if tokens}
+    for phase, name in sorted(stated.keys() | of_phase.keys()):
+        if of_phase[phase, name] != stated.get((phase, name), 0):
+            problem = (
+                f"{name} has {of_phase[phase, name]} tokens in pools of phase {phase}, {stated.get((phase, name), 0)} stated"
+            )
+            report.add(manifest.path, problem, _EMIT)
+    for source in manifest.sources:
+        if totals[source.name] != source.num_tokens:
+            problem = f"{source.name} has {totals[source.name]} tokens in parts, {source.num_tokens} stated"
+            report.add(manifest.path, problem, _EMIT)
+    if totals.total() != manifest.num_tokens:
+        report.add(manifest.path, f"parts sum to {totals.total()} tokens, stated are {manifest.num_tokens}", _EMIT)

@@ -12,6 +12,7 @@ from fastmix_data.manifest.manifest import Manifest
 Files = Literal["reference", "hardlink", "copy"]
 OnTokens = Callable[[int], None]
 Receipt = dict[str, Any]
+NO = "no"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Keeps:
         epochs: how often each block is read, neither more nor less.
         masks: that only some tokens carry loss.
         examples: where examples begin within a sequence, for attention and positions.
+        phases: that one mixture follows another.
     """
 
     order: str
@@ -74,6 +76,7 @@ class Keeps:
     epochs: str
     masks: str
     examples: str
+    phases: str = NO
 
 
 class ExportFormat(Protocol):

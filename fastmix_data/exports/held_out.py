@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastmix_data.errors import MismatchError
 from fastmix_data.exports.format import ExportRequest
-from fastmix_data.manifest.manifest import Part
+from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.catalog import ShardRow, load_catalog
 from fastmix_data.workdir import CATALOG_FILE
 
@@ -53,8 +53,8 @@ def _whole(row: ShardRow) -> Part:
         shard_blocks=row.num_blocks,
         block_start=0,
         block_stop=row.num_blocks,
+        pool=-1,  # the manifest draws from none of them
         repeats=1,
-        partial=False,
         num_tokens=row.num_tokens,
         num_labels=row.num_labels,
         storage=row.storage,

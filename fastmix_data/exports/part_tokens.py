@@ -10,7 +10,8 @@ import numpy as np
 from fastmix_data.arrays import Bools, Starts, Tokens
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.foreign.identity import identity_now
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 
 # Shards of formats whose readers fetch a whole file before its first sample, and shuffle by files: the default of their own writers.
 FETCHED_FILE_BYTES = 1 << 26
@@ -19,18 +21,24 @@ FETCHED_FILE_BYTES = 1 << 26
 class Pool:
     """Blocks of one source that are read equally often.
 
-    A source has a pool of all its blocks for its whole epochs, and one of some of them for the rest of its tokens.
+    A source has a pool of all its blocks for its whole epochs, and one of some of them for the rest of its tokens; in several phases it
+    can have more.
 
     Attributes:
-        name: the source's, with `.rest` for the rest: no source's name has a dot. Files and data sets are called so.
+        name: the source's, with `.rest` for the rest, and a number where there are several: no source's name has a dot. Files and data
+            sets are called so.
         repeats: how often a run reads it.
         parts: in the manifest's order.
+        first_part: number of the first of them in the manifest.
+        phase: of the run, in which it is read.
     """
 
     name: str
     source: str
     repeats: int
     parts: tuple[Part, ...]
+    first_part: int = 0
+    phase: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -54,18 +62,24 @@ class Pool:
 
 
 def pools_of(manifest: Manifest) -> list[Pool]:
-    """The pools of a manifest, in the order of its parts. Each has one dtype, and masks for all of its parts or for none."""
-    return [
-        Pool(f"{source}.rest" if partial else source, source, repeats, tuple(parts))
-        for (source, partial, repeats), parts in groupby(
-            manifest.parts, key=lambda part: (part.source, part.partial, part.repeats)
-        )
-    ]
+    """The pools of a manifest, in the order of its parts. Each has one dtype, and masks for all of its parts or for none.
+
+    Pools of which nothing is drawn are left out. Of several phases, each has pools of its own.
+    """
+    bounds = np.searchsorted(manifest.parts.numbers("pool"), np.arange(len(manifest.pools) + 1)).tolist()
+    found, times = list[Pool](), Counter[str]()
+    for number, (pool, (start, stop)) in enumerate(zip(manifest.pools, pairwise(bounds), strict=True)):
+        if not pool.is_marker:
+            kind = pool.source if manifest.has_every_block(number) else f"{pool.source}.rest"
+            times[kind] += 1
+            name = kind if times[kind] == 1 else f"{kind}.{times[kind]}"
+            found.append(Pool(name, pool.source, pool.repeats, manifest.parts[start:stop], start, pool.phase))
+    return found
 
 
 def common_dtype(manifest: Manifest) -> np.dtype[np.unsignedinteger]:
     """The smallest that holds the tokens of every part: a batch has samples of several pools."""
-    return np.result_type(manifest.dtype, *{part.dtype for part in manifest.parts})
+    return np.result_type(manifest.dtype, *manifest.parts.distinct("dtype"))
 
 
 class PartRange(NamedTuple):
@@ -84,12 +98,10 @@ def cut_into_files(
     Yields:
         The pool, the file's number in it, and what the file holds, in order.
     """
-    first = 0
     for pool in pools_of(manifest):
         lengths = [part.num_blocks if unit == "blocks" else part.num_tokens for part in pool.parts]
         for number, ranges in enumerate(cut_evenly(lengths, size=size)):
-            yield pool, number, tuple(each._replace(part=first + each.part) for each in ranges)
-        first += len(pool.parts)
+            yield pool, number, tuple(each._replace(part=pool.first_part + each.part) for each in ranges)
 
 
 def cut_evenly(lengths: Sequence[int], *, size: int) -> Iterator[list[PartRange]]:

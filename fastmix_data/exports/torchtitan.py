@@ -13,7 +13,7 @@ from pathlib import Path
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.manifest.manifest import Part
+from fastmix_data.manifest.parts import Part
 from fastmix_data.workdir import ManifestFolder, Workdir
 
 MODULE = "fastmix_corpus.py"

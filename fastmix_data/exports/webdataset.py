@@ -16,8 +16,10 @@ import numpy as np
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
+from fastmix_data.exports.pools import pools_of
 from fastmix_data.foreign.storage import SHARD, TAIL, is_foreign
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.open_shard import tar_of_blocks
 
@@ -36,6 +38,7 @@ class _WebDataset:
         epochs="yes",
         masks="yes, as `loss_mask.npy`",
         examples="yes, as `starts.npy`",
+        phases="yes, one after another in the list",
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
@@ -47,10 +50,11 @@ class _WebDataset:
         )
 
     def tasks(self, request: ExportRequest) -> Sequence[_PlacePart]:
-        return [_PlacePart(part, number) for number, part in enumerate(request.manifest.parts)]
+        # Two pools may hold one shard; it is one file all the same.
+        return list({task.name: task for task in _places(request.manifest)}.values())
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
-        paths = [Path(receipts[task.name]["path"]) for task in self.tasks(request)]
+        paths = [Path(receipts[place.name]["path"]) for place in _places(request.manifest)]
         with atomic_file(request.directory / SHARD_LIST) as file:
             file.write("".join(f"{paths[number]}\n" for number in spread_repeats(request.manifest)).encode())
         write_json(request.directory / INDEX, _wids_index(request.manifest, paths))
@@ -98,30 +102,36 @@ class _PlacePart:
         return {"path": str(path), "files": [path.relative_to(directory).as_posix()] if made else []}
 
 
+def _places(manifest: Manifest) -> list[_PlacePart]:
+    """Of every part that is drawn, pool by pool."""
+    return [_PlacePart(part, pool.first_part + n) for pool in pools_of(manifest) for n, part in enumerate(pool.parts)]
+
+
 def spread_repeats(manifest: Manifest) -> list[int]:
-    """Numbers of parts, each `repeats` times, at evenly spaced moments of the run with a random phase."""
+    """Numbers of drawn parts, each `repeats` times, at evenly spaced moments of its phase with a random offset."""
     # A reader without a shuffle buffer over the whole list sees it in this order. Occurrence i of r lies at a random moment within the
-    # i-th of r equal stretches of the run: repeats stay apart, and every stretch has each part's share.
-    repeats_P = np.array([part.repeats for part in manifest.parts])
+    # i-th of r equal stretches of its phase: repeats stay apart, and every stretch has each part's share.
+    repeats_P = np.array([pool.repeats for pool in pools_of(manifest) for _ in pool.parts])
+    phase_P = np.array([pool.phase for pool in pools_of(manifest) for _ in pool.parts])
     part_N = np.repeat(np.arange(len(repeats_P)), repeats_P)
     occurrence_N = np.concatenate([np.arange(count) for count in repeats_P])
-    phase_N = derive_keys(manifest.seed, _SPREAD_STREAM, part_N).astype(np.float64) / 2.0**64
-    order_N = np.argsort((occurrence_N + phase_N) / repeats_P[part_N], kind="stable")
+    offset_N = derive_keys(manifest.seed, _SPREAD_STREAM, part_N).astype(np.float64) / 2.0**64
+    order_N = np.lexsort(((occurrence_N + offset_N) / repeats_P[part_N], phase_P[part_N]))
     return [int(part) for part in part_N[order_N]]
 
 
 def _wids_index(manifest: Manifest, paths: Sequence[Path]) -> dict[str, Any]:
     """Shards as `wids` of webdataset reads them. It takes an md5sum too, which would cost a full read of the corpus: the shards' sha256
     are in the manifest."""
-    shards = [
-        {
+    shards: dict[str, dict[str, Any]] = {}
+    for part, path in zip((place.part for place in _places(manifest)), paths, strict=True):
+        repeats = shards[str(path)]["repeats"] if str(path) in shards else 0
+        shards[str(path)] = {
             "url": str(path),
             "nsamples": part.num_blocks,
             "filesize": path.stat().st_size,
             "source": part.source,
-            "repeats": part.repeats,
+            "repeats": repeats + part.repeats,
             "num_padding_labels": part.num_blocks * manifest.block_tokens - part.num_labels,
         }
-        for part, path in zip(manifest.parts, paths, strict=True)
-    ]
-    return {"wids_version": 1, "name": "fastmix", "shardlist": shards}
+    return {"wids_version": 1, "name": "fastmix", "shardlist": list(shards.values())}

@@ -86,6 +86,8 @@ def check_budget(
     caps_K: npt.ArrayLike,
     token_budget: int,
     weights_K: npt.ArrayLike | None = None,
+    served_K: npt.ArrayLike = 0,
+    key: str = "emit.token_budget",
 ) -> None:
     """Refuse a budget that is beyond the caps of all sources with a weight.
 
@@ -93,6 +95,8 @@ def check_budget(
         available_K: unique tokens of each source, shape (K,), which tell how many epochs the budget would take.
         caps_K: as for `allocate_tokens`.
         weights_K: asked-for shares; before they are known, every source counts alike.
+        served_K: tokens of each source that earlier phases or manifests gave, which its cap does not hold any more.
+        key: of the recipe, that sets this budget.
 
     Raises:
         InfeasibleBudgetError: says how much is reachable, which caps bind, and two remedies.
@@ -104,6 +108,7 @@ def check_budget(
 binding: rare (at most 400), common (at most 800); lower emit.token_budget to 1200, or raise emit.max_epochs to 5 for all of them
     """
     available, caps = (np.asarray(values, np.int64).tolist() for values in (available_K, caps_K))
+    served = np.broadcast_to(np.asarray(served_K, np.int64), len(caps)).tolist()
     weights = [1.0] * len(caps) if weights_K is None else np.asarray(weights_K, np.float64).tolist()
     used = [k for k, weight in enumerate(weights) if weight]
     achievable = sum(caps[k] for k in used)
@@ -113,12 +118,19 @@ binding: rare (at most 400), common (at most 800); lower emit.token_budget to 12
     binding = and_more([f"{names[k]} (at most {format_count(caps[k])})" for k in worst_first])
     unused = [name for name, weight in zip(names, weights, strict=True) if not weight]
     idle = f" (weight 0, not used: {and_more(unused)})" if unused else ""
-    unique = sum(available[k] for k in used)
+    unique, before = sum(available[k] for k in used), sum(served[k] for k in used)
+    left = f" after {before} ({format_count(before)}) that were served" if before else ""
+    is_all = key == "emit.token_budget" and not before
+    lower = f"lower {key} to {achievable}" if is_all else f"take {token_budget - achievable} tokens off {key}"
     # Whole epochs can always be realised; a fraction of one may fall short by rounding down to tokens or blocks.
-    remedy = f"raise emit.max_epochs to {-(-token_budget // unique)} for all of them" if unique else "give these sources text"
+    remedy = (
+        f"raise emit.max_epochs to {-(-(token_budget + before) // unique)} for all of them"
+        if unique
+        else "give these sources text"
+    )
     raise InfeasibleBudgetError(
         "",
-        f"emit.token_budget {token_budget} ({format_count(token_budget)}) is beyond the epoch caps, which allow {achievable} "
-        f"({format_count(achievable)}); binding: {binding}{idle}",
-        f"lower emit.token_budget to {achievable}, or {remedy}",
+        f"{key} {token_budget} ({format_count(token_budget)}) is beyond the epoch caps, which allow {achievable} "
+        f"({format_count(achievable)}){left}; binding: {binding}{idle}",
+        f"{lower}, or {remedy}",
     )

@@ -1,83 +1,108 @@
 """The manifest: a corpus to ship as ranges of blocks, exact to within one block, that production trainers read.
 
-`manifest.json` says what was asked for and what came out; `parts.parquet` has a row per range of blocks of a shard. A source that is
-repeated has every training shard as a full part, and on top of it a partial epoch: one contiguous range per shard, spread over all
-its shards in proportion to their size.
+`manifest.json` says what was asked for and what came out, by phase and source, and lists pools; `parts.parquet` has a row per range of
+blocks with the number of its pool. A source's pools are drawn one after the other: epochs of all its blocks, the first blocks of an epoch
+(one contiguous range per shard, in proportion to the shards' sizes), and in the next phase, or in a manifest that continues this one, the
+rest of that epoch before any block comes again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
-from fastmix_data.foreign.storage import SHARD
+from fastmix_data.manifest.parts import Part, Parts
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.shard_format import ShardLayout, shard_layout
+from fastmix_data.units import format_count
 from fastmix_data.workdir import ManifestFolder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KIND = "fastmix-manifest"
 
 
 @dataclass(frozen=True)
-class Part:
-    """A range of blocks of one shard, read `repeats` times.
-
-    `num_tokens` and `num_labels` are those of one pass; only the last block of a part can be short, so it has
-    `num_labels - (num_blocks - 1) * block_tokens` labels. `partial` parts make up a source's last, incomplete epoch.
-
-    `storage`, `first_token` and `mask_path` are those of the catalog's row: of an import, the shard is a range of a foreign file.
-    """
-
-    source: str
-    path: str
-    sha256: str
-    bytes: int
-    dtype: str
-    has_mask: bool
-    shard_blocks: int
-    block_start: int
-    block_stop: int
-    repeats: int
-    partial: bool
-    num_tokens: int
-    num_labels: int
-    storage: str = SHARD
-    first_token: int = 0
-    mask_path: str = ""
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of one pass."""
-        return self.block_stop - self.block_start
-
-    @property
-    def is_whole_shard(self) -> bool:
-        """Whether the range is the entire shard."""
-        return self.num_blocks == self.shard_blocks
-
-
-@dataclass(frozen=True)
 class ManifestSource:
-    """What one source gives: `weight` was asked for, `share` is realised; `unique_tokens` is its training split."""
+    """What one source gives: `weight` was asked for, `share` is realised; `unique_tokens` is its training split.
+
+    `tokens_before` is what manifests that this one continues gave of it; `epochs` counts both. It is `capped` if its cap took something
+    from it in any phase. Of several phases, `weight` is the share of the tokens asked for in all of them.
+    """
 
     name: str
     weight: float
     share: float
     num_tokens: int
     unique_tokens: int
+    tokens_before: int
     epochs: float
     max_epochs: float
     capped: bool
+
+
+@dataclass(frozen=True)
+class ManifestPhase:
+    """A stretch of the run with one mixture: everything by name of the source.
+
+    `asked` are tokens after the caps took theirs, `tokens` what whole blocks realise of them, at most a block away.
+    """
+
+    token_budget: int
+    num_tokens: int
+    weights: Mapping[str, float]
+    asked: Mapping[str, int]
+    tokens: Mapping[str, int]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ManifestPool:
+    """Blocks of a source that are drawn together: `repeats` permutations of their sequences, for epochs from `first_epoch` on.
+
+    `skip` draws at the beginning were served by a manifest that this one continues, or by an earlier phase; `stop` ends the pool at that
+    many draws, the skipped ones counted. A pool without draws, of which `stop` is `skip`, only says what of an epoch was served before.
+    """
+
+    source: str
+    phase: int
+    first_epoch: int
+    repeats: int
+    skip: int
+    stop: int | None
+    num_tokens: int
+
+    @property
+    def is_marker(self) -> bool:
+        """Whether nothing is drawn from it."""
+        return self.stop == self.skip
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is drawn from its beginning to its end."""
+        return self.skip == 0 and self.stop is None
+
+
+@dataclass(frozen=True)
+class ContinuedManifest:
+    """Which manifest another one continues (its sha256), and where: tokens of the run so far, as sequences times their length."""
+
+    manifest: str
+    tokens: int
+    sequence_length: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the run that were served before."""
+        return self.tokens // self.sequence_length
 
 
 @dataclass(frozen=True)
@@ -85,8 +110,10 @@ class Manifest:
     """A production corpus.
 
     Attributes:
+        token_budget: tokens that were asked for; of a manifest that continues another, those of the rest of the run.
         example_tokens: length of the windows that examples of sources with a mask are packed into; None where there are none.
         root: path from the manifest's folder to the catalog's, from which the parts' paths start.
+        after: what it continues, if anything.
         did_work: False if `emit_manifest` found it complete; not part of the file.
         directory: where it lies; not part of the file.
     """
@@ -105,8 +132,11 @@ class Manifest:
     mixture_hash: str
     recipe_hash: str
     root: str
+    after: ContinuedManifest | None
     sources: tuple[ManifestSource, ...]
-    parts: tuple[Part, ...] = field(repr=False)
+    phases: tuple[ManifestPhase, ...]
+    pools: tuple[ManifestPool, ...] = field(repr=False)
+    parts: Parts = field(repr=False)
     sha256: str = ""
     directory: Path = Path()
     did_work: bool = True
@@ -122,11 +152,40 @@ class Manifest:
         return ManifestFolder(self.directory).manifest
 
     @property
+    def starts_within_an_epoch(self) -> bool:
+        """Whether a pool begins or ends in the middle of a permutation, which only fastmix's own order can say."""
+        return not all(pool.is_whole or pool.is_marker for pool in self.pools)
+
+    def has_every_block(self, pool_number: int) -> bool:
+        """Whether a pool is whole epochs over all that there is of its source."""
+        pool = self.pools[pool_number]
+        return pool.is_whole and pool.num_tokens == pool.repeats * self._unique_tokens[pool.source]
+
+    @cached_property
+    def _unique_tokens(self) -> dict[str, int]:
+        return {source.name: source.unique_tokens for source in self.sources}
+
+    @property
     def message(self) -> str:
         """One line for the user."""
-        if self.did_work:
-            return f"{self.path}: {self.num_tokens} tokens of {len(self.sources)} sources in {self.num_shards} shards"
-        return f"{self.path} is complete and matches; nothing to do"
+        if not self.did_work:
+            return f"{self.path} is complete and matches; nothing to do"
+        phases = f" in {len(self.phases)} phases ({', '.join(format_count(phase.num_tokens) for phase in self.phases)})"
+        said = f"{self.path}: {self.num_tokens} tokens of {len(self.sources)} sources in {self.num_shards} shards"
+        said += phases if len(self.phases) > 1 else ""
+        return said if self.after is None else f"{said}; {self.continues}"
+
+    @property
+    def continues(self) -> str:
+        """What it continues, in words; empty where it begins a run."""
+        after = self.after
+        if after is None:
+            return ""
+        served = sum(source.tokens_before for source in self.sources)
+        return (
+            f"continues {after.manifest[:12]} after {after.num_sequences} sequences of {after.sequence_length} ({after.tokens} tokens, "
+            f"{served} of them the sources')"
+        )
 
     def layout(self, part: Part) -> ShardLayout:
         """How the samples of a part's shard lie in its file."""
@@ -149,9 +208,8 @@ class Manifest:
         return shard
 
 
-_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_()}
-_PARTS_SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[str(f.type)], nullable=False) for f in fields(Part)])
 _NOT_IN_FILE = ("parts", "directory", "did_work", "sha256")
+_RECORDS = {"sources": ManifestSource, "phases": ManifestPhase, "pools": ManifestPool}
 
 
 def save_manifest(manifest: Manifest) -> Manifest:
@@ -161,13 +219,13 @@ def save_manifest(manifest: Manifest) -> Manifest:
     """
     folder = ManifestFolder(manifest.directory)
     folder.manifest.unlink(missing_ok=True)
-    columns = {name: [getattr(part, name) for part in manifest.parts] for name in _PARTS_SCHEMA.names}
-    write_parquet(folder.parts, pa.table(columns, schema=_PARTS_SCHEMA))
+    write_parquet(folder.parts, manifest.parts.table)
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         **{f.name: getattr(manifest, f.name) for f in fields(manifest) if f.name not in _NOT_IN_FILE},
-        "sources": [asdict(source) for source in manifest.sources],
+        **{name: [asdict(record) for record in getattr(manifest, name)] for name in _RECORDS},
+        "after": None if manifest.after is None else asdict(manifest.after),
         "parts": {"path": folder.parts.name, "sha256": sha256_of_file(folder.parts), "num_rows": len(manifest.parts)},
     }
     sha256 = hash_of(content)
@@ -184,10 +242,12 @@ def load_manifest(path: Path) -> Manifest:
     """
     path = ManifestFolder(path).manifest if path.is_dir() else path
     content = read_verified(path)
-    known = {f.name for f in fields(Manifest)} - {"sources", "parts"}
+    known = {f.name for f in fields(Manifest)} - {*_RECORDS, "after", "parts"}
+    records: dict[str, Any] = {name: tuple(kind(**row) for row in content[name]) for name, kind in _RECORDS.items()}
     return Manifest(
         **{name: value for name, value in content.items() if name in known},
-        sources=tuple(ManifestSource(**source) for source in content["sources"]),
+        **records,
+        after=None if content["after"] is None else ContinuedManifest(**content["after"]),
         parts=_read_parts(path.parent / content["parts"]["path"], sha256=content["parts"]["sha256"]),
         directory=path.parent,
     )
@@ -202,19 +262,23 @@ def read_verified(path: Path) -> dict[str, Any]:
         remedy = f"give the folder or {path.name} that `fastmix emit` wrote"
         raise CorruptArtefactError(path, "not a fastmix manifest", remedy)
     again = "run `fastmix emit --replace`"
-    if content.get("schema_version") != SCHEMA_VERSION:
-        problem = f"manifest of schema version {content.get('schema_version')}, this is {SCHEMA_VERSION}"
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        problem = f"manifest of schema version {version}, this is {SCHEMA_VERSION}"
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            # Its run can be finished with the version that began it; a new manifest has another order, and would serve blocks again.
+            again += "; a run that trains on it has another order, so finish it with the fastmix that it began with"
         raise CorruptArtefactError(path, problem, again)
     if content.get("sha256") != hash_of({name: value for name, value in content.items() if name != "sha256"}):
         raise CorruptArtefactError(path, "does not have its own hash, so it was altered", again)
     return content
 
 
-def _read_parts(path: Path, *, sha256: str) -> tuple[Part, ...]:
+def _read_parts(path: Path, *, sha256: str) -> Parts:
     """Rows of `parts.parquet`; refuses a file that is missing, or not the one that the manifest was written with."""
     again = "run `fastmix emit` again"
     if not path.is_file():
         raise CorruptArtefactError(path, "is missing", again)
     if sha256_of_file(path) != sha256:
         raise CorruptArtefactError(path, "does not have the hash that manifest.json records", again)
-    return tuple(Part(**row) for row in pq.read_table(path).to_pylist())
+    return Parts(pq.read_table(path))

@@ -1,8 +1,18 @@
 """The order in which a manifest's sequences are read: a pure function of the manifest, evaluated at any position.
 
-The run is divided into windows. A source's share of every window is its share of the run (error-diffused, so after any number of
-windows each source is within one sequence of it); within a window the sequences are shuffled. A source's own stream is one keyed
-permutation per epoch, so repeats of a sequence lie in different epochs. Nothing is stored per sequence: seeking costs a binary search.
+Phases come one after another, and each is divided into windows. A source's share of every window is its share of the phase
+(error-diffused, so after any number of windows each source is within one sequence of it); within a window the sequences are shuffled. A
+source's own stream is one keyed permutation per epoch, in its order: no sequence comes again before its epoch is over. Nothing is
+stored per sequence; seeking costs a binary search.
+
+How well any N consecutive sequences of a phase hold its mixture: of a source with share s of a phase of K sources, they hold s N sequences
+but for fewer than 112 s (1 - s) + 3 + 3 s K, whatever N is. For let W be the number of windows, each of m = n / W <= 56 sequences of the
+n of the phase on average. At any window's beginning the number of a source's sequences so far is off its straight line by e_k, and between
+two windows' beginnings e_k changes by less than 1 (it is the error of one floor). The number of all sequences is off by the sum of all e,
+so between two beginnings a source is off its share of them by |(1 - s) e_k - s (sum of the others)| < (1 - s) + s (K - 1). A run of N
+is made of whole windows and of a piece of one window at either end. A window has c < s m + 1 sequences of the source and c' < (1 - s) m +
+K - 1 of the others, so a piece of it has at most c (1 - s) too many or s c' too few. Added up, there are fewer than
+(1 - s) + s (K - 1) + 2 (56 s + 1) (1 - s) too many and fewer than (1 - s) + s (K - 1) + 2 s (56 (1 - s) + K - 1) too few.
 """
 
 from __future__ import annotations
@@ -13,13 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmix_data.arrays import Int64s
-from fastmix_data.errors import RecipeError
-from fastmix_data.manifest.manifest import Manifest, Part
-from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.errors import MismatchError, RecipeError
+from fastmix_data.manifest.epoch_draws import epoch_keys
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.permutation import derive_keys, name_key, permute, shuffles
 
-# A little below a power of four, the domain of the permutation that shuffles a window: few images then fall outside.
 WINDOW_SEQUENCES = 56
-_PHASE_STREAM, _EPOCH_STREAM, _WINDOW_STREAM = 21, 22, 23
+_OFFSET_STREAM, _WINDOW_STREAM = 21, 23
 
 
 @dataclass(frozen=True)
@@ -33,23 +43,90 @@ class Located:
     num_labels_N: Int64s
 
 
-class _Ranges:
-    """Sequences of a list of parts, sources one after another, on one line of numbers."""
+class _Pools:
+    """The draws of all pools on one line of numbers, by phase, then source, then in their order; and their sequences on another."""
 
-    def __init__(self, manifest: Manifest, *, sequence_length: int, partial: bool) -> None:
+    def __init__(self, manifest: Manifest, *, sequence_length: int) -> None:
         index_of = {source.name: index for index, source in enumerate(manifest.sources)}
-        self.parts = np.array([n for n, part in enumerate(manifest.parts) if part.partial == partial], np.int64)
-        chosen: list[Part] = [manifest.parts[number] for number in self.parts]
+        pools, parts, num_sources = manifest.pools, manifest.parts, len(manifest.sources)
         # Rounded up: the last sequence of a part may have few labels, but it has one.
-        counts_P = np.array([-(-part.num_labels // sequence_length) for part in chosen], np.int64)
-        self.end_P = np.cumsum(counts_P)
-        self.start_P = self.end_P - counts_P
-        source_P = np.array([index_of[part.source] for part in chosen], np.int64)
-        self.size_K = np.zeros(len(index_of), np.int64)
-        np.add.at(self.size_K, source_P, counts_P)
-        self.start_K = np.cumsum(self.size_K) - self.size_K
-        self.block_start_P = np.array([part.block_start for part in chosen], np.int64)
-        self.num_labels_P = np.array([part.num_labels for part in chosen], np.int64)
+        counts_P = -(-parts.numbers("num_labels") // sequence_length)
+        self.part_end_P: Int64s = np.cumsum(counts_P)
+        self.part_start_P: Int64s = self.part_end_P - counts_P
+        size_Q = np.zeros(len(pools), np.int64)
+        np.add.at(size_Q, parts.numbers("pool"), counts_P)
+        group_Q = np.array([pool.phase * num_sources + index_of[pool.source] for pool in pools], np.int64)
+        stop_Q = [
+            pool.repeats * size if pool.stop is None else pool.stop for pool, size in zip(pools, size_Q.tolist(), strict=True)
+        ]
+        # The order of pools is that of the parts; where the catalog names sources in another order than the pools, they are sorted.
+        order_Q = np.argsort(group_Q, kind="stable")
+        start_Q = np.cumsum(size_Q) - size_Q
+        self.size_Q, self.line_start_Q = size_Q[order_Q], start_Q[order_Q]
+        self.first_epoch_Q = np.array([pool.first_epoch for pool in pools], np.int64)[order_Q]
+        self.skip_Q = np.array([pool.skip for pool in pools], np.int64)[order_Q]
+        draws_Q = np.array(stop_Q, np.int64)[order_Q] - self.skip_Q
+        self.draw_end_Q: Int64s = np.cumsum(draws_Q)
+        self.draw_start_Q: Int64s = self.draw_end_Q - draws_Q
+        num_draws = np.zeros(len(manifest.phases) * num_sources, np.int64)
+        np.add.at(num_draws, group_Q[order_Q], draws_Q)
+        self.num_draws_FK: Int64s = num_draws.reshape(len(manifest.phases), num_sources)
+        self.draw_start_FK: Int64s = (np.cumsum(num_draws) - num_draws).reshape(self.num_draws_FK.shape)
+
+
+class _Phase:
+    """Which source each position of a phase is of, and how many of it came before in this phase."""
+
+    def __init__(self, num_draws_K: Int64s, *, number: int, first_window: int, source_keys_K: Int64s, seed: int) -> None:
+        self._draws_K, self._seed, self._first_window = num_draws_K, seed, first_window
+        self.num_sequences = int(num_draws_K.sum())
+        self.num_windows = max(1, -(-self.num_sequences // WINDOW_SEQUENCES))
+        # With one offset for all, every source of less than a sequence per window would come up in the same windows, the last ones.
+        keys_K = derive_keys(seed, _OFFSET_STREAM, source_keys_K, number)
+        offset_K = (keys_K % np.uint64(self.num_windows)).astype(np.int64)
+        # Draws of all windows in whole draws a window and the rest: the product of a rest and a number of windows stays within int64.
+        self._whole_K, self._rest_K, self._offset_K = num_draws_K // self.num_windows, num_draws_K % self.num_windows, offset_K
+
+    def drawn_VK(self, window: int, num_windows: int) -> Int64s:
+        """Sequences of each source before `window` and the windows after it, shape (num_windows, K); all of them at the end."""
+        # Floor of a straight line from 0 to all of a source's sequences: error diffusion that can be evaluated anywhere. The
+        # offset is less than num_windows, so it adds nothing at either end.
+        window_V1 = np.arange(window, window + num_windows)[:, None]
+        drawn_VK: Int64s = self._whole_K * window_V1 + (self._rest_K * window_V1 + self._offset_K) // self.num_windows
+        return drawn_VK
+
+    def window_of(self, position: int) -> int:
+        """The window that a position lies in."""
+        # Windows hold 56 sequences give or take K, so the one of a position has to be searched for. `range` stands for the list of all
+        # window numbers, and the key for their first positions: no more than log2 of them are ever computed.
+        return bisect_right(range(self.num_windows), position, key=lambda window: int(self.drawn_VK(window, 1).sum())) - 1
+
+    def locate(self, positions_N: Int64s) -> tuple[Int64s, Int64s]:
+        """Source of each position, and its draw, counted from the beginning of the phase."""
+        first, last = self.window_of(int(positions_N[0])), self.window_of(int(positions_N[-1]))
+        drawn_VK = self.drawn_VK(first, last - first + 2)
+        start_V = drawn_VK.sum(axis=1)
+        window_N = np.searchsorted(start_V, positions_N, side="right") - 1
+        within_N = positions_N - start_V[window_N]
+        # Windows with a position that is asked for, each wholly: its places before it is shuffled, where the sources lie one after
+        # another, and then the sources of its positions.
+        new_N = np.diff(window_N, prepend=-1) > 0
+        touched_U, chosen_N = window_N[new_N], np.cumsum(new_N) - 1
+        counts_UK = drawn_VK[touched_U + 1] - drawn_VK[touched_U]
+        size_U = counts_UK.sum(axis=1)
+        keys_U = derive_keys(self._seed, _WINDOW_STREAM, self._first_window + first + touched_U)
+        place_UM = shuffles(size_U, keys_U=keys_U)
+        number_M = np.arange(place_UM.shape[1])
+        unshuffled_UM = np.full(place_UM.shape, -1, np.int32)
+        unshuffled_UM[number_M < size_U[:, None]] = np.repeat(
+            np.tile(np.arange(counts_UK.shape[1], dtype=np.int32), len(size_U)), counts_UK.ravel()
+        )
+        source_UM = np.take_along_axis(unshuffled_UM, place_UM, axis=1)
+        source_N = source_UM[chosen_N, within_N].astype(np.int64)
+        # In a window a source's draws come in their order, so that no sequence comes again before its epoch is over, and what was
+        # served before any position is a number of draws of each source.
+        earlier_NM = (source_UM[chosen_N] == source_N[:, None]) & (number_M < within_N[:, None])
+        return source_N, drawn_VK[window_N, source_N] + np.count_nonzero(earlier_NM, axis=1)
 
 
 class ManifestOrder:
@@ -58,6 +135,7 @@ class ManifestOrder:
     Attributes:
         num_sequences: positions of the run, every repeat counted.
         num_sequences_K: of each source, shape (K,).
+        phase_start_F: first position of each phase, and the end of the last, shape (F + 1,).
     """
 
     def __init__(self, manifest: Manifest, *, sequence_length: int, seed: int | None = None) -> None:
@@ -69,83 +147,93 @@ class ManifestOrder:
 
         Raises:
             RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
+            MismatchError: the manifest continues another one, whose length or seed were others.
         """
-        if sequence_length < 1 or manifest.block_tokens % sequence_length:
-            problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
-            remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
-            raise RecipeError(manifest.path, problem, remedy)
-        if manifest.example_tokens is not None and sequence_length % manifest.example_tokens:
-            window = manifest.example_tokens
-            problem = (
-                f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
-            )
-            raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
+        self._seed = manifest.seed if seed is None else seed
+        _check_length(manifest, sequence_length, seed=self._seed)
         self._length = sequence_length
         self._per_block = manifest.block_tokens // sequence_length
-        self._seed = manifest.seed if seed is None else seed
-        self._full = _Ranges(manifest, sequence_length=sequence_length, partial=False)
-        self._partial = _Ranges(manifest, sequence_length=sequence_length, partial=True)
-        repeats = {part.source: part.repeats for part in manifest.parts if not part.partial}
-        self._epochs_K = np.array([repeats.get(source.name, 0) for source in manifest.sources], np.int64)
-        self._in_full_K = self._epochs_K * self._full.size_K
-        self.num_sequences_K: Int64s = self._in_full_K + self._partial.size_K
+        self._pools = _Pools(manifest, sequence_length=sequence_length)
+        self._block_start_P = manifest.parts.numbers("block_start")
+        self._num_labels_P = manifest.parts.numbers("num_labels")
+        self._source_keys_K: Int64s = np.array([name_key(source.name) for source in manifest.sources], np.int64)
+        self._phases: list[_Phase] = []
+        first_window = 0
+        for number, num_draws_K in enumerate(self._pools.num_draws_FK):
+            phase = _Phase(
+                num_draws_K, number=number, first_window=first_window, source_keys_K=self._source_keys_K, seed=self._seed
+            )
+            first_window += phase.num_windows
+            self._phases.append(phase)
+        self.num_sequences_K: Int64s = self._pools.num_draws_FK.sum(axis=0)
         self.num_sequences = int(self.num_sequences_K.sum())
-        self._num_windows = max(1, -(-self.num_sequences // WINDOW_SEQUENCES))
-        num_sources = len(manifest.sources)
-        # With one phase for all, every source of less than a sequence per window would come up in the same windows, the last ones.
-        keys_K = derive_keys(self._seed, _PHASE_STREAM, np.arange(num_sources))
-        self._phase_K: Int64s = (keys_K % np.uint64(self._num_windows)).astype(np.int64)
-
-    def _drawn_VK(self, window: int, num_windows: int) -> Int64s:
-        """Sequences of each source before `window` and the windows after it, shape (num_windows, K); all of them at the end."""
-        # Floor of a straight line from 0 to all of a source's sequences: error diffusion that can be evaluated anywhere. The
-        # phase is less than num_windows, so it adds nothing at either end.
-        window_V = np.arange(window, window + num_windows)
-        drawn_VK: Int64s = (self.num_sequences_K * window_V[:, None] + self._phase_K) // self._num_windows
-        return drawn_VK
-
-    def _window_of(self, position: int) -> int:
-        # Windows hold 56 sequences give or take K, so the one of a position has to be searched for. `range` stands for the list of all
-        # window numbers, and the key for their first positions: no more than log2 of them are ever computed.
-        return bisect_right(range(self._num_windows), position, key=lambda window: int(self._drawn_VK(window, 1).sum())) - 1
+        self.phase_start_F: Int64s = np.cumsum([0, *(phase.num_sequences for phase in self._phases)])
 
     def locate(self, positions_N: Int64s) -> Located:
         """Find the sequences at ascending positions of the run, 0 <= position < num_sequences.
 
-        Memory is that of the positions and of K numbers for each window between the first of them and the last.
+        Memory is that of the windows of these positions, and of K numbers for each window between the first of them and the last.
         """
-        first = last = 0
-        if len(positions_N):
-            first, last = self._window_of(int(positions_N[0])), self._window_of(int(positions_N[-1]))
-        drawn_VK = self._drawn_VK(first, last - first + 2)
-        start_V = drawn_VK.sum(axis=1)
-        window_N = np.searchsorted(start_V, positions_N, side="right") - 1
-        key_N = derive_keys(self._seed, _WINDOW_STREAM, first + window_N)
-        # A position's slot: its place in the window before the window is shuffled, where the sources lie one after another.
-        slot_N = start_V[window_N] + permute(positions_N - start_V[window_N], size=np.diff(start_V)[window_N], key=key_N)
-        # Runs of (window, source), one after another, cover the line of slots. A slot's run tells its source, and its place in the run
-        # how many of that source were drawn before it in this window; with those of the windows before, that is its draw number.
-        counts_VK = np.diff(drawn_VK, axis=0)
-        end_R = start_V[0] + np.cumsum(counts_VK.ravel())
-        run_N = np.searchsorted(end_R, slot_N, side="right")
-        draw_N = drawn_VK[:-1].ravel()[run_N] + slot_N - (end_R - counts_VK.ravel())[run_N]
-        return self._resolve(run_N % len(self.num_sequences_K), draw_N)
+        source_N, line_N = np.empty(len(positions_N), np.int64), np.empty(len(positions_N), np.int64)
+        bounds_F = np.searchsorted(positions_N, self.phase_start_F)
+        for number, phase in enumerate(self._phases):
+            here = slice(int(bounds_F[number]), int(bounds_F[number + 1]))
+            if here.start < here.stop:
+                source_N[here], draw_N = phase.locate(positions_N[here] - self.phase_start_F[number])
+                line_N[here] = draw_N + self._pools.draw_start_FK[number, source_N[here]]
+        return self._resolve(source_N, line_N)
 
-    def _resolve(self, source_N: Int64s, draw_N: Int64s) -> Located:
-        # A source's draws: its full epochs, each all of its sequences in another order, and after them the part of one.
-        partial_N = draw_N >= self._in_full_K[source_N]
-        size_N = np.where(partial_N, self._partial.size_K[source_N], self._full.size_K[source_N])
-        # Below, both branches of `where` are evaluated: a source without a full epoch has size 0 there, which must not divide.
-        within_N = np.where(partial_N, draw_N - self._in_full_K[source_N], draw_N % np.maximum(size_N, 1))
-        epoch_N = np.where(partial_N, self._epochs_K[source_N], draw_N // np.maximum(size_N, 1))
-        sequence_N = permute(within_N, size=size_N, key=derive_keys(self._seed, _EPOCH_STREAM, source_N, epoch_N))
-        part_N, block_N, in_block_N, labels_N = (np.empty(len(source_N), np.int64) for _ in range(4))
-        for ranges, chosen_N in ((self._full, ~partial_N), (self._partial, partial_N)):
-            line = ranges.start_K[source_N[chosen_N]] + sequence_N[chosen_N]
-            row = np.searchsorted(ranges.end_P, line, side="right")
-            in_part = line - ranges.start_P[row]
-            part_N[chosen_N] = ranges.parts[row]
-            block_N[chosen_N] = ranges.block_start_P[row] + in_part // self._per_block
-            in_block_N[chosen_N] = in_part % self._per_block
-            labels_N[chosen_N] = np.minimum(ranges.num_labels_P[row] - in_part * self._length, self._length)
-        return Located(source_N, part_N, block_N, in_block_N, labels_N)
+    def drawn_before(self, position: int) -> Int64s:
+        """Sequences of each source before a position of the run, shape (K,)."""
+        number = min(int(np.searchsorted(self.phase_start_F, position, side="right")), len(self._phases)) - 1
+        phase, within = self._phases[number], position - int(self.phase_start_F[number])
+        drawn_K: Int64s = self._pools.num_draws_FK[:number].sum(axis=0)
+        if within >= phase.num_sequences:
+            drawn_K += self._pools.num_draws_FK[number]
+            return drawn_K
+        in_phase_K = phase.drawn_VK(phase.window_of(within), 1)[0]
+        drawn_K += in_phase_K
+        begun = np.arange(int(in_phase_K.sum()), within)
+        if len(begun):
+            drawn_K += np.bincount(phase.locate(begun)[0], minlength=len(drawn_K))
+        return drawn_K
+
+    def _resolve(self, source_N: Int64s, line_N: Int64s) -> Located:
+        # Each pool is a stretch of the line of draws, and in it one epoch follows the other, all of its sequences in another order.
+        pools = self._pools
+        pool_N = np.searchsorted(pools.draw_end_Q, line_N, side="right")
+        size_N = pools.size_Q[pool_N]
+        epoch_N, within_N = np.divmod(line_N - pools.draw_start_Q[pool_N] + pools.skip_Q[pool_N], size_N)
+        key_N = epoch_keys(self._seed, self._source_keys_K[source_N], pools.first_epoch_Q[pool_N] + epoch_N)
+        place_N = pools.line_start_Q[pool_N] + permute(within_N, size=size_N, key=key_N)
+        part_N = np.searchsorted(pools.part_end_P, place_N, side="right")
+        in_part_N = place_N - pools.part_start_P[part_N]
+        return Located(
+            source_N,
+            part_N,
+            self._block_start_P[part_N] + in_part_N // self._per_block,
+            in_part_N % self._per_block,
+            np.minimum(self._num_labels_P[part_N] - in_part_N * self._length, self._length),
+        )
+
+
+def _check_length(manifest: Manifest, sequence_length: int, *, seed: int) -> None:
+    if sequence_length < 1 or manifest.block_tokens % sequence_length:
+        problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
+        remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
+        raise RecipeError(manifest.path, problem, remedy)
+    window = manifest.example_tokens
+    if window is not None and sequence_length % window:
+        problem = f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
+        raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
+    after = manifest.after
+    if after is not None and (sequence_length, seed) != (after.sequence_length, manifest.seed):
+        changed = (
+            f"sequence_length {sequence_length}, but the run that it continues was read in sequences of {after.sequence_length}"
+            if sequence_length != after.sequence_length
+            else f"seed {seed}, but the order of the run that it continues is of seed {manifest.seed}"
+        )
+        remedy = (
+            f"read it with sequence_length {after.sequence_length} and seed {manifest.seed}, else sequences would be served again"
+        )
+        raise MismatchError(manifest.path, changed, remedy)

@@ -162,12 +162,12 @@ def _find_gone_keys(content: Mapping[str, Any]) -> _UnknownKey | None:
 
 def _find_unknown_key(content: Any, annotation: Any, path: tuple[str, ...]) -> _UnknownKey | None:
     """Walk mapping and model side by side; describe the first key the model does not have."""
-    if isinstance(content, list) and typing.get_origin(annotation) is tuple:
-        items = (_find_unknown_key(item, typing.get_args(annotation)[0], (*path, str(n))) for n, item in enumerate(content))
-        return next(filter(None, items), None)
-    model, values = _model_and_mapping_value(annotation)
+    if isinstance(content, list):
+        in_elements = (_find_unknown_key(value, _element(annotation), (*path, str(n))) for n, value in enumerate(content))
+        return next(filter(None, in_elements), None)
     if not isinstance(content, Mapping):
         return None
+    model, values = _model_and_mapping_value(annotation)
     for key, value in content.items():
         place = (*path, str(key))
         if model is not None and key not in model.model_fields:
@@ -184,10 +184,19 @@ def _describe_unknown(place: tuple[str, ...], known: list[str]) -> _UnknownKey:
     return _UnknownKey(".".join(place), "unknown key", f"did you mean {likely!r}? `fastmix recipe --schema` lists all keys")
 
 
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+
+
+def _element(annotation: Any) -> Any:
+    """The type of a list's elements; None if none is allowed."""
+    of_lists = (option for option in _options(annotation) if typing.get_origin(option) in (list, tuple))
+    return next((typing.get_args(option)[0] for option in of_lists), None)
+
+
 def _model_and_mapping_value(annotation: Any) -> tuple[type[BaseModel] | None, Any]:
     """The model that an annotation describes, or the type of a mapping's values."""
-    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
-    for option in options:
+    for option in _options(annotation):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option, None
         if typing.get_origin(option) is dict:

@@ -158,13 +158,14 @@ class Recipe(Section):
         search, constraints = self.search, self.search.constraints
         by_source: tuple[tuple[str, object], ...] = (
             ("target.sources", self.target.sources if self.target is not None else None),
-            ("emit.max_epochs", self.emit.max_epochs if self.emit is not None else None),
             ("search.initial_weights", search.initial_weights),
             ("search.constraints.floor", constraints.floor),
             ("search.constraints.ceiling", constraints.ceiling),
             ("search.constraints.pinned", constraints.pinned),
         )
         yield from ((key, tuple(value)) for key, value in by_source if isinstance(value, dict))
+        if self.emit is not None:
+            yield from self.emit.named_sources().items()
         yield from ((f"search.constraints.groups.{name}", group.sources) for name, group in constraints.groups.items())
 
     @overload

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastmix_data.machine import let_waiting_threads_sleep
-from pipelines.cli import find, ship, start
+from pipelines.cli import find, manifest, ship, start
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +30,8 @@ for command in (
     ship.export,
     ship.verify,
     ship.inspect,
+    manifest.manifest,
+    manifest.trace,
     start.report,
     start.recipe,
     start.init,

@@ -54,6 +54,20 @@ class Bytes(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class TokenCount(click.ParamType[int]):
+    """A count of tokens as `1.5B`."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from fastmix_data.units import parse_count  # as above
+
+        try:
+            return parse_count(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 def command(work: Work) -> Work:
     """Give a command --json and --debug, and turn what users can put right into one line and exit code 2."""
 

@@ -10,7 +10,7 @@ import click
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.machine import Workers
-from pipelines.cli.options import Bytes, PathType, Replace, command, recipe_command, with_workers
+from pipelines.cli.options import Bytes, PathType, Replace, TokenCount, command, recipe_command, with_workers
 from pipelines.console import Console
 
 if TYPE_CHECKING:
@@ -19,14 +19,48 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--mixture", "mixture_path", type=PathType, help="A mixture of your own; the search's by default.")
+@click.option("--out", "directory", type=PathType, help="Folder to write; WORKDIR/manifest by default.")
+@click.option(
+    "--after",
+    "after_tokens",
+    type=TokenCount(),
+    metavar="TOKENS",
+    help="Write the rest of a run that has trained on so many tokens (sequences times their length, from its very start).",
+)
+@click.option(
+    "--of", "continued_path", type=PathType, metavar="MANIFEST", help="With --after: what it reads; the workdir's by default."
+)
+@click.option(
+    "--sequence-length",
+    type=click.IntRange(1),
+    help="With --after: the length it reads in; a block by default. The rest keeps it.",
+)
 @Replace
 @recipe_command
-def emit(recipe: Recipe, mixture_path: Path | None, replace: bool, console: Console) -> None:
+def emit(
+    recipe: Recipe,
+    mixture_path: Path | None,
+    directory: Path | None,
+    after_tokens: int | None,
+    continued_path: Path | None,
+    sequence_length: int | None,
+    replace: bool,
+    console: Console,
+) -> None:
     """Turn mixture and token budget into a token-exact manifest."""
     from fastmix_data.audit.inspection import format_inspection, inspect
     from pipelines import flow
 
-    manifest = flow.emit(recipe, mixture_path=mixture_path, replace=replace)
+    after = None
+    if after_tokens is not None:
+        after = flow.HalfTrained(after_tokens, continued_path, sequence_length)
+    elif continued_path is not None or sequence_length is not None:
+        option = f"--of {continued_path}" if continued_path is not None else f"--sequence-length {sequence_length}"
+        raise RecipeError(option, "says which run is to go on, but not from where", "give --after TOKENS too")
+    manifest = flow.emit(recipe, mixture_path=mixture_path, directory=directory, after=after, replace=replace)
+    if manifest.after is not None and manifest.after.tokens != after_tokens:
+        whole = f"{manifest.after.num_sequences} sequences of {manifest.after.sequence_length}"
+        console.say(f"--after {after_tokens} is rounded to {manifest.after.tokens}, which are {whole}")
     console.say(manifest.message)
     contents = inspect(manifest.path)
     console.result({"did_work": manifest.did_work, **contents}, format_inspection(contents))

@@ -10,11 +10,12 @@ from typing import Any
 
 from fastmix_data.atomic_files import PARTIAL_SUFFIX, exclusive_lock, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
-from fastmix_data.exports.format import ExportFormat, ExportRequest, ExportTask, Files, OnTokens, Receipt
+from fastmix_data.exports.format import NO, ExportFormat, ExportRequest, ExportTask, Files, OnTokens, Receipt
 from fastmix_data.exports.formats import export_format
 from fastmix_data.exports.part_tokens import check_unchanged
 from fastmix_data.machine import Workers, num_cores
-from fastmix_data.manifest.manifest import Part, load_manifest
+from fastmix_data.manifest.manifest import Manifest, load_manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.progress import Advance, progress
 from fastmix_data.workdir import ExportFolder
 from pipelines.cluster import dask_client, run_on_cluster
@@ -82,14 +83,18 @@ def export(
     Raises:
         InputError, CorruptArtefactError: as `load_manifest`; or a shard is missing, or changed since the manifest was made.
         MismatchError: the folder holds something else.
+            Or the manifest begins within an epoch.
         FastmixError: the format cannot hold this manifest.
     """
     manifest, workers = load_manifest(manifest_path), workers or Workers()
     root = (manifest.root_path if root is None else root).resolve()
     request = ExportRequest(manifest, root, directory.resolve(), files, max_file_bytes)
     work = _Export(export_format(to), request, check_shards=check_shards)
+    if manifest.starts_within_an_epoch:
+        problem = "continues another manifest in the middle of an epoch, and which sequences are left of that only fastmix's loader knows"
+        raise MismatchError(manifest.path, problem, "materialize it first")
     work.check_folder(replace=replace)
-    remarks = tuple(work.format.check(request))
+    remarks = (*_lost_phases(work.format, manifest), *work.format.check(request))
     with exclusive_lock(work.folder.lock, command="export"):
         if (done := work.finished()) is not None:
             return done
@@ -108,6 +113,14 @@ def check_directory(directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()) and not ExportFolder(directory).begun.exists():
         remedy = "name an empty or new folder with --out, or dir in the recipe"
         raise MismatchError(directory, "holds files that are no export of fastmix", remedy)
+
+
+def _lost_phases(format: ExportFormat, manifest: Manifest) -> tuple[str, ...]:
+    if len(manifest.phases) == 1 or format.keeps.phases != NO:
+        return ()
+    return (
+        f"{format.name} does not tell phases apart: it reads the mixture of all {len(manifest.phases)} together, from begin to end",
+    )
 
 
 class _Export:

@@ -159,7 +159,9 @@ class ReportInputs:
 
     @property
     def _is_manifest_of_another_mixture(self) -> bool:
-        if self.mixture is None or self.emitted.keys() != self.mixture.weights.keys():
+        if self.mixture is None or self.manifest is None or self.emitted.keys() != self.mixture.weights.keys():
+            return False
+        if len(self.manifest.phases) > 1:  # they have mixtures of their own
             return False
         weights = self.mixture.weights
         return any(abs(source.weight - weights[name]) > _SAME_WEIGHT for name, source in self.emitted.items())

@@ -27,7 +27,13 @@ class TextTable:
 
 def small_tables(inputs: ReportInputs) -> dict[str, TextTable]:
     """The tables of the page by the section that they belong to."""
-    found = {"trials": _trials(inputs), "compare": _comparison(inputs), "loss": _losses(inputs), "targets": _targets(inputs)}
+    found = {
+        "trials": _trials(inputs),
+        "compare": _comparison(inputs),
+        "loss": _losses(inputs),
+        "targets": _targets(inputs),
+        "manifest": _phases(inputs),
+    }
     return {name: table for name, table in found.items() if table.rows}
 
 
@@ -110,3 +116,12 @@ def _targets(inputs: ReportInputs) -> TextTable:
     filled = {head: cells for head, cells in columns.items() if cells}
     rows = [(name, *(cells.get(name, "") for cells in filled.values())) for name in losses]
     return TextTable(("target", *filled), rows)
+
+
+def _phases(inputs: ReportInputs) -> TextTable:
+    """The phases of the manifest in their order; none where one mixture is for all of it."""
+    phases = inputs.manifest.phases if inputs.manifest is not None else ()
+    if len(phases) < 2:
+        return TextTable((), [])
+    rows = [(f"phase {number}", tokens(phase.num_tokens), _largest(dict(phase.shares))) for number, phase in enumerate(phases)]
+    return TextTable(("in this order", "tokens", "largest shares"), rows)

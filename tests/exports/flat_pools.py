@@ -28,10 +28,11 @@ def runs_of(manifest: Manifest) -> dict[str, Run]:
     """The run of each pool, by the names of `pools_of`; documents of sources without a mask end with the end-of-text token."""
     runs: dict[str, Run] = defaultdict(lambda: Run([], [], [], 0))
     for part in manifest.parts:
-        name = f"{part.source}.rest" if part.partial else part.source
+        is_partial = not manifest.has_every_block(part.pool)
+        name = f"{part.source}.rest" if is_partial else part.source
         tokens, loss, begins, _ = runs[name]
         shard = StridedShard.detect(manifest.root_path / part.path)
-        goes_on = bool(tokens) and not part.partial and _number(part.path) > 0 and tokens[-1] != manifest.eos_id
+        goes_on = bool(tokens) and not is_partial and _number(part.path) > 0 and tokens[-1] != manifest.eos_id
         for block in range(part.block_start, part.block_stop):
             for at in range(min(manifest.block_tokens, part.num_tokens - (block - part.block_start) * manifest.block_tokens)):
                 is_first = block == part.block_start and at == 0

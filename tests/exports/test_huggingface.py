@@ -12,7 +12,8 @@ from other_readers import read_with
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.loader import ManifestDataset
 from fastmix_data.manifest.emit import emit_manifest
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from pipelines.export.run import export

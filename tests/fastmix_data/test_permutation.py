@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.permutation import derive_keys, name_key, permute, positions_of, shuffles
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**31))
@@ -33,3 +33,27 @@ def test_sizes_and_keys_broadcast_per_position() -> None:
     together = permute([0, 1, 2, 3], size=[5, 6, 7, 8], key=keys)
     alone = [permute(i, size=5 + i, key=keys[i : i + 1])[0] for i in range(4)]
     assert together.tolist() == alone
+
+
+@given(size=st.integers(1, 10**15), seed=st.integers(0, 2**31), data=st.data())
+def test_positions_are_found_from_their_images(size: int, seed: int, data: st.DataObject) -> None:
+    positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
+    images = permute(positions, size=size, key=derive_keys(seed))
+    assert positions_of(images, size=size, key=derive_keys(seed)).tolist() == positions
+
+
+@given(st.lists(st.integers(0, 80), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_shuffles_are_orders_of_their_own_ranges(sizes: list[int], seed: int) -> None:
+    shuffled_UM = shuffles(np.array(sizes), keys_U=derive_keys(seed, np.arange(len(sizes))))
+    for size, row in zip(sizes, shuffled_UM.tolist(), strict=True):
+        assert sorted(row[:size]) == list(range(size)) and all(number >= size for number in row[size:])
+
+
+def test_shuffles_put_every_number_everywhere_alike() -> None:
+    shuffled_UM = shuffles(np.full(4900, 7), keys_U=derive_keys(np.arange(4900)))
+    counts = np.array([np.bincount(column, minlength=7) for column in shuffled_UM.T])
+    assert ((counts - 700) ** 2 / 700).sum() < 36 + 5 * np.sqrt(2 * 36)
+
+
+def test_keys_of_names_are_what_they_always_were() -> None:
+    assert [name_key(name) for name in ("web", "code")] == [6674642467988156197, 7313750787042593323]

@@ -16,7 +16,8 @@ from fastmix_data.exports.format import ExportRequest, OnTokens
 from fastmix_data.exports.part_tokens import PartTokens, read_part
 from fastmix_data.exports.pools import PartRange, common_dtype, cut_into_files, pools_of
 from fastmix_data.foreign.storage import is_foreign
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.examples import is_padding
 
 
@@ -106,7 +107,7 @@ def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Pa
             if mask_out is not None:
                 carries_T = np.ones(len(own.tokens_T), np.bool_) if own.carries_loss_T is None else own.carries_loss_T
                 mask_out.write(carries_T[here].data)
-            goes_on = before is not None and _continues(before, part) and last_token != manifest.eos_id
+            goes_on = before is not None and _continues(manifest, before, part) and last_token != manifest.eos_id
             at_D, is_padding_D = _documents(own, here, eos_id=manifest.eos_id, goes_on=goes_on)
             position_D = part.block_start * manifest.block_tokens + at_D
             found.append(Documents(num_written + at_D - start, is_padding_D, np.full_like(at_D, number), position_D))
@@ -115,13 +116,13 @@ def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Pa
     return Documents(*(np.concatenate([getattr(some, f.name) for some in found]) for f in fields(Documents)))
 
 
-def _continues(before: Part, part: Part) -> bool:
+def _continues(manifest: Manifest, before: Part, part: Part) -> bool:
     """Whether a part's first token comes right after the last one of the part before it in the list."""
     # The last token of a partition is the only one that is followed by none; after any other shard of an epoch comes the next.
-    whole = before.is_whole_shard and part.is_whole_shard and not part.partial
+    is_next = before.pool == part.pool and manifest.has_every_block(part.pool)
     if is_foreign(before.storage) or is_foreign(part.storage):
-        return whole and before.path == part.path and before.first_token + before.num_tokens == part.first_token
-    return whole and before.num_labels == before.num_tokens
+        return is_next and before.path == part.path and before.first_token + before.num_tokens == part.first_token
+    return is_next and before.num_labels == before.num_tokens
 
 
 def _documents(own: PartTokens, here: slice, *, eos_id: int, goes_on: bool) -> tuple[Int64s, Bools]:

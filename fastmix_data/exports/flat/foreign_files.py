@@ -8,7 +8,7 @@ import numpy as np
 
 from fastmix_data.exports.pools import Pool
 from fastmix_data.foreign.storage import FLAT, TAIL
-from fastmix_data.manifest.manifest import Part
+from fastmix_data.manifest.parts import Part
 
 
 def whole_files(pool: Pool, *, block_tokens: int) -> tuple[Part, ...]:

@@ -17,7 +17,7 @@ from fastmix_data.exports.held_out import HeldOut, held_out_of
 from fastmix_data.exports.part_tokens import check_unchanged
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.foreign.storage import is_foreign
-from fastmix_data.manifest.manifest import Part
+from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.open_shard import tar_of_blocks
 
 EPOCHS, SHARES = "epochs.yaml", "shares.yaml"

@@ -22,7 +22,8 @@ from fastmix_data.exports.part_tokens import PartTokens, check_unchanged, read_p
 from fastmix_data.exports.pools import cut_evenly, pools_of
 from fastmix_data.foreign.mds import is_mds
 from fastmix_data.foreign.storage import FLAT
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 
 # Megatron reads a whole number of windows of each file: one more or less is under 0.4% of a file of this many blocks, and a file of less
 # than a window would fill one with its own repeats. Parts with fewer blocks are converted and merged, whatever was asked for.

@@ -14,8 +14,9 @@ from fastmix_data.arrow_arrays import booleans, numbers, strings
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.order import ManifestOrder
+from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.open_shard import Shard
 
 TOKEN_ID_LIMIT = 1 << 31

@@ -73,3 +73,23 @@ def test_index_is_a_wids_shard_list_of_the_files(manifest: Manifest, tmp_path: P
     for shard in index["shardlist"]:
         assert Path(shard["url"]).stat().st_size == shard["filesize"]
         assert sum(1 for _ in wds.WebDataset([shard["url"]], shardshuffle=False)) == shard["nsamples"]
+
+
+def test_phases_follow_each_other_in_the_list_and_a_shard_of_two_phases_is_one_file(
+    make_catalog: MakeCatalog, tmp_path: Path
+) -> None:
+    catalog = make_catalog({"books": [410, 333], "code": [800]})
+    phases = [{"tokens": 900, "weights": {"books": 1}}, {"tokens": 1700, "weights": {"books": 1, "code": 1}}]
+    emit = EmitSection.model_validate({"token_budget": 2600, "phases": phases})
+    manifest = emit_manifest(catalog, None, emit=emit, directory=catalog.root / "manifest")
+    exported = export(manifest.directory, to="webdataset", directory=tmp_path / "wds", files="copy")
+    assert not any("phases" in remark for remark in exported.remarks)
+    assert _read(tmp_path / "wds") == _blocks_of_parts(catalog, manifest)
+    urls = (tmp_path / "wds" / "shards.txt").read_text().splitlines()
+    num_first = sum(part.repeats for part in manifest.parts if manifest.pools[part.pool].phase == 0)
+    assert all("books" in url for url in urls[:num_first]) and any("code" in url for url in urls[num_first:])
+    shards = read_json(tmp_path / "wds" / "index.json")["shardlist"]
+    assert len({shard["url"] for shard in shards}) == len(shards)
+    assert sum(shard["nsamples"] * shard["repeats"] for shard in shards) == sum(p.num_blocks * p.repeats for p in manifest.parts)
+    lost = export(manifest.directory, to="energon", directory=tmp_path / "energon").remarks
+    assert any("does not tell phases apart: it reads the mixture of all 2 together" in remark for remark in lost)

@@ -71,6 +71,10 @@ def test_a_key_that_has_moved_is_refused_with_the_line_that_says_where_it_is_now
         parse_recipe({**LEAST, "search": {key: 1}})
 
 
+def _phases(*phases: dict[str, Any]) -> dict[str, Any]:
+    return {"emit": {"token_budget": 10, "phases": list(phases)}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,6 +90,13 @@ def test_a_key_that_has_moved_is_refused_with_the_line_that_says_where_it_is_now
         ({"training": {"token_budget": "50K"}}, "which end before the first update of the mixture (step 16); raise it"),
         ({"emit": {"token_budget": "many"}}, "'many' is not a number; write it like 2M or 100B"),
         ({"emit": {"token_budget": -1, "seed": -1}}, "(and 1 more)"),
+        (_phases({"tokens": "30%"}, {"tokens": 8}), "phases come to 11 tokens (30% = 3 + 8), but token_budget is 10"),
+        (_phases({"tokens": "100%", "wieghts": {"a": 1}}), "emit.phases.0.wieghts: unknown key; did you mean 'weights'?"),
+        (_phases({"tokens": "100%", "weights": {"c": 1}}), "emit.phases.0.weights: there is no source 'c'; the sources are a, b"),
+        (_phases({"tokens": "100%", "weights": {"a": 1}, "mixture": "m.json"}), "are both given; leave one of them out"),
+        (_phases({"tokens": "100%", "weights": {"a": 0}}), "are all 0; give at least one source a share"),
+        (_phases({"tokens": "120%"}), "'120%' is not a share of the budget; write it like 80%"),
+        (_phases(), "emit.phases: Tuple should have at least 1 item"),
         ({"search": {"constraints": {"floor": 2}}}, "less than or equal to 1"),
         ({"search": {"constraints": {"pinned": {"a": 0.5}, "ceiling": {"a": 0.2}}}}, "pinned.a 0.5 is outside its floor 0"),
         ({"search": {"constraints": {"groups": {"x": {"sources": ["a"]}, "y": {"sources": ["a"]}}}}}, "a is in x and in y"),
@@ -169,3 +180,10 @@ def test_a_workdir_whose_path_is_not_utf8_is_refused_by_its_key(tmp_path: Path) 
     with pytest.raises(RecipeError, match=r"caf\\xe9/run is not UTF-8, .*; name another workdir"):
         load_recipe(written(folder / "recipe.yaml", LEAST))
     assert load_recipe(folder / "recipe.yaml", [f"workdir={tmp_path}/run"]).base == folder.resolve()
+
+
+def test_phases_are_cut_out_of_the_budget_to_the_token() -> None:
+    phases = [{"tokens": "33.3%"}, {"tokens": "33.4%"}, {"tokens": "33.3%"}]
+    emit = parse_recipe({**LEAST, "emit": {"token_budget": 1001, "phases": phases}}).required("emit")
+    assert emit.tokens_of_phases() == [333, 335, 333] and emit.needs_search
+    assert emit.phases is not None and [phase.tokens for phase in emit.phases] == ["33.3%", "33.4%", "33.3%"]

@@ -27,8 +27,10 @@ from report_workdirs import (
 
 from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, InputError
+from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.recipe.constraints import GroupSection
+from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Certainty, Limit, Mixture, TrialsRecord, WorstTarget, load_mixture, save_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
 from fastmix_data.results.trajectory import Trajectory
@@ -173,6 +175,19 @@ def test_what_is_not_there_yet_is_named_with_its_command(tmp_path: Path) -> None
     assert "no mixture" not in page and "no manifest: `fastmix emit` writes it" in page
     make_manifest(workdir, catalog, mixture)
     assert "Not in this report yet" not in write_report(workdir).read_text()
+
+
+def test_phases_of_a_manifest_are_listed_and_are_no_other_mixture(tmp_path: Path) -> None:
+    paths = Workdir(tmp_path)
+    catalog = make_catalog(paths, ["a", "b", "c"])
+    mixture = make_search(paths, catalog)
+    budget = int(catalog.num_tokens_K().sum())
+    phases = [{"tokens": "75%", "weights": {"b": 3, "c": 1}}, {"tokens": "25%"}]
+    emit = EmitSection.model_validate({"token_budget": budget, "max_epochs": 9, "phases": phases})
+    emit_manifest(catalog, mixture, emit=emit, directory=paths.manifest.root)
+    page = html.unescape(write_report(paths).read_text())
+    assert "phase 0" in page and "75% b, 25% c" in page and "phase 1" in page
+    assert "written from another mixture" not in page
 
 
 def test_a_given_mixture_needs_neither_search_nor_catalog_and_its_names_are_escaped(tmp_path: Path) -> None:
