@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -18,9 +19,11 @@ from fastmix_data.errors import MismatchError
 from fastmix_data.loading.read_ahead import read_ahead
 from fastmix_data.loading.transformers_inputs import IGNORED_LABEL, Item
 from fastmix_data.manifest.manifest import Manifest, load_manifest
-from fastmix_data.manifest.order import Located, ManifestOrder
+from fastmix_data.manifest.order import Located
+from fastmix_data.manifest.written_order import order_of
 from fastmix_data.shards.examples import restarting_positions
-from fastmix_data.shards.shard_format import SequenceViews
+from fastmix_data.shards.shard_format import SequenceViews, StridedShard
+from fastmix_data.shards.table_rows import distinct
 
 __all__ = ["IGNORED_LABEL", "Item", "ManifestDataset", "ManifestLoader"]
 _PLANNED_SEQUENCES = 4096
@@ -33,7 +36,7 @@ class ManifestDataset(IterableDataset[Item]):
     Items are `{"tokens": int64 (L,), "positions": int64 (L,), "labels": int64 (L,), "source": int64 ()}`; with `batch_size` B every
     item is a batch and each tensor has a leading dimension B. Labels are the next tokens, already shifted, and -100 where there is
     none (padding) or where it carries no loss. Positions count from 0, and begin anew with each example of a source with a mask: as
-    `position_ids` they tell a model which tokens may attend to each other. Sources are numbered as in `manifest.sources`.
+    `position_ids` they tell a model which tokens may attend to each other. Sources are numbered as in `manifest.served_sources`.
 
     All ranks yield equal numbers of items, and equal numbers of sequences in each: a loop in which ranks wait for each other ends. The
     last sequences, fewer than there are ranks, are left out and warned of; `keep_rest` gives them to the first ranks.
@@ -77,7 +80,8 @@ class ManifestDataset(IterableDataset[Item]):
 
         Raises:
             InputError, CorruptArtefactError: as `load_manifest`.
-            RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
+            RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows; or the
+                manifest is materialized, in the order of another seed.
         """
         super().__init__()
         assert 0 <= rank < world_size and (batch_size is None or batch_size > 0) and not (drop_last and keep_rest)
@@ -85,11 +89,11 @@ class ManifestDataset(IterableDataset[Item]):
         self.manifest: Manifest = load_manifest(Path(path))
         self._root = self.manifest.root_path if root is None else Path(root)
         self._length = sequence_length or self.manifest.block_tokens
-        self._order = ManifestOrder(self.manifest, sequence_length=self._length, seed=seed)
+        self._order = order_of(self.manifest, sequence_length=self._length, seed=seed)
         self._seed = self.manifest.seed if seed is None else seed
         self._batch, self._single = batch_size or 1, batch_size is None
         self._rank, self._world, self._drop_last, self._keep_rest = rank, world_size, drop_last, keep_rest
-        self._dtype = np.result_type(*{part.dtype for part in self.manifest.parts})
+        self._dtype = np.result_type(*distinct(self.manifest.parts, "dtype"))
         self._read_ahead = read_ahead
         self._start = self._items_before = 0
         self._worker_items = 0
@@ -98,10 +102,11 @@ class ManifestDataset(IterableDataset[Item]):
         self._workers_read = torch.zeros(1, dtype=torch.uint8).share_memory_()
         self._counting_BT = torch.empty(0, self._length, dtype=torch.int64)
         self._views: dict[int, SequenceViews] = {}
+        self._tag_digits: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Memory maps stay behind: a spawned worker opens its own."""
-        return {**self.__dict__, "_views": {}}
+        return {**self.__dict__, "_views": {}, "_tag_digits": {}}
 
     @property
     def num_sequences(self) -> int:
@@ -213,8 +218,14 @@ class ManifestDataset(IterableDataset[Item]):
             if starts_BT is None
             else torch.from_numpy(restarting_positions(starts_BT)),
             "labels": torch.from_numpy(labels_BT),
-            "source": torch.from_numpy(located.source_N[start:stop].copy()),  # a view would keep the whole plan alive
+            "source": torch.from_numpy(self._sources(located, start, stop)),
         }
+
+    def _sources(self, located: Located, start: int, stop: int) -> Int64s:
+        if not self.manifest.sequence_sources:
+            return located.source_N[start:stop].copy()  # a view would keep the whole plan alive
+        places = zip(located.part_N[start:stop].tolist(), located.block_N[start:stop].tolist(), strict=True)
+        return np.array([int(self._tag_digits[part][block].tobytes()) for part, block in places], np.int64)
 
     def _plain_positions(self, num_sequences: int) -> torch.Tensor:
         # One row stands for all sequences, and PyTorch lets nobody write into it, so that items can share it too: to make another for
@@ -225,6 +236,8 @@ class ManifestDataset(IterableDataset[Item]):
 
     def _open(self, number: int) -> SequenceViews:
         shard = self.manifest.open(self.manifest.parts[number], root=self._root)
+        if self.manifest.sequence_sources and isinstance(shard, StridedShard):
+            self._tag_digits[number] = shard.tag_digits_ND()
         self._views[number] = shard.sequences(self._length)
         return self._views[number]
 

@@ -7,7 +7,9 @@ are spread evenly over the list, so that every stretch of it has about the mixtu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,14 @@ class _WebDataset:
         )
 
     def tasks(self, request: ExportRequest) -> Sequence[_PlacePart]:
-        return [_PlacePart(part, number) for number, part in enumerate(request.manifest.parts)]
+        return [_PlacePart(part, number) for number, part in enumerate(_placed(request.manifest))]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         paths = [Path(receipts[task.name]["path"]) for task in self.tasks(request)]
+        # A materialized manifest is in its order as it stands.
+        numbers = range(len(paths)) if request.manifest.sequence_sources else spread_repeats(request.manifest)
         with atomic_file(request.directory / SHARD_LIST) as file:
-            file.write("".join(f"{paths[number]}\n" for number in spread_repeats(request.manifest)).encode())
+            file.write("".join(f"{paths[number]}\n" for number in numbers).encode())
         write_json(request.directory / INDEX, _wids_index(request.manifest, paths))
         return (SHARD_LIST, INDEX)
 
@@ -98,6 +102,22 @@ class _PlacePart:
         return {"path": str(path), "files": [path.relative_to(directory).as_posix()] if made else []}
 
 
+def _placed(manifest: Manifest) -> Sequence[Part]:
+    """The parts; of a materialized manifest, whose parts end wherever a sequence is short, its shards."""
+    if not manifest.sequence_sources:
+        return manifest.parts
+    shards = [list(parts) for _, parts in groupby(manifest.parts, key=attrgetter("path"))]
+    return [
+        replace(
+            parts[0],
+            block_stop=parts[0].shard_blocks,
+            num_tokens=sum(part.num_tokens for part in parts),
+            num_labels=sum(part.num_labels for part in parts),
+        )
+        for parts in shards
+    ]
+
+
 def spread_repeats(manifest: Manifest) -> list[int]:
     """Numbers of parts, each `repeats` times, at evenly spaced moments of the run with a random phase."""
     # A reader without a shuffle buffer over the whole list sees it in this order. Occurrence i of r lies at a random moment within the
@@ -122,6 +142,6 @@ def _wids_index(manifest: Manifest, paths: Sequence[Path]) -> dict[str, Any]:
             "repeats": part.repeats,
             "num_padding_labels": part.num_blocks * manifest.block_tokens - part.num_labels,
         }
-        for part, path in zip(manifest.parts, paths, strict=True)
+        for part, path in zip(_placed(manifest), paths, strict=True)
     ]
     return {"wids_version": 1, "name": "fastmix", "shardlist": shards}

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import ShardRow
+from fastmix_data.shards.table_rows import column_of
 
 _PHASE_STREAM, _OFFSET_STREAM = 11, 12
 
@@ -42,11 +43,14 @@ class SourceBlocks:
         Args:
             index: of the source, which tells its random offsets from those of others.
         """
-        self._rows, self._block_tokens, self._index = tuple(rows), block_tokens, index
-        self.num_tokens = sum(row.num_tokens for row in rows)
+        self._rows, self._block_tokens, self._index = rows, block_tokens, index
+        num_tokens_S, num_blocks_S = (column_of(rows, name).tolist() for name in ("num_tokens", "num_blocks"))
+        self.num_tokens: int = sum(num_tokens_S)
         # Any shard that ends a partition may end with a short block; a source of many files has many of them.
-        tails = [row.num_tokens - (row.num_blocks - 1) * block_tokens for row in rows]
-        self._regular = [row.num_blocks - (tail != block_tokens) for row, tail in zip(rows, tails, strict=True)]
+        tails: list[int] = [
+            tokens - (blocks - 1) * block_tokens for tokens, blocks in zip(num_tokens_S, num_blocks_S, strict=True)
+        ]
+        self._regular = [blocks - (tail != block_tokens) for blocks, tail in zip(num_blocks_S, tails, strict=True)]
         self._irregular = [shard for shard, tail in enumerate(tails) if tail != block_tokens]
         self._num_regular = sum(self._regular)
         # A pass takes regular blocks first, so the amounts up to here are all multiples of a block; the few beyond are listed.

@@ -22,6 +22,7 @@ from fastmix_data.messages import and_more
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.table_rows import TableRows, column_of, distinct
 from fastmix_data.weight_units import token_shares
 from fastmix_data.workdir import ManifestFolder
 
@@ -118,18 +119,21 @@ def _plan(request: _Request) -> Manifest:
     if not total:
         problem = f"emit.token_budget {emit.token_budget} is less than half a block of {info.block_tokens} tokens"
         raise InfeasibleBudgetError("", problem, "raise it")
-    parts = tuple(
-        _part(blocks, block_tokens=info.block_tokens)
-        for source, tokens in zip(supply.blocks, realised, strict=True)
-        for blocks in source.ranges(tokens, seed=emit.seed)
+    parts = TableRows.of(
+        Part,
+        (
+            _part(blocks, block_tokens=info.block_tokens)
+            for source, tokens in zip(supply.blocks, realised, strict=True)
+            for blocks in source.ranges(tokens, seed=emit.seed)
+        ),
     )
     return Manifest(
         token_budget=emit.token_budget,
         num_tokens=total,
-        num_shards=len({part.path for part in parts}),
+        num_shards=len(distinct(parts, "path")),
         block_tokens=info.block_tokens,
-        example_tokens=info.example_tokens if any(part.has_mask for part in parts) else None,
-        dtype=np.result_type(*{part.dtype for part in parts}).str,
+        example_tokens=info.example_tokens if column_of(parts, "has_mask").any() else None,
+        dtype=np.result_type(*distinct(parts, "dtype")).str,
         vocab_size=info.vocab_size,
         eos_id=info.eos_id,
         tokenizer_sha256=info.tokenizer_sha256,

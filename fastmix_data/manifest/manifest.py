@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.foreign.storage import SHARD
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.shard_format import ShardLayout, shard_layout
+from fastmix_data.shards.table_rows import TableRows
 from fastmix_data.workdir import ManifestFolder
 
 SCHEMA_VERSION = 2
@@ -87,6 +86,8 @@ class Manifest:
     Attributes:
         example_tokens: length of the windows that examples of sources with a mask are packed into; None where there are none.
         root: path from the manifest's folder to the catalog's, from which the parts' paths start.
+        sequence_sources: of a materialized manifest, whose parts are read one after another as they are: the sources that the keys of
+            its samples number. Empty for all others, which are read in `ManifestOrder`.
         did_work: False if `emit_manifest` found it complete; not part of the file.
         directory: where it lies; not part of the file.
     """
@@ -106,7 +107,8 @@ class Manifest:
     recipe_hash: str
     root: str
     sources: tuple[ManifestSource, ...]
-    parts: tuple[Part, ...] = field(repr=False)
+    parts: Sequence[Part] = field(repr=False)
+    sequence_sources: tuple[ManifestSource, ...] = ()
     sha256: str = ""
     directory: Path = Path()
     did_work: bool = True
@@ -115,6 +117,11 @@ class Manifest:
     def root_path(self) -> Path:
         """Folder that the parts' paths start from."""
         return Path(os.path.normpath(self.directory / self.root))
+
+    @property
+    def served_sources(self) -> tuple[ManifestSource, ...]:
+        """The sources that a loader's items number."""
+        return self.sequence_sources or self.sources
 
     @property
     def path(self) -> Path:
@@ -149,8 +156,7 @@ class Manifest:
         return shard
 
 
-_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_()}
-_PARTS_SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[str(f.type)], nullable=False) for f in fields(Part)])
+_OF_SOURCES = ("sources", "sequence_sources")
 _NOT_IN_FILE = ("parts", "directory", "did_work", "sha256")
 
 
@@ -161,13 +167,12 @@ def save_manifest(manifest: Manifest) -> Manifest:
     """
     folder = ManifestFolder(manifest.directory)
     folder.manifest.unlink(missing_ok=True)
-    columns = {name: [getattr(part, name) for part in manifest.parts] for name in _PARTS_SCHEMA.names}
-    write_parquet(folder.parts, pa.table(columns, schema=_PARTS_SCHEMA))
+    write_parquet(folder.parts, TableRows.of(Part, manifest.parts).table)
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         **{f.name: getattr(manifest, f.name) for f in fields(manifest) if f.name not in _NOT_IN_FILE},
-        "sources": [asdict(source) for source in manifest.sources],
+        **{name: [asdict(source) for source in getattr(manifest, name)] for name in _OF_SOURCES},
         "parts": {"path": folder.parts.name, "sha256": sha256_of_file(folder.parts), "num_rows": len(manifest.parts)},
     }
     sha256 = hash_of(content)
@@ -184,10 +189,10 @@ def load_manifest(path: Path) -> Manifest:
     """
     path = ManifestFolder(path).manifest if path.is_dir() else path
     content = read_verified(path)
-    known = {f.name for f in fields(Manifest)} - {"sources", "parts"}
+    known = {f.name for f in fields(Manifest)} - {"parts", *_OF_SOURCES}
     return Manifest(
         **{name: value for name, value in content.items() if name in known},
-        sources=tuple(ManifestSource(**source) for source in content["sources"]),
+        **{name: tuple(ManifestSource(**source) for source in content.get(name, ())) for name in _OF_SOURCES},
         parts=_read_parts(path.parent / content["parts"]["path"], sha256=content["parts"]["sha256"]),
         directory=path.parent,
     )
@@ -210,11 +215,11 @@ def read_verified(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_parts(path: Path, *, sha256: str) -> tuple[Part, ...]:
+def _read_parts(path: Path, *, sha256: str) -> TableRows[Part]:
     """Rows of `parts.parquet`; refuses a file that is missing, or not the one that the manifest was written with."""
     again = "run `fastmix emit` again"
     if not path.is_file():
         raise CorruptArtefactError(path, "is missing", again)
     if sha256_of_file(path) != sha256:
         raise CorruptArtefactError(path, "does not have the hash that manifest.json records", again)
-    return tuple(Part(**row) for row in pq.read_table(path).to_pylist())
+    return TableRows.read(path, Part)

@@ -14,8 +14,9 @@ import numpy as np
 
 from fastmix_data.arrays import Int64s
 from fastmix_data.errors import RecipeError
-from fastmix_data.manifest.manifest import Manifest, Part
+from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.permutation import derive_keys, permute
+from fastmix_data.shards.table_rows import column_of, places_of
 
 # A little below a power of four, the domain of the permutation that shuffles a window: few images then fall outside.
 WINDOW_SEQUENCES = 56
@@ -33,23 +34,38 @@ class Located:
     num_labels_N: Int64s
 
 
+def check_length(manifest: Manifest, sequence_length: int) -> None:
+    """Refuse a sequence length that a manifest's blocks cannot be cut into.
+
+    Raises:
+        RecipeError: it does not divide block_tokens, or would cut examples that were packed into windows.
+    """
+    if sequence_length < 1 or manifest.block_tokens % sequence_length:
+        problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
+        remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
+        raise RecipeError(manifest.path, problem, remedy)
+    if manifest.example_tokens is not None and sequence_length % manifest.example_tokens:
+        window = manifest.example_tokens
+        problem = f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
+        raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
+
+
 class _Ranges:
     """Sequences of a list of parts, sources one after another, on one line of numbers."""
 
     def __init__(self, manifest: Manifest, *, sequence_length: int, partial: bool) -> None:
-        index_of = {source.name: index for index, source in enumerate(manifest.sources)}
-        self.parts = np.array([n for n, part in enumerate(manifest.parts) if part.partial == partial], np.int64)
-        chosen: list[Part] = [manifest.parts[number] for number in self.parts]
+        parts, names = manifest.parts, [source.name for source in manifest.sources]
+        self.parts: Int64s = np.flatnonzero(column_of(parts, "partial") == partial)
+        self.block_start_P, self.num_labels_P = (column_of(parts, name)[self.parts] for name in ("block_start", "num_labels"))
         # Rounded up: the last sequence of a part may have few labels, but it has one.
-        counts_P = np.array([-(-part.num_labels // sequence_length) for part in chosen], np.int64)
+        counts_P = -(-self.num_labels_P // sequence_length)
         self.end_P = np.cumsum(counts_P)
         self.start_P = self.end_P - counts_P
-        source_P = np.array([index_of[part.source] for part in chosen], np.int64)
-        self.size_K = np.zeros(len(index_of), np.int64)
+        source_P = places_of(parts, "source", among=names)[self.parts]
+        self.size_K, self.repeats_K = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         np.add.at(self.size_K, source_P, counts_P)
+        self.repeats_K[source_P] = column_of(parts, "repeats")[self.parts]
         self.start_K = np.cumsum(self.size_K) - self.size_K
-        self.block_start_P = np.array([part.block_start for part in chosen], np.int64)
-        self.num_labels_P = np.array([part.num_labels for part in chosen], np.int64)
 
 
 class ManifestOrder:
@@ -70,23 +86,13 @@ class ManifestOrder:
         Raises:
             RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
         """
-        if sequence_length < 1 or manifest.block_tokens % sequence_length:
-            problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
-            remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
-            raise RecipeError(manifest.path, problem, remedy)
-        if manifest.example_tokens is not None and sequence_length % manifest.example_tokens:
-            window = manifest.example_tokens
-            problem = (
-                f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
-            )
-            raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
+        check_length(manifest, sequence_length)
         self._length = sequence_length
         self._per_block = manifest.block_tokens // sequence_length
         self._seed = manifest.seed if seed is None else seed
         self._full = _Ranges(manifest, sequence_length=sequence_length, partial=False)
         self._partial = _Ranges(manifest, sequence_length=sequence_length, partial=True)
-        repeats = {part.source: part.repeats for part in manifest.parts if not part.partial}
-        self._epochs_K = np.array([repeats.get(source.name, 0) for source in manifest.sources], np.int64)
+        self._epochs_K = self._full.repeats_K
         self._in_full_K = self._epochs_K * self._full.size_K
         self.num_sequences_K: Int64s = self._in_full_K + self._partial.size_K
         self.num_sequences = int(self.num_sequences_K.sum())

@@ -15,7 +15,7 @@ from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool
 from fastmix_data.manifest.manifest import Manifest, Part
-from fastmix_data.manifest.order import ManifestOrder
+from fastmix_data.manifest.written_order import order_of
 from fastmix_data.shards.open_shard import Shard
 
 TOKEN_ID_LIMIT = 1 << 31
@@ -102,7 +102,7 @@ def files_of_pool(request: ExportRequest, pool: Pool, *, first_part: int) -> lis
 
 def write_order(path: Path, manifest: Manifest) -> None:
     """The manifest's order as a `.npy` of row numbers, over the pools' rows one after another: an int64 for each block of the run."""
-    order = ManifestOrder(manifest, sequence_length=manifest.block_tokens)
+    order = order_of(manifest, sequence_length=manifest.block_tokens)
     rows_P = [num_rows(part, manifest.block_tokens) for part in manifest.parts]
     # Of a part's first block if the part began with its shard's first one, so that a block's number can be added.
     offset_P = np.cumsum([0, *rows_P[:-1]]) - np.array([part.block_start for part in manifest.parts])
