@@ -192,7 +192,8 @@ def load_manifest(path: Path) -> Manifest:
     known = {f.name for f in fields(Manifest)} - {"parts", *_OF_SOURCES}
     return Manifest(
         **{name: value for name, value in content.items() if name in known},
-        **{name: tuple(ManifestSource(**source) for source in content.get(name, ())) for name in _OF_SOURCES},
+        sources=tuple(ManifestSource(**source) for source in content["sources"]),
+        sequence_sources=tuple(ManifestSource(**source) for source in content.get("sequence_sources", ())),
         parts=_read_parts(path.parent / content["parts"]["path"], sha256=content["parts"]["sha256"]),
         directory=path.parent,
     )

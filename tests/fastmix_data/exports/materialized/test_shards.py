@@ -19,6 +19,7 @@ from fastmix_data.audit.verify import verify
 from fastmix_data.errors import FastmixError, MismatchError, RecipeError
 from fastmix_data.exports.part_tokens import read_part
 from fastmix_data.loader import IGNORED_LABEL, ManifestDataset
+from fastmix_data.loading.source_meter import SourceMeter
 from fastmix_data.machine import Workers
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import Manifest, load_manifest
@@ -77,6 +78,14 @@ def test_the_loader_yields_the_batches_of_the_manifest_that_was_materialized(
         for rank in range(world_size):
             given = ManifestDataset(manifest.directory, sequence_length=length, rank=rank, **options)
             assert _equal(ManifestDataset(out, rank=rank, **options), given)
+    figures = []
+    for path in (manifest.directory, out):
+        dataset = ManifestDataset(path, sequence_length=length, batch_size=7)
+        meter = SourceMeter(dataset)
+        for batch in dataset:
+            meter.update(batch)
+        figures.append(meter.log(0))
+    assert figures[0] == figures[1] and {"source_tokens/books", "source_epochs/notes"} <= figures[0].keys()
     report = verify(out, quiet=True)
     assert report.ok and report.num_shards == written.num_shards
     assert load_manifest(out / "origin").sha256 == manifest.sha256
