@@ -12,11 +12,12 @@ import resource
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from loader import corpus_root, write_corpus
+from loader import write_corpus
 
 from fastmix_data.machine import Workers
 from pipelines.export.run import export
@@ -58,7 +59,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="where to write the shards")
     options = parser.parse_args()
-    with corpus_root(options.directory) as root:
+    with tempfile.TemporaryDirectory(prefix="fastmix-bench-", dir=options.directory) as folder:
+        root = Path(folder)
         catalog = write_corpus(
             root, num_tokens=options.tokens, block_tokens=options.block_tokens, shard_bytes=options.shard_bytes
         )

@@ -12,12 +12,12 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from loader import corpus_root
 
 from fastmix_data.loader import ManifestDataset
 from fastmix_data.manifest.emit import emit_manifest
@@ -127,7 +127,8 @@ def main() -> None:
         run_step(options.step, options.directory)
         return
     print(f"{'shards':>9} {'parts':>9} {'emit':>8} {'CPU':>8} {'peak':>8} {'first batch':>12} {'CPU':>8} {'peak':>8}")
-    with corpus_root(options.directory) as root:
+    with tempfile.TemporaryDirectory(prefix="fastmix-bench-", dir=options.directory) as folder:
+        root = Path(folder)
         for num_shards in options.shards:
             make_catalog(root / str(num_shards), num_shards=num_shards)
             emitted = measured("emit", root / str(num_shards))
