@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -18,13 +20,27 @@ from fastmix_data.errors import MismatchError
 from fastmix_data.loading.read_ahead import read_ahead
 from fastmix_data.loading.transformers_inputs import IGNORED_LABEL, Item
 from fastmix_data.manifest.manifest import Manifest, load_manifest
-from fastmix_data.manifest.order import Located, ManifestOrder
+from fastmix_data.manifest.order import Located
+from fastmix_data.manifest.written_order import order_of
 from fastmix_data.shards.examples import restarting_positions
-from fastmix_data.shards.shard_format import SequenceViews
+from fastmix_data.shards.open_shard import max_open_shards
+from fastmix_data.shards.shard_format import SequenceViews, StridedShard
+from fastmix_data.shards.table_rows import distinct
 
 __all__ = ["IGNORED_LABEL", "Item", "ManifestDataset", "ManifestLoader"]
 _PLANNED_SEQUENCES = 4096
 _PLANNED_NUMBERS = 1 << 26
+
+
+class _OpenPart(NamedTuple):
+    """What is read of a part's shard; with the sources of its sequences if it is materialized."""
+
+    views: SequenceViews
+    tag_digits_ND: npt.NDArray[np.uint8]
+
+
+_NO_TAGS = np.zeros((0, 0), np.uint8)
+_Opened = Callable[[int], _OpenPart]
 
 
 class ManifestDataset(IterableDataset[Item]):
@@ -33,7 +49,7 @@ class ManifestDataset(IterableDataset[Item]):
     Items are `{"tokens": int64 (L,), "positions": int64 (L,), "labels": int64 (L,), "source": int64 ()}`; with `batch_size` B every
     item is a batch and each tensor has a leading dimension B. Labels are the next tokens, already shifted, and -100 where there is
     none (padding) or where it carries no loss. Positions count from 0, and begin anew with each example of a source with a mask: as
-    `position_ids` they tell a model which tokens may attend to each other. Sources are numbered as in `manifest.sources`.
+    `position_ids` they tell a model which tokens may attend to each other. Sources are numbered as in `manifest.served_sources`.
 
     All ranks yield equal numbers of items, and equal numbers of sequences in each: a loop in which ranks wait for each other ends. The
     last sequences, fewer than there are ranks, are left out and warned of; `keep_rest` gives them to the first ranks.
@@ -78,7 +94,8 @@ class ManifestDataset(IterableDataset[Item]):
 
         Raises:
             InputError, CorruptArtefactError: as `load_manifest`.
-            RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows.
+            RecipeError: sequence_length does not divide block_tokens, or would cut examples that were packed into windows; or the
+                manifest is materialized, in the order of another seed.
             MismatchError: the manifest continues another one, which was read in another sequence length or seed.
         """
         super().__init__()
@@ -86,13 +103,12 @@ class ManifestDataset(IterableDataset[Item]):
         assert read_ahead >= 0
         self.manifest: Manifest = load_manifest(Path(path))
         self._root = self.manifest.root_path if root is None else Path(root)
-        after = self.manifest.after
-        self._length = sequence_length or (self.manifest.block_tokens if after is None else after.sequence_length)
-        self._order = ManifestOrder(self.manifest, sequence_length=self._length, seed=seed)
+        self._length = sequence_length or self.manifest.default_sequence_length
+        self._order = order_of(self.manifest, sequence_length=self._length, seed=seed)
         self._seed = self.manifest.seed if seed is None else seed
         self._batch, self._single = batch_size or 1, batch_size is None
         self._rank, self._world, self._drop_last, self._keep_rest = rank, world_size, drop_last, keep_rest
-        self._dtype = np.result_type(*self.manifest.parts.distinct("dtype"))
+        self._dtype = np.result_type(*distinct(self.manifest.parts, "dtype"))
         self._read_ahead = read_ahead
         self._start = self._items_before = 0
         self._worker_items = 0
@@ -100,11 +116,6 @@ class ManifestDataset(IterableDataset[Item]):
         # Workers have copies of this object. What one of them writes here is seen by all.
         self._workers_read = torch.zeros(1, dtype=torch.uint8).share_memory_()
         self._counting_BT = torch.empty(0, self._length, dtype=torch.int64)
-        self._views: dict[int, SequenceViews] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Memory maps stay behind: a spawned worker opens its own."""
-        return {**self.__dict__, "_views": {}}
 
     @property
     def num_sequences(self) -> int:
@@ -176,12 +187,13 @@ class ManifestDataset(IterableDataset[Item]):
         # Planning takes K numbers for each window up to the last position, and of many ranks each needs few positions of a window.
         planned = min(_PLANNED_SEQUENCES, _PLANNED_NUMBERS // (self._world * num_workers * len(self.manifest.sources)))
         per_plan = max(1, planned // self._batch)
+        opened = lru_cache(maxsize=max_open_shards())(self._open)
         for begin in range(0, len(numbers), per_plan):
             positions = [self._positions(number) for number in numbers[begin : begin + per_plan]]
             bounds = np.cumsum([0, *map(len, positions)]).tolist()
             located = self._order.locate(np.concatenate(positions))
             for start, stop in pairwise(bounds):
-                item = self._read(located, start, stop)
+                item = self._read(located, start, stop, opened=opened)
                 yield {name: values[0] for name, values in item.items()} if self._single else item
 
     def _positions(self, item: int) -> Int64s:
@@ -191,7 +203,7 @@ class ManifestDataset(IterableDataset[Item]):
         stop = min(first + self._batch * self._world, self.num_sequences - self.num_left_out())
         return np.arange(first, stop, self._world)
 
-    def _read(self, located: Located, start: int, stop: int) -> Item:
+    def _read(self, located: Located, start: int, stop: int, *, opened: _Opened) -> Item:
         shape = (stop - start, self._length)
         tokens_BS = np.empty((shape[0], shape[1] + 1), self._dtype)
         has_examples = self.manifest.example_tokens is not None
@@ -199,7 +211,7 @@ class ManifestDataset(IterableDataset[Item]):
         chosen = (located.part_N, located.block_N, located.within_N)
         # Most of the time of reading goes into this loop, so it does no more than it must.
         for row, (part, block, within) in enumerate(zip(*(values[start:stop].tolist() for values in chosen), strict=True)):
-            tokens, mask, starts = self._views.get(part) or self._open(part)
+            (tokens, mask, starts), _ = opened(part)
             tokens_BS[row] = tokens[block, within]
             if mask is not None and starts is not None and mask_BT is not None and starts_BT is not None:
                 mask_BT[row], starts_BT[row] = mask[block, within, 1:], starts[block, within, :-1]
@@ -216,8 +228,14 @@ class ManifestDataset(IterableDataset[Item]):
             if starts_BT is None
             else torch.from_numpy(restarting_positions(starts_BT)),
             "labels": torch.from_numpy(labels_BT),
-            "source": torch.from_numpy(located.source_N[start:stop].copy()),  # a view would keep the whole plan alive
+            "source": torch.from_numpy(self._sources(located, start, stop, opened=opened)),
         }
+
+    def _sources(self, located: Located, start: int, stop: int, *, opened: _Opened) -> Int64s:
+        if not self.manifest.sequence_sources:
+            return located.source_N[start:stop].copy()  # a view would keep the whole plan alive
+        places = zip(located.part_N[start:stop].tolist(), located.block_N[start:stop].tolist(), strict=True)
+        return np.array([int(opened(part).tag_digits_ND[block].tobytes()) for part, block in places], np.int64)
 
     def _plain_positions(self, num_sequences: int) -> torch.Tensor:
         # One row stands for all sequences, and PyTorch lets nobody write into it, so that items can share it too: to make another for
@@ -226,10 +244,11 @@ class ManifestDataset(IterableDataset[Item]):
             self._counting_BT = torch.arange(self._length).expand(num_sequences, self._length)
         return self._counting_BT
 
-    def _open(self, number: int) -> SequenceViews:
+    def _open(self, number: int) -> _OpenPart:
         shard = self.manifest.open(self.manifest.parts[number], root=self._root)
-        self._views[number] = shard.sequences(self._length)
-        return self._views[number]
+        is_materialized = bool(self.manifest.sequence_sources)
+        tags_ND = shard.tag_digits_ND() if is_materialized and isinstance(shard, StridedShard) else _NO_TAGS
+        return _OpenPart(shard.sequences(self._length), tags_ND)
 
     def state_after(self, num_items: int) -> dict[str, Any]:
         """JSON-able state for when every rank has consumed `num_items` items of the latest iteration; the same on every rank."""

@@ -109,6 +109,23 @@ class ManifestFolder:
         return ManifestFolder(self.root.resolve().parent / f"manifest-after-{tokens}")
 
 
+class MaterializedFolder(ManifestFolder):
+    """A corpus whose shards hold the sequences of a run in its order.
+
+    Attributes:
+        origin: a copy of the manifest that the run is of.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Name what lies in a folder; nothing is opened."""
+        super().__init__(root)
+        self.origin = ManifestFolder(root / "origin")
+
+    def shard(self, number: int) -> Path:
+        """A shard, by its place in the run."""
+        return self.root / "shards" / f"run-{number:06d}.tar"
+
+
 class ExportFolder:
     """A manifest in another trainer's format, and beside it what tells how far it is.
 

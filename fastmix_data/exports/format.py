@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.order import ManifestOrder
+from fastmix_data.manifest.written_order import WrittenOrder, order_of
 
 Files = Literal["reference", "hardlink", "copy"]
 OnTokens = Callable[[int], None]
@@ -24,6 +27,7 @@ class ExportRequest:
         directory: of the export, absolute.
         files: how whole shards come into an export that can use them as they are.
         max_file_bytes: a file of converted tokens is closed before it grows past this.
+        sequence_length: of the sequences that a format cuts the run into, if it does; the manifest's own when None.
     """
 
     manifest: Manifest
@@ -31,6 +35,22 @@ class ExportRequest:
     directory: Path
     files: Files = "reference"
     max_file_bytes: int = 1 << 31
+    sequence_length: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The sequence length, said or not."""
+        return self.sequence_length or self.manifest.default_sequence_length
+
+    @cached_property
+    def order(self) -> ManifestOrder | WrittenOrder:
+        """The run's sequences of this length, in order; made once, and sent to workers with the request.
+
+        Raises:
+            RecipeError: the manifest's blocks cannot be cut into sequences of this length.
+            MismatchError: the manifest continues one that was read in sequences of another length.
+        """
+        return order_of(self.manifest, sequence_length=self.length)
 
 
 class ExportTask(Protocol):
@@ -69,6 +89,7 @@ class Keeps:
         masks: that only some tokens carry loss.
         examples: where examples begin within a sequence, for attention and positions.
         phases: that one mixture follows another.
+        begun_epochs: that an earlier manifest read part of an epoch, of which this one has the rest.
     """
 
     order: str
@@ -77,6 +98,7 @@ class Keeps:
     masks: str
     examples: str
     phases: str = NO
+    begun_epochs: str = NO
 
 
 class ExportFormat(Protocol):

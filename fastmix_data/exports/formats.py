@@ -9,7 +9,14 @@ from fastmix_data.recipe.exports import EXPORT_NAMES
 
 NAMES = EXPORT_NAMES
 # Folders of modules that are not beside this one.
-_FOLDERS = {"megatron": "nvidia.", "nemo": "nvidia.", "energon": "nvidia.", "olmo": "flat.", "datatrove": "flat."}
+_FOLDERS = {
+    "shards": "materialized.",
+    "megatron": "nvidia.",
+    "nemo": "nvidia.",
+    "energon": "nvidia.",
+    "olmo": "flat.",
+    "datatrove": "flat.",
+}
 
 
 def export_format(name: str) -> ExportFormat:

@@ -12,9 +12,10 @@ from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.errors import MismatchError
 from fastmix_data.exports.format import ExportRequest, Keeps, Receipt
 from fastmix_data.exports.parquet.card import CARD, dataset_card
-from fastmix_data.exports.parquet.rows import TOKEN_ID_LIMIT, WriteRows, files_of_pool, num_rows, numbered_pools, write_order
+from fastmix_data.exports.parquet.rows import TOKEN_ID_LIMIT, WriteRows, files_of_pool, num_rows, write_order
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.written_order import order_of
 
 PLAN, ORDER, SCRIPT = "interleave.json", "order.npy", "interleave.py"
 
@@ -29,6 +30,7 @@ class _HuggingFace:
         epochs="yes",
         masks="yes, as `loss_mask`",
         examples="yes, as `starts`",
+        phases="yes; drawn as one where it streams",
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
@@ -36,7 +38,9 @@ class _HuggingFace:
         if manifest.vocab_size > TOKEN_ID_LIMIT:
             problem = f"has token ids up to {manifest.vocab_size - 1:,}, and input_ids are int32"
             raise MismatchError(manifest.path, problem, "export with --to webdataset, which keeps the shards' own type")
-        without = sum(part.num_blocks - num_rows(part, manifest.block_tokens) for part in manifest.parts)
+        order_of(manifest, sequence_length=manifest.block_tokens)  # refuses a rest of a run that was read in shorter sequences
+        parts = [part for pool in pools_of(manifest) for part in pool.parts]
+        without = sum(part.num_blocks - num_rows(part, manifest.block_tokens) for part in parts)
         if not without:
             return ()
         return (
@@ -44,8 +48,7 @@ class _HuggingFace:
         )
 
     def tasks(self, request: ExportRequest) -> Sequence[WriteRows]:
-        pools = numbered_pools(pools_of(request.manifest))
-        return [file for first_part, pool in pools for file in files_of_pool(request, pool, first_part=first_part)]
+        return [file for pool in pools_of(request.manifest) for file in files_of_pool(request, pool)]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         pools, directory = pools_of(request.manifest), request.directory

@@ -15,6 +15,7 @@ import numpy as np
 from fastmix_data.arrays import Tokens
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
+from fastmix_data.exports.part_tokens import label_remarks
 from fastmix_data.exports.pools import FETCHED_FILE_BYTES, PartRange, common_dtype, cut_into_files, pools_of
 
 MIXTURE = "mixture.py"
@@ -37,7 +38,7 @@ class _LitData:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        remarks, window = [], request.manifest.block_tokens + 1
+        remarks, window = label_remarks(request.manifest), request.manifest.block_tokens + 1
         pools = pools_of(request.manifest)
         if masked := dict.fromkeys(pool.source for pool in pools if pool.has_mask):
             remarks.append(

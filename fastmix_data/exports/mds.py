@@ -41,7 +41,8 @@ class _Mds:
 
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest, remarks = request.manifest, []
-        padded = sum(part.num_blocks * manifest.block_tokens - part.num_labels for part in manifest.parts)
+        parts = [part for pool in pools_of(manifest) for part in pool.parts]
+        padded = sum(part.num_blocks * manifest.block_tokens - part.num_labels for part in parts)
         if padded:
             remarks.append(
                 f"{padded} labels beyond the last token of a run are padding: `num_labels` of each sample counts the others;"

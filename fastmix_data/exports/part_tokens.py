@@ -52,6 +52,16 @@ def read_part(manifest: Manifest, part: Part, *, root: Path) -> PartTokens:
     )
 
 
+def label_remarks(manifest: Manifest) -> list[str]:
+    """What formats that take tokens as one run cannot say of a manifest, in sentences."""
+    if not manifest.sequence_sources:
+        return []
+    return [
+        f"its shards hold sequences of {manifest.block_tokens} tokens in the order of the run, so the label at the end of each is the next "
+        "one's first token, not its own next"
+    ]
+
+
 def check_unchanged(part: Part, *, root: Path) -> None:
     """Refuse a shard whose bytes are not those that the manifest was made from; reads all of them, of foreign files a sample.
 

@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fastmix_data.arrays import Int64s
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
+from fastmix_data.shards.table_rows import column_of, distinct
 
 # Shards of formats whose readers fetch a whole file before its first sample, and shuffle by files: the default of their own writers.
 FETCHED_FILE_BYTES = 1 << 26
@@ -66,20 +68,27 @@ def pools_of(manifest: Manifest) -> list[Pool]:
 
     Pools of which nothing is drawn are left out. Of several phases, each has pools of its own.
     """
-    bounds = np.searchsorted(manifest.parts.numbers("pool"), np.arange(len(manifest.pools) + 1)).tolist()
+    bounds = np.searchsorted(column_of(manifest.parts, "pool"), np.arange(len(manifest.pools) + 1)).tolist()
     found, times = list[Pool](), Counter[str]()
     for number, (pool, (start, stop)) in enumerate(zip(manifest.pools, pairwise(bounds), strict=True)):
         if not pool.is_marker:
             kind = pool.source if manifest.has_every_block(number) else f"{pool.source}.rest"
             times[kind] += 1
             name = kind if times[kind] == 1 else f"{kind}.{times[kind]}"
-            found.append(Pool(name, pool.source, pool.repeats, manifest.parts[start:stop], start, pool.phase))
+            found.append(Pool(name, pool.source, pool.repeats, tuple(manifest.parts[start:stop]), start, pool.phase))
     return found
+
+
+def drawn_rows(manifest: Manifest) -> Int64s:
+    """Numbers of the parts of these pools."""
+    is_drawn_Q = np.array([not pool.is_marker for pool in manifest.pools], np.bool_)
+    drawn_P: Int64s = np.flatnonzero(is_drawn_Q[column_of(manifest.parts, "pool")])
+    return drawn_P
 
 
 def common_dtype(manifest: Manifest) -> np.dtype[np.unsignedinteger]:
     """The smallest that holds the tokens of every part: a batch has samples of several pools."""
-    return np.result_type(manifest.dtype, *manifest.parts.distinct("dtype"))
+    return np.result_type(manifest.dtype, *distinct(manifest.parts, "dtype"))
 
 
 class PartRange(NamedTuple):

@@ -84,7 +84,9 @@ class _TorchTitan:
     name = "torchtitan"
     reader = "torchtitan 0.3.0, its dataloader over fastmix's"
     writes = "a module that configures torchtitan's trainer, with a copy of the manifest; no tokens"
-    keeps = Keeps(order="yes", shares="yes", epochs="yes", masks="yes, as labels of -100", examples="yes, as positions")
+    keeps = Keeps(
+        order="yes", shares="yes", epochs="yes", masks="yes, as labels of -100", examples="yes, as positions", phases="yes"
+    )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
         count = sum(-(-part.num_labels // request.manifest.block_tokens) * part.repeats for part in request.manifest.parts)

@@ -7,7 +7,9 @@ are spread evenly over the list, so that every stretch of it has about the mixtu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ class _WebDataset:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        padded = sum(part.num_blocks * request.manifest.block_tokens - part.num_labels for part in request.manifest.parts)
+        parts = [part for pool in pools_of(request.manifest) for part in pool.parts]
+        padded = sum(part.num_blocks * request.manifest.block_tokens - part.num_labels for part in parts)
         if not padded:
             return ()
         return (
@@ -55,8 +58,10 @@ class _WebDataset:
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         paths = [Path(receipts[place.name]["path"]) for place in _places(request.manifest)]
+        # A materialized manifest is in its order as it stands.
+        numbers = range(len(paths)) if request.manifest.sequence_sources else spread_repeats(request.manifest)
         with atomic_file(request.directory / SHARD_LIST) as file:
-            file.write("".join(f"{paths[number]}\n" for number in spread_repeats(request.manifest)).encode())
+            file.write("".join(f"{paths[number]}\n" for number in numbers).encode())
         write_json(request.directory / INDEX, _wids_index(request.manifest, paths))
         return (SHARD_LIST, INDEX)
 
@@ -103,8 +108,18 @@ class _PlacePart:
 
 
 def _places(manifest: Manifest) -> list[_PlacePart]:
-    """Of every part that is drawn, pool by pool."""
-    return [_PlacePart(part, pool.first_part + n) for pool in pools_of(manifest) for n, part in enumerate(pool.parts)]
+    """Of every part that is drawn, pool by pool; of a materialized manifest, whose parts end wherever a sequence is short, its shards."""
+    pools = pools_of(manifest)
+    if not manifest.sequence_sources:
+        return [_PlacePart(part, pool.first_part + n) for pool in pools for n, part in enumerate(pool.parts)]
+    shards = [list(parts) for _, parts in groupby(pools[0].parts, key=attrgetter("path"))]
+    return [_PlacePart(_whole(parts), number) for number, parts in enumerate(shards)]
+
+
+def _whole(parts: Sequence[Part]) -> Part:
+    """Parts that make up a shard as one."""
+    num_tokens, num_labels = (sum(getattr(part, name) for part in parts) for name in ("num_tokens", "num_labels"))
+    return replace(parts[0], block_stop=parts[0].shard_blocks, num_tokens=num_tokens, num_labels=num_labels)
 
 
 def spread_repeats(manifest: Manifest) -> list[int]:

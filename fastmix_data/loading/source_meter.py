@@ -45,7 +45,7 @@ class SourceMeter:
             dataset: whose manifest the batches are of.
             group: the ranks that read different items, if these are not all ranks.
         """
-        sources = dataset.manifest.sources
+        sources = dataset.manifest.served_sources
         self._path = dataset.manifest.path
         self._names = [source.name for source in sources]
         self._asked_K = np.array([source.weight for source in sources])

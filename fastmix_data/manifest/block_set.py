@@ -17,6 +17,7 @@ import numpy as np
 from fastmix_data.arrays import Bools, Int64s
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import ShardRow
+from fastmix_data.shards.table_rows import TableRows, column_of
 
 _SYSTEMATIC_STREAM, _OFFSET_STREAM = 11, 12
 _LARGEST_PRODUCT = 1 << 62
@@ -33,10 +34,10 @@ class SourceShards:
 
     def __init__(self, rows: Sequence[ShardRow], *, block_tokens: int) -> None:
         """Tell shards with a short last block from others."""
-        self.rows, self.block_tokens = tuple(rows), block_tokens
-        self.num_blocks_S: Int64s = np.array([row.num_blocks for row in rows], np.int64)
-        self.num_tokens_S: Int64s = np.array([row.num_tokens for row in rows], np.int64)
-        self.num_labels_S: Int64s = np.array([row.num_labels for row in rows], np.int64)
+        self.rows, self.block_tokens = TableRows.of(ShardRow, rows), block_tokens
+        self.num_blocks_S: Int64s = column_of(self.rows, "num_blocks")
+        self.num_tokens_S: Int64s = column_of(self.rows, "num_tokens")
+        self.num_labels_S: Int64s = column_of(self.rows, "num_labels")
         # Any shard that ends a partition may end with a short block; a source of many files has many of them.
         self.has_tail_S: Bools = self.num_tokens_S != self.num_blocks_S * block_tokens
 

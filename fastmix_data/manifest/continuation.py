@@ -15,6 +15,8 @@ from fastmix_data.manifest.source_stream import SourceStream
 from fastmix_data.messages import and_more
 from fastmix_data.permutation import name_key
 from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.table_rows import column_of
+from fastmix_data.workdir import MaterializedFolder
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ def continue_after(manifest: Manifest, tokens: int, *, sequence_length: int | No
         sequence_length: that the run is read in; by default the one the manifest is fixed to, else its block_tokens.
 
     Raises:
-        InputError: the place is before the manifest begins or not before its end.
+        InputError: the place is before the manifest begins or not before its end; or the manifest is a materialized one.
         RecipeError, MismatchError: as `ManifestOrder`.
     """
-    before = manifest.after
-    length = sequence_length or (before.sequence_length if before is not None else manifest.block_tokens)
+    if manifest.sequence_sources:
+        origin = MaterializedFolder(manifest.directory).origin.root
+        remedy = f"name the one that it was made from, {origin} or what that is a copy of, and --sequence-length {manifest.block_tokens}"
+        raise InputError(manifest.path, "is materialized, and does not know what of its sources is left", remedy)
+    before, length = manifest.after, sequence_length or manifest.default_sequence_length
     order = ManifestOrder(manifest, sequence_length=length)
     num_sequences, first = (tokens + length // 2) // length, before.num_sequences if before is not None else 0
     end = first + order.num_sequences
@@ -79,7 +84,7 @@ def continued_sources(continuation: Continuation, catalog: Catalog) -> dict[str,
         problem = f"has no source {and_more(missing)}, which the manifest has"
         raise MismatchError(catalog.root, problem, "keep its shards, and give it weight 0 if it is to end")
     pools_of: dict[str, list[tuple[ManifestPool, slice]]] = {source.name: [] for source in manifest.sources}
-    bounds_Q = np.searchsorted(manifest.parts.numbers("pool"), np.arange(len(manifest.pools) + 1)).tolist()
+    bounds_Q = np.searchsorted(column_of(manifest.parts, "pool"), np.arange(len(manifest.pools) + 1)).tolist()
     for number, pool in enumerate(manifest.pools):
         pools_of[pool.source].append((pool, slice(bounds_Q[number], bounds_Q[number + 1])))
     found = {}
@@ -105,24 +110,21 @@ def _check_same_tokens(manifest: Manifest, catalog: Catalog) -> None:
 def _block_set(manifest: Manifest, rows: slice, shards: SourceShards) -> BlockSet:
     """A pool's parts as blocks of the shards that are there now."""
     # Of a foreign file there is a row for each range of it.
-    number_of = {(row.path, row.first_token): number for number, row in enumerate(shards.rows)}
+    known = zip(*(shards.rows.table[name].to_pylist() for name in ("path", "first_token", "sha256", "num_blocks")), strict=True)
+    number_of = {identity: number for number, identity in enumerate(known)}
     table = manifest.parts.table.slice(rows.start, rows.stop - rows.start)
-    paths, firsts, hashes, lengths = (table[name].to_pylist() for name in ("path", "first_token", "sha256", "shard_blocks"))
-    numbers = [number_of.get(place, -1) for place in zip(paths, firsts, strict=True)]
-    changed = [
-        path
-        for path, number, *recorded in zip(paths, numbers, hashes, lengths, strict=True)
-        if number < 0 or [shards.rows[number].sha256, shards.rows[number].num_blocks] != recorded
-    ]
+    wanted = zip(*(table[name].to_pylist() for name in ("path", "first_token", "sha256", "shard_blocks")), strict=True)
+    found = [(path, number_of.get((path, *rest), -1)) for path, *rest in wanted]
+    changed = [path for path, number in found if number < 0]
     if changed:
-        source = manifest.pools[int(manifest.parts.numbers("pool")[rows.start])].source
+        source = manifest.pools[int(column_of(manifest.parts, "pool")[rows.start])].source
         problem = f"source {source}: {and_more(changed)} changed or is gone since {manifest.path} was made"
         raise MismatchError(
             "--after", problem, "restore it; sources may only grow by shards, and new text can be a source of its own"
         )
     # In the order of the parts, which the permutations of their sequences go by, whatever order the catalog has now.
-    shard_R = np.array(numbers, np.int64)
-    start_R, stop_R = (manifest.parts.numbers(name)[rows] for name in ("block_start", "block_stop"))
+    shard_R = np.array([number for _, number in found], np.int64)
+    start_R, stop_R = (column_of(manifest.parts, name)[rows] for name in ("block_start", "block_stop"))
     return BlockSet(shards, shard_R, start_R, stop_R)
 
 

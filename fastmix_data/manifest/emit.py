@@ -28,12 +28,13 @@ from fastmix_data.manifest.manifest import (
     save_manifest,
 )
 from fastmix_data.manifest.phases import PhasePlan, phases_after, plan_phases
-from fastmix_data.manifest.planned_parts import parts_of
+from fastmix_data.manifest.planned_parts import planned_parts
 from fastmix_data.manifest.source_stream import PlannedPool, SourceStream
 from fastmix_data.messages import and_more
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.table_rows import column_of, distinct, num_distinct
 from fastmix_data.workdir import ManifestFolder
 
 
@@ -181,17 +182,17 @@ def _plan(request: _Request) -> Manifest:
     if not total:
         problem = f"emit.token_budget leaves {budget} tokens, less than half a block of {info.block_tokens}"
         raise InfeasibleBudgetError("", problem, "raise it")
-    parts = parts_of([(pool.blocks, pool.repeats) for _, _, pool in pools])
-    drawn = [number for number, (_, _, pool) in enumerate(pools) if pool.skip != pool.stop]
+    parts = planned_parts([(pool.blocks, pool.repeats) for _, _, pool in pools])
+    drawn_Q = np.array([pool.skip != pool.stop for _, _, pool in pools])
+    drawn_P = np.flatnonzero(drawn_Q[column_of(parts, "pool")])
     identity, weights = request.identity, _mean_weights(plans)
-    has_mask = True in parts.distinct("has_mask")
     return Manifest(
         token_budget=budget,
         num_tokens=total,
-        num_shards=parts.num_distinct("path", pools=drawn),
+        num_shards=num_distinct(parts.part(drawn_P), "path"),
         block_tokens=info.block_tokens,
-        example_tokens=info.example_tokens if has_mask else None,
-        dtype=np.result_type(*parts.distinct("dtype")).str,
+        example_tokens=info.example_tokens if column_of(parts, "has_mask").any() else None,
+        dtype=np.result_type(*distinct(parts, "dtype")).str,
         vocab_size=info.vocab_size,
         eos_id=info.eos_id,
         tokenizer_sha256=info.tokenizer_sha256,

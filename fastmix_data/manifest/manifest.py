@@ -16,13 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
-from fastmix_data.manifest.parts import Part, Parts
+from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.shard_format import ShardLayout, shard_layout
+from fastmix_data.shards.table_rows import TableRows
 from fastmix_data.units import format_count
 from fastmix_data.workdir import ManifestFolder
 
@@ -114,6 +113,8 @@ class Manifest:
         example_tokens: length of the windows that examples of sources with a mask are packed into; None where there are none.
         root: path from the manifest's folder to the catalog's, from which the parts' paths start.
         after: what it continues, if anything.
+        sequence_sources: of a materialized manifest, whose parts are read one after another as they are: the sources that the keys of
+            its samples number. Empty for all others, which are read in `ManifestOrder`.
         did_work: False if `emit_manifest` found it complete; not part of the file.
         directory: where it lies; not part of the file.
     """
@@ -136,7 +137,8 @@ class Manifest:
     sources: tuple[ManifestSource, ...]
     phases: tuple[ManifestPhase, ...]
     pools: tuple[ManifestPool, ...] = field(repr=False)
-    parts: Parts = field(repr=False)
+    parts: TableRows[Part] = field(repr=False)
+    sequence_sources: tuple[ManifestSource, ...] = ()
     sha256: str = ""
     directory: Path = Path()
     did_work: bool = True
@@ -145,6 +147,16 @@ class Manifest:
     def root_path(self) -> Path:
         """Folder that the parts' paths start from."""
         return Path(os.path.normpath(self.directory / self.root))
+
+    @property
+    def served_sources(self) -> tuple[ManifestSource, ...]:
+        """The sources that a loader's items number."""
+        return self.sequence_sources or self.sources
+
+    @property
+    def default_sequence_length(self) -> int:
+        """Of the sequences that it is read in unless others are asked for."""
+        return self.block_tokens if self.after is None else self.after.sequence_length
 
     @property
     def path(self) -> Path:
@@ -209,7 +221,12 @@ class Manifest:
 
 
 _NOT_IN_FILE = ("parts", "directory", "did_work", "sha256")
-_RECORDS = {"sources": ManifestSource, "phases": ManifestPhase, "pools": ManifestPool}
+_RECORDS = {
+    "sources": ManifestSource,
+    "sequence_sources": ManifestSource,
+    "phases": ManifestPhase,
+    "pools": ManifestPool,
+}
 
 
 def save_manifest(manifest: Manifest) -> Manifest:
@@ -274,11 +291,11 @@ def read_verified(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_parts(path: Path, *, sha256: str) -> Parts:
+def _read_parts(path: Path, *, sha256: str) -> TableRows[Part]:
     """Rows of `parts.parquet`; refuses a file that is missing, or not the one that the manifest was written with."""
     again = "run `fastmix emit` again"
     if not path.is_file():
         raise CorruptArtefactError(path, "is missing", again)
     if sha256_of_file(path) != sha256:
         raise CorruptArtefactError(path, "does not have the hash that manifest.json records", again)
-    return Parts(pq.read_table(path))
+    return TableRows.read(path, Part)

@@ -27,6 +27,7 @@ from fastmix_data.errors import MismatchError, RecipeError
 from fastmix_data.manifest.epoch_draws import epoch_keys
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.permutation import derive_keys, name_key, permute, shuffles
+from fastmix_data.shards.table_rows import column_of
 
 WINDOW_SEQUENCES = 56
 _OFFSET_STREAM, _WINDOW_STREAM = 21, 23
@@ -43,6 +44,22 @@ class Located:
     num_labels_N: Int64s
 
 
+def check_length(manifest: Manifest, sequence_length: int) -> None:
+    """Refuse a sequence length that a manifest's blocks cannot be cut into.
+
+    Raises:
+        RecipeError: it does not divide block_tokens, or would cut examples that were packed into windows.
+    """
+    if sequence_length < 1 or manifest.block_tokens % sequence_length:
+        problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
+        remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
+        raise RecipeError(manifest.path, problem, remedy)
+    window = manifest.example_tokens
+    if window is not None and sequence_length % window:
+        problem = f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
+        raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
+
+
 class _Pools:
     """The draws of all pools on one line of numbers, by phase, then source, then in their order; and their sequences on another."""
 
@@ -50,11 +67,11 @@ class _Pools:
         index_of = {source.name: index for index, source in enumerate(manifest.sources)}
         pools, parts, num_sources = manifest.pools, manifest.parts, len(manifest.sources)
         # Rounded up: the last sequence of a part may have few labels, but it has one.
-        counts_P = -(-parts.numbers("num_labels") // sequence_length)
+        counts_P = -(-column_of(parts, "num_labels") // sequence_length)
         self.part_end_P: Int64s = np.cumsum(counts_P)
         self.part_start_P: Int64s = self.part_end_P - counts_P
         size_Q = np.zeros(len(pools), np.int64)
-        np.add.at(size_Q, parts.numbers("pool"), counts_P)
+        np.add.at(size_Q, column_of(parts, "pool"), counts_P)
         group_Q = np.array([pool.phase * num_sources + index_of[pool.source] for pool in pools], np.int64)
         stop_Q = [
             pool.repeats * size if pool.stop is None else pool.stop for pool, size in zip(pools, size_Q.tolist(), strict=True)
@@ -150,12 +167,13 @@ class ManifestOrder:
             MismatchError: the manifest continues another one, whose length or seed were others.
         """
         self._seed = manifest.seed if seed is None else seed
-        _check_length(manifest, sequence_length, seed=self._seed)
+        check_length(manifest, sequence_length)
+        _check_goes_on(manifest, sequence_length, seed=self._seed)
         self._length = sequence_length
         self._per_block = manifest.block_tokens // sequence_length
         self._pools = _Pools(manifest, sequence_length=sequence_length)
-        self._block_start_P = manifest.parts.numbers("block_start")
-        self._num_labels_P = manifest.parts.numbers("num_labels")
+        self._block_start_P = column_of(manifest.parts, "block_start")
+        self._num_labels_P = column_of(manifest.parts, "num_labels")
         self._source_keys_K: Int64s = np.array([name_key(source.name) for source in manifest.sources], np.int64)
         self._phases: list[_Phase] = []
         first_window = 0
@@ -182,6 +200,11 @@ class ManifestOrder:
                 source_N[here], draw_N = phase.locate(positions_N[here] - self.phase_start_F[number])
                 line_N[here] = draw_N + self._pools.draw_start_FK[number, source_N[here]]
         return self._resolve(source_N, line_N)
+
+    def phase_of(self, positions_N: Int64s) -> Int64s:
+        """Numbers of the phases that positions of the run lie in."""
+        phase_N: Int64s = np.searchsorted(self.phase_start_F, positions_N, side="right") - 1
+        return phase_N
 
     def drawn_before(self, position: int) -> Int64s:
         """Sequences of each source before a position of the run, shape (K,)."""
@@ -217,15 +240,7 @@ class ManifestOrder:
         )
 
 
-def _check_length(manifest: Manifest, sequence_length: int, *, seed: int) -> None:
-    if sequence_length < 1 or manifest.block_tokens % sequence_length:
-        problem = f"sequence_length {sequence_length} does not divide its block_tokens {manifest.block_tokens}"
-        remedy = f"choose a divisor, for example {np.gcd(sequence_length, manifest.block_tokens)}"
-        raise RecipeError(manifest.path, problem, remedy)
-    window = manifest.example_tokens
-    if window is not None and sequence_length % window:
-        problem = f"sequence_length {sequence_length} is no multiple of {window}, the window that its examples are packed into"
-        raise RecipeError(manifest.path, problem, f"choose {window} or a multiple of it that divides {manifest.block_tokens}")
+def _check_goes_on(manifest: Manifest, sequence_length: int, *, seed: int) -> None:
     after = manifest.after
     if after is not None and (sequence_length, seed) != (after.sequence_length, manifest.seed):
         changed = (

@@ -12,7 +12,7 @@ from fastmix_data.units import ByteCount
 
 # Those of `fastmix export` too. Here, so that a recipe with another is refused when it is read.
 EXPORT_NAMES = (
-    *("webdataset", "mds", "litdata", "olmo", "datatrove"),
+    *("shards", "webdataset", "mds", "litdata", "olmo", "datatrove"),
     *("megatron", "nemo", "energon", "huggingface", "torchtitan"),
 )
 

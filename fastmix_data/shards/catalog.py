@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fastmix_data.arrays import Float64s
-from fastmix_data.atomic_files import hash_of, write_parquet
+from fastmix_data.atomic_files import write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.foreign.storage import SHARD, is_foreign
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.shard_format import ShardLayout, shard_layout
+from fastmix_data.shards.table_rows import TableRows, column_of, distinct, places_of, schema_of
 from fastmix_data.weight_units import WeightUnit, counted_shares
 from fastmix_data.workdir import CATALOG_FILE
 
 SCHEMA_VERSION = 2
 Split = Literal["train", "valid"]
 _METADATA_KEY = b"fastmix"
+_IDENTITY = ["source", "split", "path", "sha256", "storage", "first_token", "num_blocks"]
+_HASHED_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,6 @@ class CatalogInfo:
     schema_version: int = SCHEMA_VERSION
 
 
-_SCHEMA = pa.schema(
-    [
-        pa.field(f.name, {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_()}[str(f.type)], nullable=False)
-        for f in fields(ShardRow)
-    ]
-)
-
-
 class Catalog:
     """The shards of a workdir.
 
@@ -99,7 +94,7 @@ class Catalog:
 
     def __init__(self, root: Path, info: CatalogInfo, rows: Sequence[ShardRow]) -> None:
         """Keep rows in the given order, which the sampler's sequence numbers follow."""
-        self.root, self.info, self.rows = root, info, tuple(rows)
+        self.root, self.info, self.rows = root, info, TableRows.of(ShardRow, rows)
         self.sources = info.sources
         self.targets_from_files = info.target_files
 
@@ -112,23 +107,33 @@ class Catalog:
         """Hash of every shard's identity and of what they share; bound into sampler state, mixture and manifest."""
         # Recipe and inputs are left out: shards of the same bytes are the same data, whatever way they came about.
         shared = (self.info.block_tokens, self.info.vocab_size, self.info.eos_id, self.info.tokenizer_sha256, list(self.sources))
-        return hash_of([shared, [_identity(row) for row in self.rows]])
+        # As `hash_of` of a list of the two, a piece at a time: a million rows are no list.
+        digest = hashlib.sha256(b"[" + orjson.dumps(shared) + b",[")
+        for number, batch in enumerate(self.rows.table.select(_IDENTITY).to_batches(_HASHED_AT_ONCE)):
+            rows = list(map(_identity, *(column.to_pylist() for column in batch.columns)))
+            digest.update((b"," if number else b"") + orjson.dumps(rows)[1:-1])
+        digest.update(b"]]")
+        return digest.hexdigest()
 
     @cached_property
-    def by_split(self) -> dict[tuple[str, str], list[ShardRow]]:
+    def by_split(self) -> dict[tuple[str, str], TableRows[ShardRow]]:
         """Rows by (source, split), both in catalog order; made once, since K look-ups over all rows would be K x shards."""
-        found: dict[tuple[str, str], list[ShardRow]] = {}
-        for row in self.rows:
-            found.setdefault((row.source, row.split), []).append(row)
-        return found
+        sources, splits = distinct(self.rows, "source"), distinct(self.rows, "split")
+        key_N = places_of(self.rows, "source", among=sources) * len(splits) + places_of(self.rows, "split", among=splits)
+        rows_N = np.argsort(key_N, kind="stable")
+        groups = np.split(rows_N, np.flatnonzero(np.diff(key_N[rows_N])) + 1) if len(rows_N) else []
+        return {
+            (sources[key_N[group[0]] // len(splits)], splits[key_N[group[0]] % len(splits)]): self.rows.part(group)
+            for group in sorted(groups, key=lambda group: int(group[0]))
+        }
 
-    def shards(self, source: str, split: Split) -> list[ShardRow]:
+    def shards(self, source: str, split: Split) -> TableRows[ShardRow]:
         """Rows of one source and split, in catalog order."""
-        return self.by_split.get((source, split), [])
+        return self.by_split.get((source, split)) or TableRows.of(ShardRow, ())
 
     def num_tokens(self, source: str, split: Split = "train") -> int:
         """Unique tokens of a source's split."""
-        return sum(row.num_tokens for row in self.shards(source, split))
+        return int(column_of(self.shards(source, split), "num_tokens").sum())
 
     def num_tokens_K(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Unique training tokens of each source, shape (K,)."""
@@ -137,7 +142,7 @@ class Catalog:
     def num_units_K(self, unit: WeightUnit) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Tokens, tokens that carry loss, or documents of each source's training split, shape (K,)."""
         field = {"tokens": "num_tokens", "loss_tokens": "num_loss_tokens", "examples": "num_documents"}[unit]
-        return np.array([sum(getattr(row, field) for row in self.shards(name, "train")) for name in self.sources], np.int64)
+        return np.array([column_of(self.shards(name, "train"), field).sum() for name in self.sources], np.int64)
 
     def units_per_token_K(self, unit: WeightUnit) -> Float64s:
         """How many of a unit a training token of each source is worth, shape (K,)."""
@@ -146,7 +151,7 @@ class Catalog:
 
     def counted(self, weights_K: Float64s) -> dict[WeightUnit, dict[str, float]]:
         """What shares of tokens come to in loss tokens and in examples, by source; empty where every token carries loss."""
-        if not any(row.has_mask for row in self.rows if row.source in self.sources):
+        if not any(column_of(rows, "has_mask").any() for (name, _), rows in self.by_split.items() if name in self.sources):
             return {}
         units: tuple[WeightUnit, ...] = ("loss_tokens", "examples")
         shares = {unit: counted_shares(weights_K, per_token_K=self.units_per_token_K(unit)) for unit in units}
@@ -169,9 +174,8 @@ class Catalog:
 
     def save(self, path: Path) -> None:
         """Write the catalog atomically."""
-        columns = {name: [getattr(row, name) for row in self.rows] for name in _SCHEMA.names}
         metadata = {_METADATA_KEY: orjson.dumps(asdict(self.info))}
-        write_parquet(path, pa.table(columns, schema=_SCHEMA.with_metadata(metadata)))
+        write_parquet(path, self.rows.table.cast(schema_of(ShardRow)).replace_schema_metadata(metadata))
 
 
 def load_catalog(path: Path) -> Catalog:
@@ -184,20 +188,22 @@ def load_catalog(path: Path) -> Catalog:
     if not path.exists():
         raise MismatchError(path, "there are no shards yet", "run `fastmix preprocess` first")
     try:
-        table = pq.read_table(path)
-        info: Mapping[str, Any] = orjson.loads(table.schema.metadata[_METADATA_KEY])
+        rows = TableRows.read(path, ShardRow)
+        info: Mapping[str, Any] = orjson.loads(rows.table.schema.metadata[_METADATA_KEY])
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise CorruptArtefactError(path, "not a fastmix catalog", "delete it and run `fastmix preprocess` again") from error
     if info["schema_version"] != SCHEMA_VERSION:
         problem = f"catalog of schema version {info['schema_version']}, this is {SCHEMA_VERSION}"
         raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
     content = {**info} | {key: tuple(info[key]) for key in ("sources", "target_files", "bos_ids") if key in info}
-    return Catalog(path.parent, CatalogInfo(**content), [ShardRow(**row) for row in table.to_pylist()])
+    return Catalog(path.parent, CatalogInfo(**content), rows)
 
 
-def _identity(row: ShardRow) -> tuple[Any, ...]:
+def _identity(
+    source: str, split: str, path: str, sha256: str, storage: str, first_token: int, num_blocks: int
+) -> tuple[Any, ...]:
     # A foreign file has a row for each range of it, all with the file's identity. Shards have what they had before there were any.
-    return (row.source, row.split, row.path, row.sha256, *([row.first_token, row.num_blocks] if is_foreign(row.storage) else []))
+    return (source, split, path, sha256, *([first_token, num_blocks] if is_foreign(storage) else []))
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,15 @@ from fastmix_data.shards.foreign_shard import FlatShard, GatheredShard
 from fastmix_data.shards.shard_format import ShardLayout, StridedShard, cut_shard, encode_shard, shard_layout
 
 Shard = StridedShard | FlatShard | GatheredShard
+_MOST_OPEN = 8192
+
+
+def max_open_shards() -> int:
+    """How many shards a reader keeps open, of which those used last."""
+    # Each is a map or two of the 65,530 that Linux gives a process, and its map holds a file descriptor, of which many have 1,024. A
+    # process may have a few readers.
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, allowed // 4))
 
 
 def open_shard(root: Path, stored: Stored, *, num_blocks: int, block_tokens: int, eos_id: int) -> Shard:

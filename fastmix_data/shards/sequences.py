@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastmix_data.errors import InputError, MismatchError
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import Catalog, ShardRow, Split
 from fastmix_data.shards.examples import restarting_positions
+from fastmix_data.shards.open_shard import max_open_shards
 from fastmix_data.shards.shard_format import SequenceViews
 
 Half = Literal["search", "unseen"]
@@ -133,7 +135,7 @@ class SequenceReader:
         self._num_all_K: Int64s = np.diff(self._start_K, append=self._end_S[-1])
         self.num_sequences_K: Int64s = np.maximum(1, np.rint(self._num_all_K * share_seen)).astype(np.int64)
         self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
-        self._views: dict[int, SequenceViews] = {}
+        self._opened = lru_cache(maxsize=max_open_shards())(self._open)
         self._dtype = np.result_type(*{row.dtype for row in self._rows})  # an import may be wider than it need be
 
     @property
@@ -151,7 +153,7 @@ class SequenceReader:
         begins_BT = np.zeros((len(source_B), self._length), np.bool_) if self._has_positions else None
         # one small copy per sequence: measured twice as fast as a gather per shard, which copies everything once more
         for i, (shard, block, within) in enumerate(zip(shard_B.tolist(), block_B.tolist(), within_B.tolist(), strict=True)):
-            tokens, mask, starts = self._views.get(shard) or self._open(shard)
+            tokens, mask, starts = self._opened(shard)
             tokens_BS[i] = tokens[block, within]
             if mask is not None:
                 carries_loss_BT[i] = mask[block, within, 1:]
@@ -188,9 +190,7 @@ class SequenceReader:
         )
 
     def _open(self, shard: int) -> SequenceViews:
-        if shard not in self._views:
-            self._views[shard] = self._catalog.open(self._rows[shard]).sequences(self._length)
-        return self._views[shard]
+        return self._catalog.open(self._rows[shard]).sequences(self._length)
 
 
 def _require_whole_windows(catalog: Catalog, sequence_length: int) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import mmap
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,7 +29,8 @@ from fastmix_data.errors import CorruptArtefactError
 _HEADER = 512  # bytes of a tar header; members are padded to its multiples
 _END = 1024  # two empty headers end a tar
 _CHECKSUM = slice(148, 156)  # of a USTAR header
-_KEY_DIGITS = 10
+_KEY_DIGITS, _TAG_DIGITS = 10, 5
+_WRITTEN_AT_ONCE = 1 << 18
 TOKENS_MEMBER = "tokens.npy"
 MASK_MEMBER = "loss_mask.npy"
 STARTS_MEMBER = "starts.npy"
@@ -123,23 +125,70 @@ def _tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
-def _fill_headers(view_NS: npt.NDArray[np.uint8], member: _Member, key_prefix: str, first_number: int) -> None:
-    """Write the tar headers of one member of all samples: digits of the block number, then the checksum."""
-    num_blocks = view_NS.shape[0]
+def _decimal_digits(numbers_N: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
+    digits_ND: npt.NDArray[np.uint8] = (numbers_N[:, None] // 10 ** np.arange(width - 1, -1, -1, dtype=np.int64) % 10).astype(
+        np.uint8
+    )
+    return digits_ND
+
+
+def _fill_headers(
+    view_NS: npt.NDArray[np.uint8],
+    member: _Member,
+    key_prefix: str,
+    numbers_N: npt.NDArray[np.int64],
+    tags_N: npt.NDArray[np.int64] | None,
+) -> None:
+    """Write the tar headers of one member of all samples: digits of the block number and of the tag, then the checksum."""
+    num_blocks, start = view_NS.shape[0], len(key_prefix)
     # Headers of a shard differ in the digits of their names and in the checksum, so `tarfile` makes one, and NumPy the others from it.
-    template = bytearray(_tar_header(f"{key_prefix}{'0' * _KEY_DIGITS}.{member.name}", member.size))
+    zeros = "0" * _KEY_DIGITS + ("" if tags_N is None else "-" + "0" * _TAG_DIGITS)
+    template = bytearray(_tar_header(f"{key_prefix}{zeros}.{member.name}", member.size))
     template[_CHECKSUM] = b" " * 8  # the checksum counts its own field as blanks
     headers_NH = view_NS[:, member.offset : member.offset + _HEADER]
     headers_NH[:] = np.frombuffer(template, np.uint8)
-    powers = 10 ** np.arange(_KEY_DIGITS - 1, -1, -1, dtype=np.int64)
-    digits_ND = ((first_number + np.arange(num_blocks, dtype=np.int64))[:, None] // powers % 10).astype(np.uint8)
-    start = len(key_prefix)
-    headers_NH[:, start : start + _KEY_DIGITS] += digits_ND
+    digits_ND = np.zeros((num_blocks, len(zeros)), np.uint8)
+    digits_ND[:, :_KEY_DIGITS] = _decimal_digits(numbers_N, _KEY_DIGITS)
+    if tags_N is not None:
+        digits_ND[:, -_TAG_DIGITS:] = _decimal_digits(tags_N, _TAG_DIGITS)
+    headers_NH[:, start : start + len(zeros)] += digits_ND
     # The checksum is the plain sum of a header's bytes: that of the template, whose digits are "0", and the digits themselves.
     checksums_N = sum(template) + digits_ND.sum(axis=1, dtype=np.int64)
     octal_N6 = (checksums_N[:, None] >> np.arange(15, -1, -3) & 7).astype(np.uint8) + ord("0")
     end_N2 = np.broadcast_to(np.frombuffer(b"\0 ", np.uint8), (num_blocks, 2))  # how tar has always ended this field
     headers_NH[:, _CHECKSUM] = np.concatenate([octal_N6, end_N2], axis=1)
+
+
+class BlankBlocks(NamedTuple):
+    """The bytes of some blocks of a shard, and their arrays as views to be filled, each of shape (num_blocks, block_tokens + 1)."""
+
+    buffer: npt.NDArray[np.uint8]
+    tokens_NT: Tokens
+    loss_mask_NT: Mask | None
+    starts_NT: Starts | None
+
+
+def blank_blocks(
+    numbers: range, *, layout: ShardLayout, key_prefix: str, tags_N: npt.NDArray[np.int64] | None = None, ends: bool = True
+) -> BlankBlocks:
+    """Lay out everything of a strided shard's blocks but the values; these are 0.
+
+    Args:
+        numbers: of the blocks in their shard.
+        key_prefix: samples are named `key_prefix` + ten digits; unique in the corpus, without a dot.
+        tags_N: a number below 100,000 for each sample, which its key ends with, after a dash.
+        ends: whether the shard ends with these blocks.
+    """
+    assert "." not in key_prefix
+    num_blocks = len(numbers)
+    buffer = np.zeros(layout.num_bytes(num_blocks) - (0 if ends else _END), np.uint8)
+    view_NS = buffer[: num_blocks * layout.stride].reshape(num_blocks, layout.stride)
+    for member in layout.members:
+        _fill_headers(view_NS, member, key_prefix, np.arange(numbers.start, numbers.stop, dtype=np.int64), tags_N)
+        view_NS[:, member.offset + _HEADER : member.data_offset] = np.frombuffer(member.npy_header, np.uint8)
+    tokens_NT, *rest = (_strided_view(buffer, layout, member, num_blocks) for member in layout.members)
+    mask_NT, starts_NT = (values_NT.view(np.uint8) for values_NT in rest) if layout.has_mask else (None, None)
+    return BlankBlocks(buffer, tokens_NT, mask_NT, starts_NT)
 
 
 def encode_shard(
@@ -160,23 +209,20 @@ def encode_shard(
         loss_mask: same length as `tokens`, 1 where a token carries loss; required exactly if the layout has one.
         starts: same length; `EXAMPLE_START` where an example begins, `PADDING_START` where padding does; required with the mask.
     """
-    assert "." not in key_prefix and (loss_mask is not None) == (starts is not None) == layout.has_mask
+    assert (loss_mask is not None) == (starts is not None) == layout.has_mask
     assert len(tokens) == num_blocks * layout.block_tokens + 1
-    buffer = np.zeros(layout.num_bytes(num_blocks), np.uint8)
-    view_NS = buffer[: num_blocks * layout.stride].reshape(num_blocks, layout.stride)
-    for member, values in zip(layout.members, (tokens, loss_mask, starts), strict=False):
-        assert values is not None
-        _fill_headers(view_NS, member, key_prefix, first_number)
-        start = member.offset + _HEADER
-        view_NS[:, start : member.data_offset] = np.frombuffer(member.npy_header, np.uint8)
+    numbers = range(first_number, first_number + num_blocks)
+    blank = blank_blocks(numbers, layout=layout, key_prefix=key_prefix)
+    for view_NT, values in zip(blank[1:], (tokens, loss_mask, starts), strict=True):
+        if view_NT is None or values is None:
+            continue
         # Rows of T + 1 values, T apart: each block's extra token is the next one's first, without a copy of either.
-        overlapping_NT = np.lib.stride_tricks.as_strided(
-            np.ascontiguousarray(values, member.dtype),
-            shape=(num_blocks, layout.block_tokens + 1),
-            strides=(layout.block_tokens * member.dtype.itemsize, member.dtype.itemsize),
+        view_NT[:] = np.lib.stride_tricks.as_strided(
+            np.ascontiguousarray(values, view_NT.dtype),
+            shape=view_NT.shape,
+            strides=(layout.block_tokens * view_NT.itemsize, view_NT.itemsize),
         )
-        _strided_view(buffer, layout, member, num_blocks)[:] = overlapping_NT
-    return buffer
+    return blank.buffer
 
 
 def _layout_of(tokens_member: bytes, *, has_mask: bool) -> ShardLayout:
@@ -203,10 +249,21 @@ def _strided_view(
 
 def write_shard(path: Path, buffer: npt.NDArray[np.uint8], *, layout: ShardLayout) -> WrittenShard:
     """Write an encoded shard atomically."""
+    return write_blocks(path, [buffer], layout=layout)
+
+
+def write_blocks(path: Path, buffers: Iterable[npt.NDArray[np.uint8]], *, layout: ShardLayout) -> WrittenShard:
+    """Write a shard atomically, given its blocks piece by piece."""
+    digest, num_bytes = hashlib.sha256(), 0
     with atomic_file(path) as file:
-        file.write(buffer.data)
-    num_blocks = (len(buffer) - _END) // layout.stride
-    return WrittenShard(num_blocks, len(buffer), hashlib.sha256(buffer.data).hexdigest())
+        for buffer in buffers:
+            num_bytes += len(buffer)
+            # Hashed as it is written, in pieces that the processor's cache holds: they come from memory once for both.
+            for start in range(0, len(buffer), _WRITTEN_AT_ONCE):
+                piece = buffer[start : start + _WRITTEN_AT_ONCE].data
+                digest.update(piece)
+                file.write(piece)
+    return WrittenShard((num_bytes - _END) // layout.stride, num_bytes, digest.hexdigest())
 
 
 def cut_sequences(blocks_NT: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
@@ -295,6 +352,11 @@ class StridedShard:
         """WebDataset key of a block."""
         start = block * self.layout.stride
         return self._map[start : start + 100].rstrip(b"\0").decode(errors="replace").removesuffix(f".{TOKENS_MEMBER}")
+
+    def tag_digits_ND(self) -> npt.NDArray[np.uint8]:
+        """The digits, as ASCII, of the tags that the samples' keys end with, shape (num_blocks, 5): a view of the file."""
+        offset = len(self.key(0)) - _TAG_DIGITS
+        return np.ndarray((self.num_blocks, _TAG_DIGITS), np.uint8, self._map, offset, (self.layout.stride, 1))
 
 
 def cut_shard(shard: StridedShard, *, start: int, stop: int) -> bytes:

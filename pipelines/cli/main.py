@@ -28,6 +28,7 @@ for command in (
     find.fit,
     ship.emit,
     ship.export,
+    ship.materialize,
     ship.verify,
     ship.inspect,
     manifest.manifest,

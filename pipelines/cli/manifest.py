@@ -39,14 +39,22 @@ def diff(one_path: Path, other_path: Path, console: Console) -> None:
 @click.option("--sequence-length", type=click.IntRange(1), required=True, help="Tokens of a sequence.")
 @click.option("--ranks", "num_ranks", type=click.IntRange(1), default=1, show_default=True, help="Ranks that read together.")
 @click.option("--rank", type=click.IntRange(0), help="Only what this rank read; all of them by default.")
+@click.option("--root", type=PathType, help="Workdir with the documents, if not where the manifest says.")
 @command
 def trace(
-    manifest_path: Path, step: int, batch_size: int, sequence_length: int, num_ranks: int, rank: int | None, console: Console
+    manifest_path: Path,
+    step: int,
+    batch_size: int,
+    sequence_length: int,
+    num_ranks: int,
+    rank: int | None,
+    root: Path | None,
+    console: Console,
 ) -> None:
     """Name the documents that a step of training read, out of which files."""
     from fastmix_data.audit.trace import TracedStep, format_trace
     from fastmix_data.audit.trace import trace as work
     from fastmix_data.manifest.manifest import load_manifest
 
-    contents = work(load_manifest(manifest_path), TracedStep(step, batch_size, sequence_length, num_ranks, rank))
+    contents = work(load_manifest(manifest_path), TracedStep(step, batch_size, sequence_length, num_ranks, rank), root=root)
     console.result(contents, format_trace(contents))

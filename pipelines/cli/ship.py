@@ -126,6 +126,44 @@ def export(
 
 
 @click.command()
+@click.argument("manifest_path", metavar="MANIFEST", type=PathType)
+@click.option("--out", "directory", type=PathType, required=True, help="Folder to write.")
+@click.option("--sequence-length", type=click.IntRange(1), help="Tokens of a sample; the manifest's block_tokens by default.")
+@click.option(
+    "--max-shard-bytes", type=Bytes(), default="256MiB", show_default=True, help="A shard is closed before it is larger."
+)
+@Replace
+@command
+@with_workers
+def materialize(
+    manifest_path: Path,
+    directory: Path,
+    sequence_length: int | None,
+    max_shard_bytes: int,
+    replace: bool,
+    workers: Workers,
+    console: Console,
+) -> None:
+    """Write a manifest's run as shards whose sequences lie in its order.
+
+    What it writes is itself a manifest: of one pass over these shards, one after another.
+    """
+    from pipelines.export.run import export as work
+
+    written = work(
+        manifest_path,
+        to="shards",
+        directory=directory,
+        max_file_bytes=max_shard_bytes,
+        sequence_length=sequence_length,
+        workers=workers,
+        replace=replace,
+    )
+    console.say(*written.remarks)
+    console.result(written.as_dict(), written.message)
+
+
+@click.command()
 @click.argument("path", metavar="PATH", type=PathType)
 @command
 def verify(path: Path, console: Console) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipelines.cluster import dask_client, run_on_cluster
 
 _WORTH_A_CLUSTER = 50_000_000  # tokens or bytes; below that, starting workers takes longer than the work
 DEFAULT_FILE_BYTES = 1 << 31
+OnResult = Callable[[Any], None]
+_Do = Callable[[Callable[..., Any], Sequence[Any], Advance, OnResult], None]  # what is done with which jobs
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def export(
     directory: Path,
     files: Files = "reference",
     max_file_bytes: int = DEFAULT_FILE_BYTES,
+    sequence_length: int | None = None,
     check_shards: bool = True,
     root: Path | None = None,
     workers: Workers | None = None,
@@ -75,24 +79,23 @@ def export(
 
     Args:
         to: one of `formats.NAMES`.
-        files, max_file_bytes: see `ExportRequest`.
+        files, max_file_bytes, sequence_length: see `ExportRequest`.
         check_shards: hash every shard that is read first; an export that copies nothing reads them for that alone.
         root: where the shards are, if not where the manifest says.
         replace: write anew over an export of another manifest or with other settings.
 
     Raises:
         InputError, CorruptArtefactError: as `load_manifest`; or a shard is missing, or changed since the manifest was made.
-        MismatchError: the folder holds something else.
-            Or the manifest begins within an epoch.
+        MismatchError: the folder holds something else; or the manifest begins within an epoch, which few formats can say.
         FastmixError: the format cannot hold this manifest.
     """
     manifest, workers = load_manifest(manifest_path), workers or Workers()
     root = (manifest.root_path if root is None else root).resolve()
-    request = ExportRequest(manifest, root, directory.resolve(), files, max_file_bytes)
+    request = ExportRequest(manifest, root, directory.resolve(), files, max_file_bytes, sequence_length)
     work = _Export(export_format(to), request, check_shards=check_shards)
-    if manifest.starts_within_an_epoch:
+    if manifest.starts_within_an_epoch and work.format.keeps.begun_epochs == NO:
         problem = "continues another manifest in the middle of an epoch, and which sequences are left of that only fastmix's loader knows"
-        raise MismatchError(manifest.path, problem, "materialize it first")
+        raise MismatchError(manifest.path, problem, "`fastmix materialize` it first, and export what that writes")
     work.check_folder(replace=replace)
     remarks = (*_lost_phases(work.format, manifest), *work.format.check(request))
     with exclusive_lock(work.folder.lock, command="export"):
@@ -139,6 +142,7 @@ class _Export:
             "manifest_sha256": request.manifest.sha256,
             "files": request.files,
             "max_file_bytes": request.max_file_bytes,
+            "sequence_length": request.sequence_length,
             "root": str(request.root),
         }
 
@@ -188,18 +192,22 @@ class _Export:
         receipts = {task.name: found for task in tasks if (found := self._receipt(task)) is not None}
         missing = [task for task in tasks if task.name not in receipts]
         total, passed = sum(task.num_tokens for task in tasks), sum(task.num_tokens for task in tasks if task.name in receipts)
-        if missing and self._check_shards:
-            shards = list({part.path: part for part in self.request.manifest.parts}.values())
-            num_bytes = sum(part.bytes for part in shards)
-            with progress("check shards", total=num_bytes, unit="B", quiet=workers.quiet) as advance:
-                _run(_check_shard, shards, num_bytes, self.request, workers, advance=advance)
-        with progress("export", total=total, done=passed, quiet=workers.quiet) as advance:
+        checked = self.request.manifest.parts if missing and self._check_shards else ()
+        shards = list({part.path: part for part in checked}.values())
+        num_bytes = sum(part.bytes for part in shards)
 
-            def keep(receipt: Receipt) -> None:
-                receipts[receipt["task"]] = receipt
-                write_json(self.folder.receipt_of(receipt["task"]), receipt)
+        def keep(receipt: Receipt) -> None:
+            receipts[receipt["task"]] = receipt
+            write_json(self.folder.receipt_of(receipt["task"]), receipt)
 
-            _run(_do_task, missing, total - passed, self.request, workers, advance=advance, on_result=keep)
+        # One set of workers for both: to start them takes as long as to read a gigabyte.
+        amount, num_jobs = num_bytes + total - passed, max(len(shards), len(missing))
+        with _doing(self.request, workers, amount=amount, num_jobs=num_jobs) as do:
+            if shards:
+                with progress("check shards", total=num_bytes, unit="B", quiet=workers.quiet) as advance:
+                    do(_check_shard, shards, advance, lambda _: None)
+            with progress("export", total=total, done=passed, quiet=workers.quiet) as advance:
+                do(_do_task, missing, advance, keep)
         return receipts
 
     def _receipt(self, task: ExportTask) -> Receipt | None:
@@ -239,26 +247,24 @@ def _check_shard(part: Part, on_bytes: OnTokens, *, request: ExportRequest) -> N
     on_bytes(part.bytes)
 
 
-def _run(
-    work: Callable[..., Any],
-    jobs: Sequence[Any],
-    amount: int,
-    request: ExportRequest,
-    workers: Workers,
-    *,
-    advance: Advance,
-    on_result: Callable[[Any], None] | None = None,
-) -> None:
-    """Do jobs here, or on workers where there is enough to do for starting them."""
-    if workers.scheduler is None and (amount < _WORTH_A_CLUSTER or len(jobs) < 2):
+@contextmanager
+def _doing(request: ExportRequest, workers: Workers, *, amount: int, num_jobs: int) -> Iterator[_Do]:
+    """Ready to do jobs here, or on workers where there is enough to do for starting them."""
+
+    def here(work: Callable[..., Any], jobs: Sequence[Any], advance: Advance, on_result: OnResult) -> None:
         for job in jobs:
-            result = work(job, advance, request=request)
-            if on_result is not None:
-                on_result(result)
+            on_result(work(job, advance, request=request))
+
+    num_workers = min(workers.num_workers or num_cores(), num_jobs)
+    if workers.scheduler is None and (amount < _WORTH_A_CLUSTER or num_workers < 2):
+        yield here
         return
-    num_workers = min(workers.num_workers or num_cores(), len(jobs))
     with dask_client(num_workers=num_workers, scheduler=workers.scheduler) as client:
         # Once to each worker, not with each job: a manifest may have a million parts.
         shared = client.scatter(request, broadcast=True)
-        remedy = "a smaller --max-file-bytes"
-        run_on_cluster(client, work, jobs, advance=advance, remedy=remedy, on_result=on_result, request=shared)
+
+        def spread(work: Callable[..., Any], jobs: Sequence[Any], advance: Advance, on_result: OnResult) -> None:
+            remedy = "a smaller --max-file-bytes"
+            run_on_cluster(client, work, jobs, advance=advance, remedy=remedy, on_result=on_result, request=shared)
+
+        yield spread

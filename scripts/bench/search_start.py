@@ -29,6 +29,7 @@ from fastmix_data.atomic_files import write_json
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow, load_catalog
 from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.shards.table_rows import TableRows
 from train.proxy.engine import process_group
 from train.search.plan import check_search, plan_search
 from train.search.search import search
@@ -103,12 +104,12 @@ class Counted:
         """The same catalog, with rows that count passes over them."""
         counts = self.counts
 
-        class Rows(tuple[ShardRow, ...]):
+        class Rows(TableRows[ShardRow]):
             def __iter__(self) -> Iterator[ShardRow]:
                 counts["passes"] += 1
                 return super().__iter__()
 
-        catalog.rows = Rows(catalog.rows)
+        catalog.rows = Rows(catalog.rows.table, ShardRow)
         return catalog
 
 

@@ -22,6 +22,7 @@ from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
+from fastmix_data.shards.table_rows import column_of
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import ModelInputs, sequence_losses, to_tensors
 from train.proxy.model import build_proxy, proxy_config
@@ -96,7 +97,7 @@ class ProxyPlan:
     @property
     def kept_apart(self) -> dict[str, bool]:
         """What attention has to stay within, as `check_proxy` takes it."""
-        has_examples = any(row.has_mask for row in self.catalog.rows)
+        has_examples = bool(column_of(self.catalog.rows, "has_mask").any())
         return {"has_examples": has_examples, "document_attention": self.training.document_attention}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastmix_data.arrays import Bools, Int64s
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.format import ExportRequest, OnTokens
-from fastmix_data.exports.part_tokens import PartTokens, read_part
+from fastmix_data.exports.part_tokens import PartTokens, label_remarks, read_part
 from fastmix_data.exports.pools import PartRange, common_dtype, cut_into_files, pools_of
 from fastmix_data.foreign.storage import is_foreign
 from fastmix_data.manifest.manifest import Manifest
@@ -108,7 +108,7 @@ def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Pa
                 carries_T = np.ones(len(own.tokens_T), np.bool_) if own.carries_loss_T is None else own.carries_loss_T
                 mask_out.write(carries_T[here].data)
             goes_on = before is not None and _continues(manifest, before, part) and last_token != manifest.eos_id
-            at_D, is_padding_D = _documents(own, here, eos_id=manifest.eos_id, goes_on=goes_on)
+            at_D, is_padding_D = _documents(own, here, manifest=manifest, goes_on=goes_on)
             position_D = part.block_start * manifest.block_tokens + at_D
             found.append(Documents(num_written + at_D - start, is_padding_D, np.full_like(at_D, number), position_D))
             num_written, before, last_token = num_written + stop - start, part, int(own.tokens_T[stop - 1])
@@ -125,13 +125,15 @@ def _continues(manifest: Manifest, before: Part, part: Part) -> bool:
     return is_next and before.num_labels == before.num_tokens
 
 
-def _documents(own: PartTokens, here: slice, *, eos_id: int, goes_on: bool) -> tuple[Int64s, Bools]:
+def _documents(own: PartTokens, here: slice, *, manifest: Manifest, goes_on: bool) -> tuple[Int64s, Bools]:
     """First tokens of documents in a stretch of a part, counted from the part's start, and which are padding."""
     begins_T = np.zeros(len(own.tokens_T), np.bool_)
     if own.starts_T is not None:
         begins_T |= own.starts_T != 0
     else:
-        begins_T[1:] = own.tokens_T[:-1] == eos_id
+        begins_T[1:] = own.tokens_T[:-1] == manifest.eos_id
+    if manifest.sequence_sources:  # one sequence has nothing to do with the next
+        begins_T[:: manifest.block_tokens] = True
     begins_T[here.start] |= not goes_on
     at_D = here.start + np.flatnonzero(begins_T[here])
     is_padding_D = np.zeros(len(at_D), np.bool_) if own.starts_T is None else is_padding(own.starts_T)[at_D]
@@ -153,7 +155,10 @@ def window_remarks(manifest: Manifest, *, window_tokens: int) -> list[str]:
     pools = pools_of(manifest)
     windows = sum(pool.repeats * (pool.num_tokens // window_tokens) for pool in pools)
     unread = sum(pool.repeats * (pool.num_tokens % window_tokens) for pool in pools)
-    remarks = [f"windows do not overlap in this format, so the first token of each of {windows} windows is never predicted"]
+    remarks = [
+        *label_remarks(manifest),
+        f"windows do not overlap in this format, so the first token of each of {windows} windows is never predicted",
+    ]
     if unread:
         remarks.append(
             f"{unread} of {manifest.num_tokens} tokens are less than a window of {window_tokens} at the end of their pool, and are not read"

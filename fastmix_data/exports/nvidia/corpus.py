@@ -10,6 +10,7 @@ from fastmix_data.exports.format import ExportRequest
 from fastmix_data.exports.held_out import held_out_of
 from fastmix_data.exports.nvidia.index_file import MAX_VOCAB_SIZE
 from fastmix_data.exports.nvidia.token_files import TokenFile, WriteTokenFile, train_files, valid_files
+from fastmix_data.exports.part_tokens import label_remarks
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.messages import and_more
 
@@ -99,6 +100,7 @@ def _about_order(request: ExportRequest, train: Sequence[TokenFile]) -> list[str
     block_tokens, total = request.manifest.block_tokens, request.manifest.num_tokens
     around = len(train) * block_tokens
     remarks = [
+        *label_remarks(request.manifest),
         "the order is Megatron's own shuffle: the second reading of a sequence may come before the first of another",
         "Megatron reads whole windows of each file, and some files a window or two more or less often than their share: at "
         f"{block_tokens} tokens a window and {len(train)} files, about {around} of {total} tokens ({around / total:.2%})",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,12 @@ import pyarrow.parquet as pq
 from fastmix_data.arrow_arrays import booleans, numbers, strings
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
-from fastmix_data.exports.pools import Pool
+from fastmix_data.exports.pools import Pool, pools_of
 from fastmix_data.manifest.manifest import Manifest
-from fastmix_data.manifest.order import ManifestOrder
 from fastmix_data.manifest.parts import Part
+from fastmix_data.manifest.written_order import order_of
 from fastmix_data.shards.open_shard import Shard
+from fastmix_data.shards.table_rows import column_of
 
 TOKEN_ID_LIMIT = 1 << 31
 # Of uncompressed rows. Readers that stream hold one row group of each source in memory.
@@ -73,16 +73,12 @@ class WriteRows:
         return {"files": [self.path]}
 
 
-def files_of_pool(request: ExportRequest, pool: Pool, *, first_part: int) -> list[WriteRows]:
-    """The files of a pool, each of as many rows as `max_file_bytes` would hold uncompressed; parts follow each other without a gap.
-
-    Args:
-        first_part: number of the pool's first part in the manifest.
-    """
+def files_of_pool(request: ExportRequest, pool: Pool) -> list[WriteRows]:
+    """The files of a pool, each of as many rows as `max_file_bytes` would hold uncompressed; parts follow each other without a gap."""
     manifest, limit = request.manifest, _rows_within(request.max_file_bytes, request.manifest)
     files: list[list[tuple[int, int, int]]] = []
     room = 0
-    for number, part in enumerate(pool.parts, first_part):
+    for number, part in enumerate(pool.parts, pool.first_part):
         start, count = 0, num_rows(part, manifest.block_tokens)
         while start < count:
             if not room:
@@ -103,24 +99,20 @@ def files_of_pool(request: ExportRequest, pool: Pool, *, first_part: int) -> lis
 
 def write_order(path: Path, manifest: Manifest) -> None:
     """The manifest's order as a `.npy` of row numbers, over the pools' rows one after another: an int64 for each block of the run."""
-    order = ManifestOrder(manifest, sequence_length=manifest.block_tokens)
-    rows_P = [num_rows(part, manifest.block_tokens) for part in manifest.parts]
+    order = order_of(manifest, sequence_length=manifest.block_tokens)
+    rows_P = np.zeros(len(manifest.parts), np.int64)
+    for pool in pools_of(manifest):
+        rows_P[pool.first_part : pool.first_part + len(pool.parts)] = [
+            num_rows(part, manifest.block_tokens) for part in pool.parts
+        ]
     # Of a part's first block if the part began with its shard's first one, so that a block's number can be added.
-    offset_P = np.cumsum([0, *rows_P[:-1]]) - np.array([part.block_start for part in manifest.parts])
+    offset_P = np.cumsum(rows_P) - rows_P - column_of(manifest.parts, "block_start")
     header = {"descr": "<i8", "fortran_order": False, "shape": (order.num_sequences,)}
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for first in range(0, order.num_sequences, _PLANNED):
             located = order.locate(np.arange(first, min(first + _PLANNED, order.num_sequences)))
             file.write((offset_P[located.part_N] + located.block_N).astype("<i8").tobytes())
-
-
-def numbered_pools(pools: Sequence[Pool]) -> Iterator[tuple[int, Pool]]:
-    """Pools with the number of their first part in the manifest."""
-    first = 0
-    for pool in pools:
-        yield first, pool
-        first += len(pool.parts)
 
 
 def _rows_within(num_bytes: int, manifest: Manifest) -> int:

@@ -21,7 +21,7 @@ from fastmix_data.exports.part_tokens import check_unchanged, read_part
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.loader import IGNORED_LABEL, ManifestDataset
 from fastmix_data.manifest.emit import emit_manifest
-from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture
@@ -217,6 +217,22 @@ def test_an_export_that_cannot_name_foreign_files_copies_their_blocks(tmp_path):
     for part, shard in zip(manifest.parts, index["shardlist"], strict=True):
         stored = manifest.open(part, root=manifest.root_path).tokens_NT[part.block_start : part.block_stop, :]
         np.testing.assert_array_equal(np.stack(read[shard["url"]]), stored)
+
+
+def test_materialized_imports_are_read_as_the_manifest_is(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts("a", 80)))
+    tokens = {
+        "flat": megatron(tmp_path, "flat", documents(3, 80), dtype="int32"),
+        "kept": mds(tmp_path, "kept", documents(4, 80)),
+    }
+    sources = {name: {"tokens": each} for name, each in tokens.items()} | {"a": {"files": "a.jsonl"}}
+    recipe = recipe_of(tmp_path, sources)
+    manifest = emit_evenly(recipe, run(recipe).catalog)
+    export(manifest.directory, to="shards", directory=tmp_path / "out", sequence_length=32, max_file_bytes=60_000)
+    items = zip(ManifestDataset(tmp_path / "out"), ManifestDataset(manifest.directory, sequence_length=32), strict=True)
+    assert all(a[name].equal(b[name]) for a, b in items for name in b) and verify(tmp_path / "out").ok
+    # The file of another tool may go: what was written stands alone.
+    assert not any(part.storage != "shard" for part in load_manifest(tmp_path / "out").parts)
 
 
 def test_an_export_to_flat_files_has_documents_begin_where_ends_or_files_do(tmp_path):

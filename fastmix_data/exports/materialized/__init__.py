@@ -1,0 +1,1 @@
+"""A run as shards of its own, in the order that it is read in."""
