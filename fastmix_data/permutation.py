@@ -19,7 +19,8 @@ from fastmix_data.arrays import Bools, Int64s, UInt64s
 _ROUNDS = 6
 _GOLDEN = 0x9E37_79B9_7F4A_7C15  # odd, so that its multiples run through all of 2**64
 
-_NUMBERS_MASK, _LARGEST = 0xFFFF, np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+NO_VALUE = 0xFFFF  # of what is shuffled
+_LARGEST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 def _mix(values: UInt64s) -> UInt64s:
@@ -85,25 +86,26 @@ def _walk(
     return values.astype(np.int64)
 
 
-def shuffles(sizes_U: Int64s, *, keys_U: UInt64s) -> Int64s:
-    """Whole random orders of small ranges, one a row, shape (U, largest size); a row goes on with numbers that are not of its range.
+def shuffled(values_UM: Int64s, *, keys_U: UInt64s) -> Int64s:
+    """Rows of small numbers, each in a random order of its own; `NO_VALUE` stays behind all others.
 
     Cheaper than `permute` where all images are wanted.
 
     Args:
-        sizes_U: less than 65,536.
+        values_UM: less than `NO_VALUE`; equal ones need not be told apart.
 
-    >>> sorted(shuffles(np.array([4]), keys_U=derive_keys(0))[0].tolist())
-    [0, 1, 2, 3]
+    >>> shuffled(np.array([[7, 7, NO_VALUE]]), keys_U=derive_keys(0))[0].tolist() == [7, 7, NO_VALUE]
+    True
     """
-    number_M = np.arange(int(sizes_U.max()), dtype=np.uint64)
-    assert len(number_M) <= _NUMBERS_MASK
-    random_UM = _mix(keys_U[:, None] + (number_M + np.uint64(1)) * np.uint64(_GOLDEN))
-    # Sorting random numbers that carry their place in the low bits; those of places outside the range are the largest.
-    random_UM[number_M >= sizes_U[:, None].astype(np.uint64)] = _LARGEST
-    random_UM = random_UM & ~np.uint64(_NUMBERS_MASK) | number_M
+    # Sorting random numbers that carry the values in their low bits.
+    number_M: UInt64s = np.arange(1, values_UM.shape[1] + 1, dtype=np.uint64)
+    random_UM = _mix(keys_U[:, None] + number_M * np.uint64(_GOLDEN))
+    random_UM &= ~np.uint64(NO_VALUE)
+    random_UM |= values_UM.view(np.uint64)
+    np.putmask(random_UM, values_UM == NO_VALUE, _LARGEST)
     random_UM.sort(axis=1)
-    return (random_UM & np.uint64(_NUMBERS_MASK)).astype(np.int64)
+    random_UM &= np.uint64(NO_VALUE)
+    return random_UM.view(np.int64)
 
 
 def _half_bits(sizes: UInt64s) -> UInt64s:

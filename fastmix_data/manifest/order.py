@@ -26,7 +26,7 @@ from fastmix_data.arrays import Int64s
 from fastmix_data.errors import MismatchError, RecipeError
 from fastmix_data.manifest.epoch_draws import epoch_keys
 from fastmix_data.manifest.manifest import Manifest
-from fastmix_data.permutation import derive_keys, name_key, permute, shuffles
+from fastmix_data.permutation import NO_VALUE, derive_keys, name_key, permute, shuffled
 from fastmix_data.shards.table_rows import column_of
 
 WINDOW_SEQUENCES = 56
@@ -125,21 +125,18 @@ class _Phase:
         start_V = drawn_VK.sum(axis=1)
         window_N = np.searchsorted(start_V, positions_N, side="right") - 1
         within_N = positions_N - start_V[window_N]
-        # Windows with a position that is asked for, each wholly: its places before it is shuffled, where the sources lie one after
-        # another, and then the sources of its positions.
+        # Windows with a position that is asked for, each wholly: the sources of its positions one after another, and then shuffled.
         new_N = np.diff(window_N, prepend=-1) > 0
         touched_U, chosen_N = window_N[new_N], np.cumsum(new_N) - 1
         counts_UK = drawn_VK[touched_U + 1] - drawn_VK[touched_U]
         size_U = counts_UK.sum(axis=1)
         keys_U = derive_keys(self._seed, _WINDOW_STREAM, self._first_window + first + touched_U)
-        place_UM = shuffles(size_U, keys_U=keys_U)
-        number_M = np.arange(place_UM.shape[1])
-        unshuffled_UM = np.full(place_UM.shape, -1, np.int32)
-        unshuffled_UM[number_M < size_U[:, None]] = np.repeat(
-            np.tile(np.arange(counts_UK.shape[1], dtype=np.int32), len(size_U)), counts_UK.ravel()
-        )
-        source_UM = np.take_along_axis(unshuffled_UM, place_UM, axis=1)
-        source_N = source_UM[chosen_N, within_N].astype(np.int64)
+        number_M = np.arange(size_U.max())
+        unshuffled_UM = np.full((len(size_U), len(number_M)), NO_VALUE)
+        sources_UK = np.broadcast_to(np.arange(counts_UK.shape[1]), counts_UK.shape)
+        unshuffled_UM[number_M < size_U[:, None]] = np.repeat(sources_UK.ravel(), counts_UK.ravel())
+        source_UM = shuffled(unshuffled_UM, keys_U=keys_U)
+        source_N = source_UM[chosen_N, within_N]
         # In a window a source's draws come in their order, so that no sequence comes again before its epoch is over, and what was
         # served before any position is a number of draws of each source.
         earlier_NM = (source_UM[chosen_N] == source_N[:, None]) & (number_M < within_N[:, None])

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from installed_command import fastmix
 
+from fastmix_data.audit.trace import TracedStep, trace
+from fastmix_data.errors import InputError
 from fastmix_data.loader import ManifestDataset
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.manifest.order import ManifestOrder
@@ -86,6 +88,34 @@ def test_a_step_is_traced_to_the_documents_whose_text_it_read(phased: Path, fold
     totals = sum(document["tokens"] for document in traced["documents"])
     assert totals == sum(document["tokens"] for sequence in traced["sequences"] for document in sequence["documents"])
     assert "source  tokens  file" in fastmix("trace", path, *shape, cwd=phased).stdout
+
+
+def test_a_step_over_materialized_shards_is_traced_to_the_same_documents(phased: Path, tmp_path: Path) -> None:
+    fastmix("materialize", "run/manifest-after-10010", "--out", tmp_path / "shards", cwd=phased)
+    given = trace(load_manifest(phased / "run" / "manifest-after-10010"), TracedStep(5, 6, 64, num_ranks=2))
+    found = json.loads(
+        fastmix(
+            "trace",
+            tmp_path / "shards",
+            "--step",
+            5,
+            "--batch-size",
+            6,
+            "--sequence-length",
+            64,
+            "--ranks",
+            2,
+            "--json",
+            cwd=phased,
+        ).stdout
+    )
+    assert found["sequences"] == given["sequences"] and found["documents"] == given["documents"]
+    # Half as long and twice as many are the same tokens.
+    written = load_manifest(tmp_path / "shards")
+    halves = trace(written, TracedStep(5, 12, 32, num_ranks=2), root=phased / "run")
+    assert sorted(map(str, halves["documents"])) == sorted(map(str, given["documents"]))
+    with pytest.raises(InputError, match=r"which documents the shards hold; give the workdir .* with --root"):
+        trace(written, TracedStep(0, 1, 64), root=tmp_path)
 
 
 @pytest.mark.parametrize(

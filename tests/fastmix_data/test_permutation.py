@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmix_data.permutation import derive_keys, name_key, permute, positions_of, shuffles
+from fastmix_data.permutation import NO_VALUE, derive_keys, name_key, permute, positions_of, shuffled
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**31))
@@ -43,14 +43,17 @@ def test_positions_are_found_from_their_images(size: int, seed: int, data: st.Da
 
 
 @given(st.lists(st.integers(0, 80), min_size=1, max_size=5), st.integers(0, 2**31))
-def test_shuffles_are_orders_of_their_own_ranges(sizes: list[int], seed: int) -> None:
-    shuffled_UM = shuffles(np.array(sizes), keys_U=derive_keys(seed, np.arange(len(sizes))))
-    for size, row in zip(sizes, shuffled_UM.tolist(), strict=True):
-        assert sorted(row[:size]) == list(range(size)) and all(number >= size for number in row[size:])
+def test_shuffled_rows_have_their_own_values_and_what_is_none_comes_last(sizes: list[int], seed: int) -> None:
+    number_M = np.arange(max(sizes))
+    values_UM = np.where(number_M < np.array(sizes)[:, None], number_M // 2, NO_VALUE)
+    shuffled_UM = shuffled(values_UM, keys_U=derive_keys(seed, np.arange(len(sizes))))
+    for size, row, values in zip(sizes, shuffled_UM.tolist(), values_UM.tolist(), strict=True):
+        assert sorted(row[:size]) == values[:size] and row[size:] == values[size:]
 
 
-def test_shuffles_put_every_number_everywhere_alike() -> None:
-    shuffled_UM = shuffles(np.full(4900, 7), keys_U=derive_keys(np.arange(4900)))
+def test_shuffled_rows_have_every_value_everywhere_alike() -> None:
+    values_UM = np.broadcast_to(np.arange(7), (4900, 7)).copy()
+    shuffled_UM = shuffled(values_UM, keys_U=derive_keys(np.arange(4900)))
     counts = np.array([np.bincount(column, minlength=7) for column in shuffled_UM.T])
     assert ((counts - 700) ** 2 / 700).sum() < 36 + 5 * np.sqrt(2 * 36)
 

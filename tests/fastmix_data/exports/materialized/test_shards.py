@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,19 @@ from click.testing import CliRunner, Result
 
 import pipelines.export.run as export_run
 from fastmix_data.audit.verify import verify
-from fastmix_data.errors import FastmixError, MismatchError, RecipeError
+from fastmix_data.errors import FastmixError, InputError, MismatchError, RecipeError
 from fastmix_data.exports.part_tokens import read_part
 from fastmix_data.loader import IGNORED_LABEL, ManifestDataset
 from fastmix_data.loading.source_meter import SourceMeter
 from fastmix_data.machine import Workers
+from fastmix_data.manifest.continuation import continue_after
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.written_order import order_of
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
-from fastmix_data.shards.catalog import Catalog
+from fastmix_data.shards.catalog import Catalog, load_catalog
+from fastmix_data.workdir import Workdir
 from pipelines.cli.main import main
 from pipelines.export.run import export
 
@@ -138,6 +141,41 @@ def test_an_export_of_it_keeps_the_order_and_names_the_shards_where_they_lie(man
         _materialize(load_manifest(out), tmp_path / "again")
     with pytest.raises(RecipeError, match=r"hold the order of seed 0, .*; leave the seed out"):
         ManifestDataset(out, seed=1)
+
+
+@pytest.mark.parametrize("manifest", [()], indirect=True, ids=["plain"])
+def test_a_run_in_phases_and_the_rest_of_one_are_materialized_in_their_order(manifest: Manifest, tmp_path: Path) -> None:
+    phases = [{"tokens": 900, "weights": {"books": 1}}, {"tokens": 1700, "weights": {"books": 1, "code": 2, "notes": 0.1}}]
+    emit = EmitSection.model_validate({"token_budget": 2600, "phases": phases, "max_epochs": 9})
+    catalog = load_catalog(Workdir(manifest.root_path).catalog)
+    phased = emit_manifest(catalog, None, emit=emit, directory=tmp_path / "phased")
+    # Within an epoch, and within the second phase.
+    place = continue_after(phased, 1200, sequence_length=8)
+    rest = emit_manifest(catalog, None, emit=emit, directory=tmp_path / "rest", after=place)
+    assert rest.starts_within_an_epoch
+    for given, length in ((phased, 16), (phased, 8), (rest, None)):
+        out = _materialize(given, tmp_path / f"{given.directory.name}-{length}", length=length)
+        written = load_manifest(out)
+        assert _equal(ManifestDataset(out), ManifestDataset(given.directory, sequence_length=length))
+        assert verify(out, quiet=True).ok and not written.starts_within_an_epoch and written.after is None
+    # That is the way of a run that goes on to other trainers.
+    with pytest.raises(MismatchError, match="only fastmix's loader knows; `fastmix materialize` it first, and export what"):
+        export(rest.directory, to="olmo", directory=tmp_path / "no")
+    exported = export(out, to="olmo", directory=tmp_path / "olmo")
+    assert sum("label at the end of each is the next one's first token" in remark for remark in exported.remarks) == 1
+    (table,) = (tmp_path / "olmo").rglob("*.csv.gz")
+    starts = {int(line.split(",")[0]) for line in gzip.decompress(table.read_bytes()).decode().splitlines()}
+    assert starts == set(_starts_of_parts(written))
+    with pytest.raises(InputError, match=r"does not know what of its sources is left; name .*origin.* --sequence-length 8"):
+        continue_after(written, 1600)
+
+
+def _starts_of_parts(written: Manifest) -> Iterator[int]:
+    """Of every sequence in a flat file, which leaves padding out."""
+    before = 0
+    for part in written.parts:
+        yield from range(before, before + part.num_tokens, written.block_tokens)
+        before += part.num_tokens
 
 
 def test_a_length_that_does_not_divide_the_blocks_is_refused_before_anything_is_written(
