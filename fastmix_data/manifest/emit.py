@@ -189,7 +189,7 @@ def _plan(request: _Request) -> Manifest:
     return Manifest(
         token_budget=budget,
         num_tokens=total,
-        num_shards=num_distinct(parts.part(drawn_P), "path"),
+        num_shards=num_distinct(parts, "path", among_N=drawn_P),
         block_tokens=info.block_tokens,
         example_tokens=info.example_tokens if column_of(parts, "has_mask").any() else None,
         dtype=np.result_type(*distinct(parts, "dtype")).str,

@@ -12,24 +12,31 @@ from fastmix_data.manifest.block_set import BlockSet
 from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.table_rows import TableRows, schema_of
 
+_OF_BLOCKS = {"block_start": "start_R", "block_stop": "stop_R", "num_tokens": "num_tokens_R", "num_labels": "num_labels_R"}
 _OF_SHARD = {"shard_blocks": "num_blocks"}  # the name in the catalog, where it is another
 
 
 def planned_parts(pools: Sequence[tuple[BlockSet, int]]) -> TableRows[Part]:
     """Ranges of pools, given as blocks and repeats, in their order."""
     schema = schema_of(Part)
-    tables = [schema.empty_table()]
-    for number, (blocks, repeats) in enumerate(pools):
-        of_ranges = {
-            "block_start": blocks.start_R,
-            "block_stop": blocks.stop_R,
-            "pool": np.full(len(blocks.shard_R), number),
-            "repeats": np.full(len(blocks.shard_R), repeats),
-            "num_tokens": blocks.num_tokens_R,
-            "num_labels": blocks.num_labels_R,
-        }
-        # What parts repeat of their shards.
-        chosen = blocks.shards.rows.table.take(numbers(blocks.shard_R))
-        columns = [numbers(of_ranges[n]) if n in of_ranges else chosen[_OF_SHARD.get(n, n)] for n in schema.names]
-        tables.append(pa.table(columns, schema=schema))
-    return TableRows(pa.concat_tables(tables), Part)
+    # A column of all pools at a time: of two million parts, which take half a gigabyte, no more than a column is there twice.
+    columns = [
+        pa.chunked_array(
+            [chunk for number, (blocks, repeats) in enumerate(pools) for chunk in _chunks(field.name, blocks, number, repeats)],
+            field.type,
+        ).combine_chunks()
+        for field in schema
+    ]
+    return TableRows(pa.table(columns, schema=schema), Part)
+
+
+def _chunks(name: str, blocks: BlockSet, pool: int, repeats: int) -> Sequence[pa.Array]:
+    """A column of one pool's parts."""
+    if name in ("pool", "repeats"):
+        return [numbers(np.full(len(blocks.shard_R), pool if name == "pool" else repeats))]
+    if name in _OF_BLOCKS:
+        return [numbers(getattr(blocks, _OF_BLOCKS[name]))]
+    # What parts repeat of their shards.
+    of_shards = blocks.shards.rows.table.column(_OF_SHARD.get(name, name))
+    chunks: list[pa.Array] = of_shards.take(numbers(blocks.shard_R)).chunks
+    return chunks

@@ -106,8 +106,6 @@ class TableRows(Sequence[Row]):
 
     def part(self, numbers_N: Int64s) -> TableRows[Row]:
         """Some of the rows, by ascending numbers; without a copy if they are neighbours."""
-        if not len(numbers_N):
-            return TableRows(self.table.slice(0, 0), self._kind)
         first, stop = int(numbers_N[0]), int(numbers_N[-1]) + 1
         if stop - first == len(numbers_N):
             return TableRows(self.table.slice(first, len(numbers_N)), self._kind)
@@ -141,9 +139,9 @@ def distinct(rows: Sequence[Any], name: str) -> list[Any]:
     return list(dict.fromkeys(getattr(row, name) for row in rows))
 
 
-def num_distinct(rows: TableRows[Any], name: str) -> int:
-    """How many different values a field has."""
-    return int(pc.count_distinct(rows.table.column(name)).as_py())
+def num_distinct(rows: TableRows[Any], name: str, *, among_N: Int64s) -> int:
+    """How many different values a field has in the rows of these numbers."""
+    return int(pc.count_distinct(rows.table.column(name).take(numbers(among_N))).as_py())
 
 
 def places_of(rows: Sequence[Any], name: str, *, among: Sequence[str]) -> Int64s:
