@@ -13,6 +13,7 @@ from pathlib import Path
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
+from fastmix_data.exports.pools import pools_of
 from fastmix_data.manifest.parts import Part
 from fastmix_data.workdir import ManifestFolder, Workdir
 
@@ -89,7 +90,7 @@ class _TorchTitan:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        count = sum(-(-part.num_labels // request.manifest.block_tokens) * part.repeats for part in request.manifest.parts)
+        count = request.order.num_sequences
         return (f"torchtitan takes full batches: of {count} sequences the last that do not fill one on every rank are left out",)
 
     def tasks(self, request: ExportRequest) -> Sequence[_BringShard]:
@@ -106,7 +107,7 @@ class _TorchTitan:
         window = "" if manifest.example_tokens is None else f" and be a multiple of {manifest.example_tokens}"
         text = _CONFIGURATION.format(
             tokens=manifest.num_tokens,
-            num_labels=sum(part.num_labels * part.repeats for part in manifest.parts),
+            num_labels=sum(pool.repeats * pool.num_labels for pool in pools_of(manifest)),
             num_sources=len(manifest.sources),
             sha256=manifest.sha256,
             block_tokens=manifest.block_tokens,

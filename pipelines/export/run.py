@@ -14,6 +14,7 @@ from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.exports.format import NO, ExportFormat, ExportRequest, ExportTask, Files, OnTokens, Receipt
 from fastmix_data.exports.formats import export_format
 from fastmix_data.exports.part_tokens import check_unchanged
+from fastmix_data.exports.pools import drawn_rows
 from fastmix_data.machine import Workers, num_cores
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.parts import Part
@@ -192,7 +193,8 @@ class _Export:
         receipts = {task.name: found for task in tasks if (found := self._receipt(task)) is not None}
         missing = [task for task in tasks if task.name not in receipts]
         total, passed = sum(task.num_tokens for task in tasks), sum(task.num_tokens for task in tasks if task.name in receipts)
-        checked = self.request.manifest.parts if missing and self._check_shards else ()
+        manifest = self.request.manifest
+        checked = manifest.parts.part(drawn_rows(manifest)) if missing and self._check_shards else ()
         shards = list({part.path: part for part in checked}.values())
         num_bytes = sum(part.bytes for part in shards)
 
