@@ -133,16 +133,16 @@ def gain_table(units: Mapping[str, Units]) -> str:
 
 
 def against_table(units: Mapping[str, Units], reference: str) -> str:
-    """A row per method beside another one; the mean is over targets, and its interval over seeds of the search.
+    """A row per method beside another one; the mean is over targets, and its interval too: over other targets like these.
 
-    The last column counts targets on which the interval leaves 0 out: below it, above it.
+    The last column counts targets on which the interval over searches leaves 0 out: below it, above it.
     """
     rows = []
     for name, _ in by_value(ranks_of(list(units.values()))):
         if name != reference:
             differences_GU = np.array([one[name] - one[reference] for one in units.values()])
             sides = [side_of_zero(differences_U) for differences_U in differences_GU]
-            cells = [mean_cell(differences_U) for differences_U in (*differences_GU, differences_GU.mean(axis=0))]
+            cells = [mean_cell(differences_U) for differences_U in (*differences_GU, differences_GU.mean(axis=1))]
             rows.append([name, *cells, f"{sides.count(-1)}, {sides.count(1)}"])
     return markdown([[f"less {reference}", *units, "mean", "targets ahead, behind"], *rows])
 
