@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from corpus_recipe import QA_SETS, add_corpus_arguments, corpus_of, prepare
-from search_quality import against_table, gain_table, units_of
+from search_quality import against_table, compare_all, gain_table, units_of
 
-from fastmix_data.machine import Workers
 from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.target import TargetSection
-from pipelines.compare.run import compare
-from train.search.plan import plan_search
+from train.search.plan import SearchPlan, plan_search
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from post_training import base_recipe, train_base_model, write_sets
@@ -75,23 +73,13 @@ def main() -> None:
         base = Recipe.model_validate(base_recipe(corpus, token_budget=BASE_TOKENS, vocab_size=VOCAB_SIZE)).located(workdir)
         train_base_model(base, workdir / "base")
     recipe = bench_recipe(corpus, workdir, token_budget=options.token_budget)
-    catalog, results = prepare(recipe), {}
-    for seed in range(options.search_seeds):
-        training = recipe.required("training").with_seed(seed)
-        for name in options.targets:
-            wanted = with_target(recipe.model_copy(update={"training": training}), TARGETS[name]).located(recipe.base)
-            plan = plan_search(wanted, catalog)
-            print(f"target {name}, search seed {seed}", flush=True)
-            folder = recipe.paths.compare.root / "targets" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            done = compare(
-                plan,
-                methods=options.methods,
-                num_seeds=options.seeds,
-                workers=Workers(num_workers=options.workers),
-                replace=True,
-                directory=folder,
-            )
-            results.setdefault(name, []).append(done.comparison.methods)
+    catalog = prepare(recipe)
+
+    def plan_of(target: str, seed: int) -> SearchPlan:
+        seeded = recipe.model_copy(update={"training": recipe.required("training").with_seed(seed)})
+        return plan_search(with_target(seeded, TARGETS[target]), catalog)
+
+    results = compare_all(plan_of, recipe.paths.compare.root / "targets", options)
     units = {name: units_of(found) for name, found in results.items()}
     print("\n\n".join([gain_table(units), *(against_table(units, method) for method in ("count", "uniform"))]))
 

@@ -40,7 +40,7 @@ from pipelines.compare.methods import Method
 from pipelines.compare.run import compare
 from pipelines.compare.searches import stated_mixture
 from pipelines.compare.table import mean_ranks
-from train.search.plan import plan_search
+from train.search.plan import SearchPlan, plan_search
 
 METHODS = "fastmix,trials,count,mde,paper,mixmin,doge,doremi,additive:32,regmix:32,regmix-count:32,olmix:32,proportional,uniform"
 COUNT = "count"
@@ -53,23 +53,47 @@ Compared = Mapping[str, ComparedMethod]  # by name of the method
 Units = dict[str, np.ndarray]
 
 
-def run_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[str, list[Compared]]:
-    """Results of every target: one for each seed of the search."""
+PlanOf = Callable[[str, int], SearchPlan]  # by target and seed of the search
+
+
+def compare_all(plan_of: PlanOf, root: Path, options: argparse.Namespace) -> dict[str, list[Compared]]:
+    """Results of every target: one for each seed of the search. All seeds share what is kept in the workdir.
+
+    Args:
+        root: folder that each result gets a folder in.
+    """
     results: dict[str, list[Compared]] = {target: [] for target in options.targets}
     for seed in range(options.search_seeds):
-        training = recipe.required("training").with_seed(seed)
         for target in options.targets:
-            wanted = with_target(recipe.model_copy(update={"training": training}), target)
-            plan = plan_search(with_cap(wanted, catalog) if options.caps else wanted, catalog)
-            capped = f", {plan.search.constraints.ceiling}" if options.caps else ""
-            print(f"target {target}, search seed {seed}{capped}", flush=True)
-            folder = recipe.paths.compare.root / "targets" / f"{target}-{seed}-{plan.recipe_hash[:8]}"
-            workers = Workers(num_workers=options.workers)
+            plan = plan_of(target, seed)
+            print(f"target {target}, search seed {seed}{bounds_of(plan)}", flush=True)
             done = compare(
-                plan, methods=options.methods, num_seeds=options.seeds, workers=workers, replace=True, directory=folder
+                plan,
+                methods=options.methods,
+                num_seeds=options.seeds,
+                workers=Workers(num_workers=options.workers),
+                replace=True,
+                directory=root / f"{target.replace(', ', '-').replace(' ', '-')}-{seed}-{plan.recipe_hash[:8]}",
             )
             results[target].append(done.comparison.methods)
     return results
+
+
+def bounds_of(plan: SearchPlan) -> str:
+    """The ceilings of a plan, for the line that says what is compared."""
+    ceiling = plan.search.constraints.ceiling
+    return f", at most {ceiling}" if ceiling else ""
+
+
+def quality_plans(recipe: Recipe, catalog: Catalog, *, caps: bool) -> PlanOf:
+    """Plans of the benchmark's targets."""
+
+    def plan_of(target: str, seed: int) -> SearchPlan:
+        seeded = recipe.model_copy(update={"training": recipe.required("training").with_seed(seed)})
+        wanted = with_target(seeded, target)
+        return plan_search(with_cap(wanted, catalog) if caps else wanted, catalog)
+
+    return plan_of
 
 
 def with_cap(recipe: Recipe, catalog: Catalog) -> Recipe:
@@ -109,16 +133,16 @@ def gain_table(units: Mapping[str, Units]) -> str:
 
 
 def against_table(units: Mapping[str, Units], reference: str) -> str:
-    """A row per method beside another one; the mean is over targets, and its interval over seeds of the search.
+    """A row per method beside another one; the mean is over targets, and its interval too: over other targets like these.
 
-    The last column counts targets on which the interval leaves 0 out: below it, above it.
+    The last column counts targets on which the interval over searches leaves 0 out: below it, above it.
     """
     rows = []
     for name, _ in by_value(ranks_of(list(units.values()))):
         if name != reference:
             differences_GU = np.array([one[name] - one[reference] for one in units.values()])
             sides = [side_of_zero(differences_U) for differences_U in differences_GU]
-            cells = [mean_cell(differences_U) for differences_U in (*differences_GU, differences_GU.mean(axis=0))]
+            cells = [mean_cell(differences_U) for differences_U in (*differences_GU, differences_GU.mean(axis=1))]
             rows.append([name, *cells, f"{sides.count(-1)}, {sides.count(1)}"])
     return markdown([[f"less {reference}", *units, "mean", "targets ahead, behind"], *rows])
 
@@ -183,7 +207,9 @@ def main() -> None:
     options = parser.parse_args()
     recipe = corpus_recipe(corpus_of(options), options.workdir.resolve(), token_budget=options.token_budget)
     recipe = with_proxy(recipe, scaled_proxy(options.proxy_scale))
-    print(report(run_all(recipe, prepare(recipe), options)))
+    catalog = prepare(recipe)
+    plan_of = quality_plans(recipe, catalog, caps=options.caps)
+    print(report(compare_all(plan_of, recipe.paths.compare.root / "targets", options)))
 
 
 if __name__ == "__main__":
