@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
+from fastmix_data.exports.bring import bring
 from fastmix_data.exports.flat.flat_files import FlatFile, flat_files, has_masks, num_windows, window_remarks, write_flat
+from fastmix_data.exports.flat.foreign_files import NamedFile, named_files
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
 
@@ -29,17 +33,30 @@ class _WriteFile(FlatFile):
         documents = write_flat(self, request, tokens=tokens, mask=loss if has_mask else None, on_tokens=on_tokens)
         with atomic_file(index) as file:
             file.write(np.append(documents.start_D[1:], self.num_tokens).astype("<u8").data)
-        # nanotron loads its tokenizer by this name, and refuses folders of different ones.
-        tokenizer = f"{Workdir(request.root).tokenizer.parent}|{np.dtype(self.dtype).itemsize}"
-        with atomic_file(metadata) as file:
-            file.write(f"{tokenizer}\n{self.num_tokens}\n{format_count(self.num_tokens)} tokens".encode())
+        _write_metadata(metadata, request, self)
         return {"files": names if has_mask else names[:-1]}
+
+
+@dataclass(frozen=True)
+class _LinkFile(NamedFile):
+    def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
+        """Link to tokens, ends of documents and mask: a pool is a folder. The metadata name our tokenizer, as those of other pools."""
+        stem = f"{self.pool}/{self.number:05d}.ds"
+        given = {stem: self.tokens, f"{stem}.index": f"{self.tokens}.index"} | ({f"{stem}.loss": self.mask} if self.mask else {})
+        for name, path in given.items():
+            bring(Path(path), request.directory / name, files=request.files)
+        _write_metadata(request.directory / f"{stem}.metadata", request, self)
+        on_tokens(self.num_tokens)
+        return {"files": [*given, f"{stem}.metadata"]}
 
 
 class _Datatrove:
     name = "datatrove"
     reader = "datatrove 0.10; nanotron's Nanoset"
-    writes = f"a folder of .ds, .ds.index, .ds.metadata and .ds.loss for each pool, and {NANOSET}"
+    writes = (
+        f"a folder of .ds, .ds.index, .ds.metadata and .ds.loss for each pool, and {NANOSET}; imported .ds files of sources in whole "
+        "epochs are links"
+    )
     keeps = Keeps(
         order="no: Nanoset shuffles, and datatrove reads a folder from end to end",
         shares="yes",
@@ -51,7 +68,7 @@ class _Datatrove:
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest = request.manifest
         window = _window_tokens(manifest)
-        remarks = window_remarks(manifest, window_tokens=window)
+        remarks = window_remarks(manifest, _files(request), window_tokens=window)
         if has_masks(manifest):
             remarks += [
                 "masks are in .ds.loss, which neither datatrove's data sets nor Nanoset read: every token carries loss there",
@@ -59,13 +76,12 @@ class _Datatrove:
             ]
         return remarks
 
-    def tasks(self, request: ExportRequest) -> Sequence[_WriteFile]:
-        files = flat_files(request, _WriteFile, window_tokens=_window_tokens(request.manifest))
-        return [file for of_pool in files.values() for file in of_pool]
+    def tasks(self, request: ExportRequest) -> Sequence[_WriteFile | _LinkFile]:
+        return [file for of_pool in _files(request).values() for file in of_pool]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         manifest = request.manifest
-        windows = num_windows(manifest, window_tokens=_window_tokens(manifest))
+        windows = num_windows(_files(request), window_tokens=_window_tokens(manifest))
         # An epoch of Nanoset is as many samples as its folders have, and the next one takes the same again. By weights alone it would
         # thus never come to the end of a folder of small weight; a folder that is listed as often as it is read comes up exactly so often.
         folders = [pool.name for pool in pools_of(manifest) for _ in range(pool.repeats) if windows[pool.name]]
@@ -81,6 +97,21 @@ class _Datatrove:
 
 
 FORMAT = _Datatrove()
+
+
+def _files(request: ExportRequest) -> Mapping[str, Sequence[_WriteFile | _LinkFile]]:
+    def is_own(part: Part) -> bool:
+        return part.path.endswith(".ds") and (request.root / f"{part.path}.index").is_file()
+
+    named = named_files(request, _LinkFile, is_own=is_own)
+    return flat_files(request, _WriteFile, window_tokens=_window_tokens(request.manifest), named=named)
+
+
+def _write_metadata(path: Path, request: ExportRequest, written: FlatFile | NamedFile) -> None:
+    # nanotron loads its tokenizer by this name, and refuses folders of different ones.
+    tokenizer = f"{Workdir(request.root).tokenizer.parent}|{np.dtype(written.dtype).itemsize}"
+    with atomic_file(path) as file:
+        file.write(f"{tokenizer}\n{written.num_tokens}\n{format_count(written.num_tokens)} tokens".encode())
 
 
 def _window_tokens(manifest: Manifest) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,12 +12,14 @@ import numpy as np
 
 from fastmix_data.arrays import Bools, Int64s
 from fastmix_data.atomic_files import atomic_file
+from fastmix_data.exports.flat.foreign_files import NamedFile
 from fastmix_data.exports.format import ExportRequest, OnTokens
 from fastmix_data.exports.part_tokens import PartTokens, label_remarks, read_part
 from fastmix_data.exports.pools import PartRange, common_dtype, cut_into_files, pools_of
 from fastmix_data.foreign.storage import is_foreign
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
+from fastmix_data.messages import and_more
 from fastmix_data.shards.examples import is_padding
 
 
@@ -67,22 +69,28 @@ class Documents:
 
 
 _File = TypeVar("_File", bound=FlatFile)
+_Named = TypeVar("_Named", bound=NamedFile)
+Files = Mapping[str, Sequence[FlatFile | NamedFile]]
 
 
-def flat_files(request: ExportRequest, kind: type[_File], *, window_tokens: int) -> dict[str, list[_File]]:
+def flat_files(
+    request: ExportRequest, kind: type[_File], *, window_tokens: int, named: Mapping[str, Sequence[_Named]]
+) -> dict[str, Sequence[_File | _Named]]:
     """The files of each pool, in the order of `pools_of`.
 
     Args:
         kind: the format's task.
+        named: foreign files that some pools are of already, so that none is written.
         window_tokens: every file but a pool's last is a whole number of windows, so that a reader who drops what is left after a
             file's last window drops less than one of each pool.
     """
     dtype, any_masks = common_dtype(request.manifest), has_masks(request.manifest)
     windows_per_file = max(1, request.max_file_bytes // (window_tokens * dtype.itemsize))
-    files: dict[str, list[_File]] = {}
+    written: dict[str, list[_File]] = {}
     for pool, number, ranges in cut_into_files(request.manifest, unit="tokens", size=windows_per_file * window_tokens):
-        files.setdefault(pool.name, []).append(kind(pool.name, number, ranges, dtype.str, any_masks))
-    return files
+        if pool.name not in named:
+            written.setdefault(pool.name, []).append(kind(pool.name, number, ranges, dtype.str, any_masks))
+    return {pool.name: named.get(pool.name) or written[pool.name] for pool in pools_of(request.manifest)}
 
 
 def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Path | None, on_tokens: OnTokens) -> Documents:
@@ -145,22 +153,28 @@ def has_masks(manifest: Manifest) -> bool:
     return any(part.has_mask for part in manifest.parts)
 
 
-def num_windows(manifest: Manifest, *, window_tokens: int) -> Mapping[str, int]:
-    """Whole windows of one pass over each pool."""
-    return {pool.name: pool.num_tokens // window_tokens for pool in pools_of(manifest)}
+def num_windows(files: Files, *, window_tokens: int) -> Mapping[str, int]:
+    """Whole windows of one pass over each pool: none goes on from one file to the next."""
+    return {name: sum(file.num_tokens // window_tokens for file in of_pool) for name, of_pool in files.items()}
 
 
-def window_remarks(manifest: Manifest, *, window_tokens: int) -> list[str]:
+def window_remarks(manifest: Manifest, files: Files, *, window_tokens: int) -> list[str]:
     """What a reader of windows that do not overlap leaves out, in sentences."""
-    pools = pools_of(manifest)
-    windows = sum(pool.repeats * (pool.num_tokens // window_tokens) for pool in pools)
-    unread = sum(pool.repeats * (pool.num_tokens % window_tokens) for pool in pools)
+    of_pools = num_windows(files, window_tokens=window_tokens)
+    windows = sum(pool.repeats * of_pools[pool.name] for pool in pools_of(manifest))
+    unread = manifest.num_tokens - windows * window_tokens
     remarks = [
         *label_remarks(manifest),
         f"windows do not overlap in this format, so the first token of each of {windows} windows is never predicted",
     ]
     if unread:
         remarks.append(
-            f"{unread} of {manifest.num_tokens} tokens are less than a window of {window_tokens} at the end of their pool, and are not read"
+            f"{unread} of {manifest.num_tokens} tokens are less than a window of {window_tokens} at the end of their file, and are not read"
+        )
+    named = [name for name, of_pool in files.items() if isinstance(of_pool[0], NamedFile)]
+    if named:
+        remarks.append(
+            f"the imported files of {and_more(named, shown=8)} are read where they lie, each to its last whole window; "
+            "--files copy writes their tokens end to end, so that only the last file of a source ends in less than one"
         )
     return remarks

@@ -16,9 +16,11 @@ import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.flat.flat_files import Documents, FlatFile, flat_files, has_masks, window_remarks, write_flat
+from fastmix_data.exports.flat.foreign_files import NamedFile, named_files
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool, common_dtype, pools_of
 from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.manifest.parts import Part
 from fastmix_data.workdir import Workdir
 
 DATASET, MIXTURE = "dataset.json", "source_mixture.json"
@@ -56,7 +58,10 @@ class _WriteFile(FlatFile):
 class _Olmo:
     name = "olmo"
     reader = "OLMo-core 3.0"
-    writes = f"token files, label masks, tables of documents, {DATASET}, and {MIXTURE} where nothing has a mask"
+    writes = (
+        f"token files, label masks, tables of documents, {DATASET}, and {MIXTURE} where nothing has a mask; imported .npy files of "
+        "sources in whole epochs are named where they lie"
+    )
     keeps = Keeps(
         order="no: OLMo-core shuffles the windows by its own seed",
         shares="yes",
@@ -67,7 +72,7 @@ class _Olmo:
 
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest = request.manifest
-        remarks = window_remarks(manifest, window_tokens=manifest.block_tokens)
+        remarks = window_remarks(manifest, _files(request), window_tokens=manifest.block_tokens)
         if has_masks(manifest):
             remarks += [
                 f"there is no {MIXTURE}: source mixtures of OLMo-core take no label masks; {DATASET} has them",
@@ -77,7 +82,7 @@ class _Olmo:
         return remarks
 
     def tasks(self, request: ExportRequest) -> Sequence[_WriteFile]:
-        return [file for files in _files(request).values() for file in files]
+        return [file for files in _files(request).values() for file in files if isinstance(file, _WriteFile)]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         files, pools = _files(request), pools_of(request.manifest)
@@ -91,8 +96,15 @@ class _Olmo:
 FORMAT = _Olmo()
 
 
-def _files(request: ExportRequest) -> dict[str, list[_WriteFile]]:
-    return flat_files(request, _WriteFile, window_tokens=request.manifest.block_tokens)
+def _files(request: ExportRequest) -> Mapping[str, Sequence[_WriteFile | NamedFile]]:
+    any_masks = has_masks(request.manifest)
+
+    def is_own(part: Part) -> bool:
+        # It looks for documents beside .npy alone; and where any file has a mask, all need one.
+        return part.path.endswith(".npy") and bool(part.mask_path) == any_masks
+
+    named = named_files(request, NamedFile, is_own=is_own)
+    return flat_files(request, _WriteFile, window_tokens=request.manifest.block_tokens, named=named)
 
 
 def _write_documents(path: Path, documents: Documents, manifest: Manifest, *, num_tokens: int) -> None:
@@ -124,19 +136,23 @@ def _configuration(request: ExportRequest) -> dict[str, Any]:
     }
 
 
-def _dataset(request: ExportRequest, pools: Sequence[Pool], files: Mapping[str, Sequence[_WriteFile]]) -> dict[str, Any]:
-    """Every file as often as its pool is read."""
+def _dataset(
+    request: ExportRequest, pools: Sequence[Pool], files: Mapping[str, Sequence[_WriteFile | NamedFile]]
+) -> dict[str, Any]:
+    """Every file as often as its pool is read; a path that is absolute stays what it is."""
     listed = [(pool.source, file) for pool in pools for _ in range(pool.repeats) for file in files[pool.name]]
     dataset = _configuration(request) | {
         "paths": [str(request.directory / file.tokens) for _, file in listed],
         "metadata": [{"label": source} for source, _ in listed],
     }
     if has_masks(request.manifest):
-        dataset["label_mask_paths"] = [str(request.directory / file.mask) for _, file in listed]
+        dataset["label_mask_paths"] = [str(request.directory / (file.mask or "")) for _, file in listed]
     return dataset
 
 
-def _mixture(request: ExportRequest, pools: Sequence[Pool], files: Mapping[str, Sequence[_WriteFile]]) -> dict[str, Any]:
+def _mixture(
+    request: ExportRequest, pools: Sequence[Pool], files: Mapping[str, Sequence[_WriteFile | NamedFile]]
+) -> dict[str, Any]:
     """A pool as a source of which a whole number of passes is wanted: then every window is read exactly so often."""
     manifest = request.manifest
     sources = [

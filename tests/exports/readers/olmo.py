@@ -23,8 +23,8 @@ def main(folder: Path, work_dir: Path) -> None:
             for item in items
         ],
         "documents": {
-            path.relative_to(folder).as_posix(): list(iter_document_indices(path, use_array_if_local=False, dtype=dataset.dtype))
-            for path in sorted(folder.glob("*/token_ids_part_*.npy"))
+            os.path.relpath(path, folder): list(iter_document_indices(path, use_array_if_local=False, dtype=dataset.dtype))
+            for path in dict.fromkeys(dataset.paths)
         },
         "dtype": dataset.dtype.__name__,
     }
