@@ -40,7 +40,8 @@ def _write_partition(
     """One partition's shards: its tokens count upwards, so that every position is recognisable; the end is padded with 0."""
     num_blocks = -(-num_tokens // layout.block_tokens)
     tokens = np.zeros(num_blocks * layout.block_tokens + 1, layout.dtype)
-    tokens[:num_tokens] = (base + np.arange(num_tokens)) % 60000 + 1
+    # Of 4 bytes, they need more than 2.
+    tokens[:num_tokens] = (base + np.arange(num_tokens)) % 60000 + 1 + (1 << 16 if layout.dtype.itemsize == 4 else 0)
     rows = []
     for number, first in enumerate(range(0, num_blocks, shard_blocks)):
         count = min(shard_blocks, num_blocks - first)
@@ -93,10 +94,11 @@ def make_catalog(tmp_path: Path) -> MakeCatalog:
         masked: Sequence[str] = (),
         root: Path = tmp_path / "run",
         valid_tokens: int = 40,
+        dtype: str = "<u2",
     ) -> Catalog:
         rows: list[ShardRow] = []
         for index, (source, partitions) in enumerate(sources.items()):
-            layout = ShardLayout(block_tokens, np.dtype("<u2"), source in masked)
+            layout = ShardLayout(block_tokens, np.dtype(dtype), source in masked)
             for partition, num_tokens in enumerate(partitions):
                 rows += _write_partition(
                     root, source, split="train", partition=partition, num_tokens=num_tokens, layout=layout, shard_blocks=shard_blocks,
@@ -114,7 +116,14 @@ def make_catalog(tmp_path: Path) -> MakeCatalog:
             )
         catalog = Catalog(
             root,
-            CatalogInfo(block_tokens, 65536, 0, "0" * 64, sources=tuple(sources), example_tokens=WINDOW if masked else None),
+            CatalogInfo(
+                block_tokens,
+                65536 if dtype == "<u2" else 200_000,
+                0,
+                "0" * 64,
+                sources=tuple(sources),
+                example_tokens=WINDOW if masked else None,
+            ),
             rows,
         )
         catalog.save(root / "catalog.parquet")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from fastmix_data.exports.format import ExportRequest, Files
 from fastmix_data.exports.nvidia import corpus
 from fastmix_data.exports.part_tokens import read_part
 from fastmix_data.exports.pools import Pool, pools_of
+from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import Manifest
-from fastmix_data.shards.catalog import load_catalog
+from fastmix_data.recipe.emit import EmitSection
+from fastmix_data.results.mixture import Mixture
+from fastmix_data.shards.catalog import Catalog, load_catalog
 from pipelines.export.run import export
 from tests.exports.other_readers import read_with
 
@@ -79,6 +83,22 @@ def test_megatron_reads_the_tokens_of_a_manifest_each_as_often_as_it_says(
     else:
         documents = sequences["books-00000"]
         assert documents[0][-1] == EOS and len(documents[0]) == EOS and sum(EOS in tokens for tokens in documents) == 1
+
+
+def test_megatron_reads_ids_of_more_than_two_bytes(make_catalog: Callable[..., Catalog], tmp_path: Path) -> None:
+    catalog = make_catalog({"books": [3000], "single": [16]}, shard_blocks=300, dtype="<u4")
+    mixture, emit = Mixture(weights={"books": 6000 / 6032, "single": 32 / 6032}), EmitSection(token_budget=6032, max_epochs=2)
+    manifest = emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")
+    export(manifest.directory, to="megatron", directory=tmp_path / "out")
+    # One file is a shard, the other is too small for that and written.
+    assert [path.is_symlink() for path in sorted((tmp_path / "out" / "train").glob("*.bin"))] == [True, False]
+    read, pools = read_with("megatron", tmp_path / "out", package="megatron"), pools_of(manifest)
+    # The format's own type, in which these ids are positive as they should be.
+    assert {file["dtype"] for file in read["files"]} == {"int32"}
+    wanted = Counter(chain.from_iterable(tokens_of(manifest, pool) for pool in pools))
+    assert tokens_in(read["files"]) == wanted and min(wanted) > 65_535
+    windows = [tokens for _, tokens, _ in read["train"]]
+    assert len(windows) > 370 and set(chain.from_iterable(windows)) <= wanted.keys()
 
 
 def test_a_bin_is_the_shard_itself_unless_it_is_copied_or_too_small(manifest: Manifest, tmp_path: Path) -> None:
