@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-CATALOG_FILE, MANIFEST_FILE = "catalog.parquet", "manifest.json"
+CATALOG_FILE, MANIFEST_FILE, PLAN_FILE = "catalog.parquet", "manifest.json", "plan.json"
 _PREPROCESS_RECIPE, _PREPROCESS_LOCK = "preprocess.recipe.json", ".preprocess.lock"
 # What preprocessing makes before anything else. A catalog is none of them: a user's table may have its name.
 _MARKS = frozenset({_PREPROCESS_RECIPE, _PREPROCESS_LOCK})
@@ -96,6 +96,7 @@ class ManifestFolder:
     Attributes:
         manifest: what was asked for and what came out; written last.
         parts: a row per range of blocks.
+        plan: of a catalog over a sample, what the manifest will be about; in its place.
     """
 
     def __init__(self, root: Path) -> None:
@@ -103,6 +104,7 @@ class ManifestFolder:
         self.root = root
         self.manifest = root / MANIFEST_FILE
         self.parts = root / "parts.parquet"
+        self.plan = root / PLAN_FILE
 
     def after(self, tokens: int) -> ManifestFolder:
         """Folder of the manifest that takes over from this one, or from another beside it, after so many tokens of the run."""
@@ -161,6 +163,7 @@ class Workdir:
         preprocess_recipe: the sections that the shards were made from.
         preprocess_lock: held while a preprocess run works here.
         shards, documents, receipts: folders; of the last two, each partition has a file in either.
+        sample: the catalog over a sample that is or was here, and what it said of the sizes; only where there was one.
         quarantine: folder with a file for each partition that left out bad records, where the recipe wants them kept.
         search, compare, manifest: folders of these commands.
         report: the page about all of it.
@@ -176,6 +179,7 @@ class Workdir:
         self.tokenizer_origin = root / "tokenizer" / "origin.json"
         self.preprocess_recipe = root / _PREPROCESS_RECIPE
         self.preprocess_lock = root / _PREPROCESS_LOCK
+        self.sample = root / "sample.json"
         self.shards, self.documents, self.receipts = root / "shards", root / "documents", root / "receipts"
         self.quarantine = root / "quarantine"
         self.search = SearchFolder(root / "search")

@@ -14,6 +14,7 @@ from fastmix_data.text_table import aligned
 if TYPE_CHECKING:  # for --help's sake nothing heavy is imported
     from pathlib import Path
 
+    from fastmix_data.manifest.estimated import EmitPlan
     from fastmix_data.manifest.manifest import Manifest
     from fastmix_data.results.mixture import Mixture, TrialsRecord
 
@@ -150,27 +151,34 @@ def fit_summary(mixture: Mixture) -> str:
 
 
 def run_summary(
-    mixture: Mixture, manifest: Manifest, report: Path, exports: Sequence[tuple[str, Path]]
+    mixture: Mixture, manifest: Manifest | EmitPlan, report: Path, exports: Sequence[tuple[str, Path]]
 ) -> tuple[dict[str, Any], str]:
     """What a whole run came to, as a JSON-able dictionary and as text.
 
     Args:
+        manifest: or its plan, whose figures are estimates.
         exports: formats, each with the file that its trainer is given.
     """
+    from fastmix_data.manifest.estimated import COMPLETE, EmitPlan
+
     epochs = {source.name: source.epochs for source in manifest.sources}
     loss, cost = mixture.target.loss, mixture.search
+    is_plan = isinstance(manifest, EmitPlan)
+    times = "estimated from a sample, times each source will be read" if is_plan else "times each source is read"
+    shipped = f"{'plan:    ' if is_plan else 'manifest:'} {manifest.num_tokens:,} tokens in {manifest.path}"
     lines = [
-        f"\nmixture, learned in {cost.seconds:.0f} s from {cost.num_tokens:,} proxy tokens (times each source is read at the end):",
+        f"\nmixture, learned in {cost.seconds:.0f} s from {cost.num_tokens:,} proxy tokens ({times} at the end):",
         mixture_table(mixture, epochs),
         *mixture_notes(mixture),
         f"the proxy's target loss on the half the search did not see: {loss['unseen_start']:.3f} -> {loss['unseen_end']:.3f} nats",
-        f"manifest: {manifest.num_tokens:,} tokens in {manifest.path}",
+        *([f"{shipped}; {COMPLETE}", *manifest.doubts] if isinstance(manifest, EmitPlan) else [shipped]),
         f"report:   {report}",
         *(f"export:   give {name} {path}" for name, path in exports),
     ]
     content = {
         "mixture": mixture.model_dump(),
-        "manifest": str(manifest.path),
+        "manifest": None if is_plan else str(manifest.path),
+        "plan": str(manifest.path) if is_plan else None,
         "num_tokens": manifest.num_tokens,
         "epochs": epochs,
         "report": str(report),

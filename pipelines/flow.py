@@ -10,7 +10,10 @@ from fastmix_data.errors import MismatchError, RecipeError
 from fastmix_data.machine import Workers
 from fastmix_data.manifest.continuation import continue_after
 from fastmix_data.manifest.emit import check_emit, emit_manifest
+from fastmix_data.manifest.estimated import COMPLETE, EmitPlan, plan_emit
 from fastmix_data.manifest.manifest import Manifest, load_manifest
+from fastmix_data.manifest.phases import plan_phases
+from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.shards.catalog import Catalog, load_catalog
@@ -27,7 +30,7 @@ class RunResult:
 
     catalog: Catalog
     mixture: Mixture
-    manifest: Manifest
+    manifest: Manifest | EmitPlan
     report: Path
     exports: tuple[tuple[str, Path], ...]
 
@@ -54,8 +57,8 @@ def emit(
     directory: Path | None = None,
     after: HalfTrained | None = None,
     replace: bool = False,
-) -> Manifest:
-    """Write the manifest of a recipe, or of the rest of a run.
+) -> Manifest | EmitPlan:
+    """Write the manifest of a recipe, or of the rest of a run; over a sample, what it will be about.
 
     Args:
         mixture_path: for what the recipe's phases state no mixture of; the search's when None.
@@ -75,9 +78,31 @@ def emit(
         if (directory or folder.root).resolve() == old.directory.resolve():
             raise MismatchError(old.path, "is the manifest that is to be continued", "name another folder with --out")
     catalog, directory = load_catalog(paths.catalog), directory or folder.root
+    if continued is None:
+        return _emit(catalog, mixture, section, directory, files=files, replace=replace)
+    if catalog.info.sample is not None:
+        raise MismatchError(paths.catalog, "holds a sample, and no run can go on with blocks that are not there yet", COMPLETE)
     return emit_manifest(
         catalog, mixture, emit=section, directory=directory, mixture_files=files, after=continued, replace=replace
     )
+
+
+def _emit(
+    catalog: Catalog,
+    mixture: Mixture | None,
+    section: EmitSection,
+    directory: Path,
+    *,
+    files: dict[str, Mixture],
+    replace: bool,
+) -> Manifest | EmitPlan:
+    if catalog.info.sample is not None:
+        phases = plan_phases(section, catalog, mixture=mixture, files=files)
+        asked = [(phase.token_budget, phase.weights) for phase in phases]
+        return plan_emit(catalog, asked, emit=section, directory=directory, replace_found=replace)
+    manifest = emit_manifest(catalog, mixture, emit=section, directory=directory, mixture_files=files, replace=replace)
+    ManifestFolder(directory).plan.unlink(missing_ok=True)
+    return manifest
 
 
 def phase_mixtures(recipe: Recipe) -> dict[str, Mixture]:
@@ -122,11 +147,13 @@ def run(
     plan = plan_search(recipe, catalog)
     searched = search(plan, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=workers.quiet)
     say(*searched.warnings, searched.message)
-    directory = recipe.paths.manifest.root
-    manifest = emit_manifest(catalog, searched.mixture, emit=section, directory=directory, mixture_files=files, replace=replace)
+    manifest = _emit(catalog, searched.mixture, section, recipe.paths.manifest.root, files=files, replace=replace)
     say(manifest.message)
     report = write_report(recipe.paths)
     say(f"wrote {report}")
+    if isinstance(manifest, EmitPlan):
+        say(*([f"exports: {', '.join(wanted.to for wanted in recipe.exports)} wait for the manifest"] if recipe.exports else []))
+        return RunResult(catalog, searched.mixture, manifest, report, ())
     given = export_all(recipe, workers=workers, replace=replace, say=say)
     return RunResult(catalog, searched.mixture, manifest, report, given)
 

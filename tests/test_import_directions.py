@@ -68,7 +68,7 @@ ARTEFACTS = {
     "catalog.parquet", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "origin.json", "preprocess.recipe.json",
     ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "trials.json", "reference.json",
     "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "likelihoods.json",
-    "manifest.json", "parts.parquet", "report.html", "begun.json", "export.json",
+    "manifest.json", "parts.parquet", "report.html", "begun.json", "export.json", "sample.json", "plan.json",
 }  # fmt: skip
 WORKDIR = ROOT / "fastmix_data" / "workdir.py"
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -7,11 +7,12 @@ from typing import Literal
 
 from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import InputError
+from fastmix_data.manifest.estimated import PLAN_KIND
 from fastmix_data.manifest.manifest import KIND
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
-from fastmix_data.workdir import CATALOG_FILE, MANIFEST_FILE, workdir_above
+from fastmix_data.workdir import CATALOG_FILE, MANIFEST_FILE, PLAN_FILE, workdir_above
 
-ArtefactKind = Literal["shard", "catalog", "manifest", "mixture", "workdir"]
+ArtefactKind = Literal["shard", "catalog", "manifest", "plan", "mixture", "workdir"]
 _REMEDY = "give a shard (.tar), catalog.parquet, mixture.json, a manifest or a workdir"
 
 
@@ -27,6 +28,8 @@ def kind_of(path: Path) -> ArtefactKind:
     if path.is_dir():
         if (path / MANIFEST_FILE).is_file():
             return "manifest"
+        if (path / PLAN_FILE).is_file():
+            return "plan"
         if (path / CATALOG_FILE).is_file():
             return "workdir"
     elif path.suffix == ".tar":
@@ -38,6 +41,8 @@ def kind_of(path: Path) -> ArtefactKind:
         content = read_json(path)
         if isinstance(content, dict) and (content.get("kind") == KIND or path.name == MANIFEST_FILE):
             return "manifest"
+        if isinstance(content, dict) and content.get("kind") == PLAN_KIND:
+            return "plan"
         if isinstance(content, dict) and "weights" in content:
             return "mixture"
     raise InputError(path, "not an artefact of fastmix", _REMEDY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from fastmix_data.arrays import Bools
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
+from fastmix_data.audit.estimates import format_plan, format_sample, inspect_plan
 from fastmix_data.errors import InputError
 from fastmix_data.foreign.storage import SHARD, TAIL
 from fastmix_data.manifest.manifest import load_manifest
@@ -48,12 +50,16 @@ def inspect(path: Path, *, block: int | None = None) -> dict[str, Any]:
         return _inspect_mixture(path)
     if kind == "manifest":
         return _inspect_manifest(path)
+    if kind == "plan":
+        return inspect_plan(path)
     workdir = Workdir(path)
     content: dict[str, Any] = {"kind": kind, "path": str(path), "catalog": _inspect_catalog(workdir.catalog)}
     if workdir.search.mixture.is_file():
         content["mixture"] = _inspect_mixture(workdir.search.mixture)
     if workdir.manifest.manifest.is_file():
         content["manifest"] = _inspect_manifest(workdir.manifest.root)
+    elif workdir.manifest.plan.is_file():
+        content["plan"] = inspect_plan(workdir.manifest.plan)
     return content
 
 
@@ -136,6 +142,7 @@ def _inspect_catalog(path: Path) -> dict[str, Any]:
         "eos_id": catalog.info.eos_id,
         "num_tokens": sum(row.num_tokens for row in catalog.rows),
         "num_train_tokens": int(catalog.num_tokens_K().sum()),
+        "sample": None if catalog.info.sample is None else asdict(catalog.info.sample),
         "sources": list(catalog.sources),
         "targets_from_files": list(catalog.targets_from_files),
         "splits": splits,
@@ -181,7 +188,9 @@ def format_inspection(content: dict[str, Any]) -> str:
             return _format_mixture(content)
         case "manifest":
             return _format_manifest(content)
-    parts = [content[name] for name in ("catalog", "mixture", "manifest") if name in content]
+        case "plan":
+            return format_plan(content)
+    parts = [content[name] for name in ("catalog", "mixture", "manifest", "plan") if name in content]
     return "\n\n".join(format_inspection(part) for part in parts)
 
 
@@ -250,6 +259,7 @@ def _format_catalog(content: dict[str, Any]) -> str:
             f"blocks of {content['block_tokens']}{windows}, vocabulary of {content['vocab_size']}",
             aligned([head, *rows]),
             *([f"files read where they lie: {', '.join(imported)}"] if imported else []),
+            *format_sample(content["sample"]),
         ]
     )
 

@@ -19,6 +19,7 @@ from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
 from fastmix_data.foreign.identity import identity_now
 from fastmix_data.foreign.storage import SHARD, Stored, is_foreign
 from fastmix_data.machine import num_cores
+from fastmix_data.manifest.estimated import load_plan
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.parts import Part
 from fastmix_data.messages import first_line
@@ -27,7 +28,7 @@ from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.shard_format import ShardLayout, StridedShard
 from fastmix_data.units import format_count
-from fastmix_data.workdir import SearchFolder, Workdir
+from fastmix_data.workdir import ManifestFolder, SearchFolder, Workdir
 
 _THREADS = 4  # hashing lets go of the interpreter's lock; a disk is busy with that many
 _RESTORE = "restore it from a copy, or delete it and run `fastmix preprocess` again"
@@ -111,12 +112,16 @@ def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
         _verify_mixture(path, report, None)
     elif kind == "manifest":
         _verify_manifest(path, report, shards)
+    elif kind == "plan":
+        _verify_plan(ManifestFolder(path) if path.is_dir() else ManifestFolder(path.parent), report, None)
     else:
         workdir = Workdir(path)
         catalog = _verify_catalog(workdir.catalog, report, shards)
         if workdir.search.mixture.is_file():
             _verify_mixture(workdir.search.mixture, report, catalog)
-        if workdir.manifest.root.is_dir():
+        if workdir.manifest.plan.is_file() and not workdir.manifest.manifest.is_file():
+            _verify_plan(workdir.manifest, report, catalog)
+        elif workdir.manifest.root.is_dir():
             _verify_manifest(workdir.manifest.root, report, shards)
     _verify_files(list(shards.values()), report, quiet=quiet)
     return report
@@ -283,11 +288,23 @@ def _verify_mixture(path: Path, report: VerifyReport, catalog: Catalog | None) -
         report.problems.append(error)
         return
     origin = mixture.made_from
-    if catalog is not None and origin.catalog not in ("", catalog.fingerprint):
+    if catalog is not None and origin.catalog and not catalog.is_or_completes(origin.catalog):
         report.add(path, "was searched on another catalog than the one that is here", _SEARCH)
     trajectory = SearchFolder(path.parent).trajectory
     if origin.trajectory and (not trajectory.is_file() or sha256_of_file(trajectory) != origin.trajectory):
         report.add(trajectory, "is not the trajectory that the mixture was averaged from", _SEARCH)
+
+
+def _verify_plan(folder: ManifestFolder, report: VerifyReport, catalog: Catalog | None) -> None:
+    """A plan names no blocks: it has its own hash, and the catalog that its sizes are from."""
+    report.checked.append("the plan of a manifest")
+    try:
+        plan = load_plan(folder.plan)
+    except CorruptArtefactError as error:
+        report.problems.append(error)
+        return
+    if catalog is not None and plan.catalog_hash != catalog.fingerprint:
+        report.add(folder.plan, "was made from another catalog than the one that is here", _EMIT)
 
 
 def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:

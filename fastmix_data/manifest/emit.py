@@ -18,6 +18,7 @@ from fastmix_data.errors import CorruptArtefactError, InfeasibleBudgetError, Mis
 from fastmix_data.manifest.allocation import allocate_tokens, check_budget, token_caps
 from fastmix_data.manifest.block_set import SourceShards
 from fastmix_data.manifest.continuation import Continuation, ContinuedSource, continued_sources
+from fastmix_data.manifest.estimated import estimated_caps
 from fastmix_data.manifest.manifest import (
     Manifest,
     ManifestPhase,
@@ -47,6 +48,8 @@ def check_emit(catalog: Catalog, emit: EmitSection) -> Int64s:
     Raises:
         InfeasibleBudgetError: says how much is reachable.
     """
+    if catalog.info.sample is not None:
+        return estimated_caps(catalog, emit)
     supply = _Supply(catalog, emit, {})
     caps_K = supply.caps_K()
     check_budget(catalog.sources, available_K=supply.unique_K, caps_K=caps_K, token_budget=emit.token_budget)

@@ -258,6 +258,7 @@ def load_manifest(path: Path) -> Manifest:
         CorruptArtefactError: another schema version, altered, or its parts are missing or altered.
     """
     path = ManifestFolder(path).manifest if path.is_dir() else path
+    require_no_plan(path)
     content = read_verified(path)
     known = {f.name for f in fields(Manifest)} - {*_RECORDS, "after", "parts"}
     records: dict[str, Any] = {name: tuple(kind(**row) for row in content[name]) for name, kind in _RECORDS.items()}
@@ -289,6 +290,18 @@ def read_verified(path: Path) -> dict[str, Any]:
     if content.get("sha256") != hash_of({name: value for name, value in content.items() if name != "sha256"}):
         raise CorruptArtefactError(path, "does not have its own hash, so it was altered", again)
     return content
+
+
+def require_no_plan(path: Path) -> None:
+    """Refuse the plan of a manifest in the place of one.
+
+    Raises:
+        InputError: it is one, or lies where there is no manifest.
+    """
+    plan = ManifestFolder(path.parent).plan
+    if plan.is_file() and (path == plan or not path.is_file()):
+        problem = "a plan with estimated sizes, made on a sample: the blocks of a manifest are not there yet"
+        raise InputError(plan, problem, "run `fastmix preprocess RECIPE --all`, then `fastmix emit RECIPE`")
 
 
 def _read_parts(path: Path, *, sha256: str) -> TableRows[Part]:

@@ -10,7 +10,7 @@ from fastmix_data.recipe.fields import Field as TextField
 from fastmix_data.recipe.fields import Key, parse_field, parse_key
 from fastmix_data.recipe.section import FilePatterns, Section, require_one
 from fastmix_data.recipe.tokens import TokensSection
-from fastmix_data.units import ByteCount
+from fastmix_data.units import ByteCount, TokenCount
 
 OnLongExample = Literal["truncate", "skip", "split"]
 
@@ -217,3 +217,10 @@ class ShardsSection(Section):
         description="Bytes of input in one unit of work where the format can be cut (plain JSON Lines, .parquet). Files smaller than an "
         "eighth of it share one.",
     )
+    sample: TokenCount | None = Field(
+        None,
+        description="Tokens to make instead of all, for a search: about as many of each source, whole where it is smaller, chosen by hash "
+        "of the text, so that the whole contains them. Held-out files, targets with files and imports are whole, and so is the rest held "
+        "out of a target, up to the source's share. Sizes are estimated; `fastmix preprocess --all` makes the rest.",
+    )
+    sample_seed: int = Field(0, ge=0, description="Another seed draws another `sample`.")

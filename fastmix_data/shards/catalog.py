@@ -18,10 +18,11 @@ from fastmix_data.atomic_files import write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.foreign.storage import SHARD, is_foreign
 from fastmix_data.shards.open_shard import Shard, open_shard
+from fastmix_data.shards.sample import CatalogSample, load_record
 from fastmix_data.shards.shard_format import ShardLayout, shard_layout
 from fastmix_data.shards.table_rows import TableRows, column_of, distinct, places_of, schema_of
 from fastmix_data.weight_units import WeightUnit, counted_shares
-from fastmix_data.workdir import CATALOG_FILE
+from fastmix_data.workdir import CATALOG_FILE, Workdir
 
 SCHEMA_VERSION = 2
 Split = Literal["train", "valid"]
@@ -67,6 +68,7 @@ class CatalogInfo:
     """What all shards of a catalog share, and what they were made from.
 
     `example_tokens` is the length P of the windows that examples of sources with a mask are packed into; None where there are none.
+    `sample` says how large the sources are whose shards hold part of their documents; None where all are whole.
     """
 
     block_tokens: int
@@ -80,6 +82,7 @@ class CatalogInfo:
     statistics: dict[str, dict[str, int]] = field(default_factory=dict)
     bos_ids: tuple[int, ...] = ()
     example_tokens: int | None = None
+    sample: CatalogSample | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -139,6 +142,26 @@ class Catalog:
         """Unique training tokens of each source, shape (K,)."""
         return np.array([self.num_tokens(source) for source in self.sources], np.int64)
 
+    def available_K(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Unique training tokens of each whole source, shape (K,): estimated where only a sample of it is there."""
+        sampled = {} if self.info.sample is None else self.info.sample.sources
+        num_tokens = [sampled[name].num_tokens if name in sampled else self.num_tokens(name) for name in self.sources]
+        return np.array(num_tokens, np.int64)
+
+    def share_of_sample_K(self, share: float) -> Float64s:
+        """What a share of each whole source is of what is there of it, at most all, shape (K,)."""
+        share_K: Float64s = np.minimum(1.0, share * self.available_K() / np.maximum(1, self.num_tokens_K()))
+        return share_K
+
+    def is_or_completes(self, catalog_hash: str) -> bool:
+        """Whether a fingerprint is this catalog's, or that of the sample that was here before the whole was made."""
+        if catalog_hash == self.fingerprint:
+            return True
+        record = load_record(Workdir(self.root).sample)
+        if record is None or record.catalog_hash != catalog_hash:
+            return False
+        return (record.recipe_hash, record.inputs_hash) == (self.info.recipe_hash, self.info.inputs_hash)
+
     def num_units_K(self, unit: WeightUnit) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Tokens, tokens that carry loss, or documents of each source's training split, shape (K,)."""
         field = {"tokens": "num_tokens", "loss_tokens": "num_loss_tokens", "examples": "num_documents"}[unit]
@@ -196,6 +219,7 @@ def load_catalog(path: Path) -> Catalog:
         problem = f"catalog of schema version {info['schema_version']}, this is {SCHEMA_VERSION}"
         raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
     content = {**info} | {key: tuple(info[key]) for key in ("sources", "target_files", "bos_ids") if key in info}
+    content["sample"] = CatalogSample.from_json(info.get("sample"))
     return Catalog(path.parent, CatalogInfo(**content), rows)
 
 

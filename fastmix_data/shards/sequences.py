@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fastmix_data.arrays import Bools, Int64s, Tokens
+from fastmix_data.arrays import Bools, Float64s, Int64s, Tokens
 from fastmix_data.errors import InputError, MismatchError
 from fastmix_data.permutation import derive_keys
 from fastmix_data.shards.catalog import Catalog, ShardRow, Split
@@ -84,14 +84,14 @@ class SequenceReader:
         split: Split,
         sequence_length: int,
         half: Half | None = None,
-        share_seen: float = 1.0,
+        share_seen: float | Float64s = 1.0,
         document_attention: bool = False,
     ) -> None:
         """Look up the shards; files are mapped when first read.
 
         Args:
-            share_seen: part of every source's sequences that can be read, in (0, 1], at least one sequence. Which ones depends on the
-                source's place among the sources and on their number, not on a seed.
+            share_seen: part of every source's sequences that can be read, in (0, 1], at least one sequence; one number, or one for each
+                source. Which ones depends on the source's place among the sources and on their number, not on a seed.
             document_attention: give positions that begin anew after each end-of-text token too, where examples do not tell them.
 
         Raises:

@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--all", "is_whole", is_flag=True, help="Tokenize all of the sources, where the recipe asks for a sample.")
 @Replace
 @recipe_command
 @with_workers
-def preprocess(recipe: Recipe, workers: Workers, replace: bool, console: Console) -> None:
+def preprocess(recipe: Recipe, workers: Workers, is_whole: bool, replace: bool, console: Console) -> None:
     """Tokenize the sources into shards and a catalog."""
     from fastmix_data.audit.inspection import format_inspection, inspect
     from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess as work
 
-    result = work(plan_preprocess(recipe), workers=workers, replace=replace)
+    result = work(plan_preprocess(recipe), workers=workers, replace=replace, is_whole=is_whole)
     console.say(*result.warnings, result.message)
     contents = inspect(recipe.paths.catalog)
     console.result({"did_work": result.did_work, "warnings": list(result.warnings), **contents}, format_inspection(contents))

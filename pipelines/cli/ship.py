@@ -49,6 +49,7 @@ def emit(
 ) -> None:
     """Turn mixture and token budget into a token-exact manifest."""
     from fastmix_data.audit.inspection import format_inspection, inspect
+    from fastmix_data.manifest.manifest import Manifest
     from pipelines import flow
 
     after = None
@@ -58,7 +59,7 @@ def emit(
         option = f"--of {continued_path}" if continued_path is not None else f"--sequence-length {sequence_length}"
         raise RecipeError(option, "says which run is to go on, but not from where", "give --after TOKENS too")
     manifest = flow.emit(recipe, mixture_path=mixture_path, directory=directory, after=after, replace=replace)
-    if manifest.after is not None and manifest.after.tokens != after_tokens:
+    if isinstance(manifest, Manifest) and manifest.after is not None and manifest.after.tokens != after_tokens:
         whole = f"{manifest.after.num_sequences} sequences of {manifest.after.sequence_length}"
         console.say(f"--after {after_tokens} is rounded to {manifest.after.tokens}, which are {whole}")
     console.say(manifest.message)

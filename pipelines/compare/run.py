@@ -140,8 +140,8 @@ def _finished(
     if not path.exists():
         return None
     found = load_comparison(path)
-    now = {"recipe": (found.recipe_hash, plan.recipe_hash), "data": (found.catalog_hash, plan.catalog.fingerprint)}
-    differing = [what for what, (then, here) in now.items() if then != here]
+    is_same = {"recipe": found.recipe_hash == plan.recipe_hash, "data": plan.catalog.is_or_completes(found.catalog_hash)}
+    differing = [what for what, same in is_same.items() if not same]
     if differing and replace:
         return None
     if differing:

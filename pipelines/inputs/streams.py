@@ -93,6 +93,15 @@ def _decompress(file: BinaryIO, name: str, kind: str) -> Iterator[bytes]:
         raise InputError(name, f"the {kind} data is cut short", "write or download the file again")
 
 
+def expansion(path: str, *, name: str, kind: Format) -> float:
+    """Bytes of content for each byte of a file, judged by its first piece; 1 where it is not compressed."""
+    if not kind.endswith((".gz", ".zst")):
+        return 1.0
+    with open_binary(path) as file:
+        first = next(_decompress(file, name, "gzip" if kind.endswith(".gz") else "zstd"), b"")
+        return len(first) / max(1, file.tell())
+
+
 def _line_range(file: BinaryIO, start: int, stop: int | None) -> Iterator[bytes]:
     """Bytes of the lines that start in [start, stop): a line cut by `start` belongs to the range before."""
     position = _go_to_line(file, start)

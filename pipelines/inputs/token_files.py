@@ -167,6 +167,9 @@ def _of_workdir(section: TokensSection, found: TokenInputs, *, name: str, base: 
         likely = nearest(wanted, names)
         remedy = f"did you mean {likely}?" if likely else f"it has {', '.join(names)}"
         raise InputError(found.where, f"'{section.fastmix}' has no source {wanted!r}", f"name one with source; {remedy}")
+    if catalog.info.sample is not None and wanted in catalog.info.sample.sources:
+        problem = f"'{section.fastmix}' holds a sample of {wanted}, whose shards the whole will replace"
+        raise InputError(found.where, problem, "run `fastmix preprocess --all` with its recipe first")
     if (other := catalog.info.block_tokens) != block_tokens:
         problem = f"its shards have blocks of {other} tokens, here they have {block_tokens}"
         raise InputError(found.where, problem, f"give shards: {{block_tokens: {other}}}")

@@ -15,6 +15,8 @@ from fastmix_data.tokens.tokenizer import TokenizerInfo
 from fastmix_data.units import format_count
 from pipelines.preprocess.plan import PreprocessPlan
 from pipelines.preprocess.receipts import Receipt, hash_of_inputs
+from pipelines.preprocess.sampling.completion import sample_of
+from pipelines.preprocess.sampling.thinning import Thinning
 
 # Padding is read from disk and counts as blocks, and in an exported shard it is trained on; up to here it is not worth a warning.
 _MUCH_PADDING = 0.1
@@ -36,15 +38,17 @@ _OF_EXAMPLES = {
 _LONGER = "raise training.sequence_length, or shards.example_tokens where it is given"
 
 
-def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: Mapping[str, Receipt]) -> Catalog:
+def assemble_catalog(
+    plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: Mapping[str, Receipt], thinnings: Mapping[str, Thinning]
+) -> Catalog:
     """The catalog of a run whose partitions all have a receipt."""
     rows: list[ShardRow] = []
     statistics: dict[str, dict[str, int]] = {}
+    done = {name: [receipts[partition.label] for partition in partitions] for name, partitions in plan.partitions.items()}
     for name, partitions in plan.partitions.items():
-        done = [receipts[partition.label] for partition in partitions]
         # The sampler numbers sequences by the order of rows: it follows from names alone, never from who was ready first.
         # Those of an import are in the order of its files: the same tokens in files of other names are the same sequences.
-        found = [row for receipt in done for row in receipt.shards]
+        found = [row for receipt in done[name] for row in receipt.shards]
         is_import = any(partition.tokens is not None for partition in partitions)
         rows += found if is_import else sorted(found, key=lambda row: (row.split, row.path))
         statistics[name] = dict(_of_source(name, plan, receipts)[0])
@@ -60,6 +64,7 @@ def assemble_catalog(plan: PreprocessPlan, tokenizer: TokenizerInfo, receipts: M
         target_files=tuple(inputs.name for inputs in plan.inputs.values() if not inputs.is_source),
         statistics=statistics,
         example_tokens=plan.example_tokens,
+        sample=sample_of(thinnings, plan.shards, done),
     )
     return Catalog(plan.workdir.root, info, rows)
 
@@ -116,6 +121,8 @@ def require_held_out(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> N
             remedy = f"put documents into {inputs.where}.{'valid_files' if inputs.is_source else 'files'}"
         else:
             remedy = f"raise shards.valid_fraction from {plan.shards.valid_fraction}, or give {inputs.where}.valid_files"
+            if any(receipts[p.label].sample is not None for p in plan.partitions[name]):
+                remedy = f"raise shards.sample from {plan.shards.sample}, or {remedy}"
         problem = "none of its documents is held out"
         counts = [receipts[p.label].counts for p in plan.partitions[name]]
         if any(count["num_skipped"] + count["num_without_loss"] for count in counts):
@@ -135,8 +142,12 @@ def require_usable(plan: PreprocessPlan, catalog: Catalog) -> list[str]:
             a length of sequences, only a source without any training token is refused.
     """
     length = plan.sequence_length
+    sample = catalog.info.sample
     for name in catalog.sources:
         num_tokens = catalog.num_tokens(name)
+        if sample is not None and name in sample.sources and num_tokens <= (length or 0):
+            problem = f"its sample has {num_tokens} training tokens"
+            raise InputError(f"source {name}", problem, f"raise shards.sample from {sample.num_tokens}")
         where, problem = f"source {name}", f"its training split has {num_tokens} tokens"
         if num_tokens <= (length or 0):
             _require_no_copies(plan, catalog, name)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastmix_data.arrays import Int64s, UInt64s
+from fastmix_data.arrays import Bools, Int64s, UInt64s
 from fastmix_data.arrow_arrays import booleans, constant, labels, numbers, offsets_of, one_batch
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.errors import InputError
@@ -28,6 +28,7 @@ from pipelines.preprocess.encode_batch import EncodingPlan, encode_batch
 from pipelines.preprocess.held_out import encode_hashes, hash_documents, hash_of_held_out, is_held_out
 from pipelines.preprocess.packing import TOKENS_PACKED_AT_ONCE, fit_examples, pack_examples
 from pipelines.preprocess.receipts import Receipt, fingerprint_files, save_receipt
+from pipelines.preprocess.sampling.thinning import SampleCount, Thinning
 from pipelines.reading.bad_records import BadRecords
 from pipelines.reading.bad_text import DocumentCounts
 from pipelines.reading.documents import column_names
@@ -57,7 +58,8 @@ _DOCUMENTS_SCHEMA = pa.schema(
 class PartitionJob:
     """Everything a worker needs to know; small, and the same whoever does it.
 
-    `example_tokens` is the length of the windows that examples are packed into; None if the recipe has no examples.
+    `example_tokens` is the length of the windows that examples are packed into; None if the recipe has no examples. `thinning` says
+    which documents are tokenized; all are where there is none.
     """
 
     partition: Partition
@@ -67,6 +69,7 @@ class PartitionJob:
     root: Path
     fingerprint: str
     example_tokens: int | None
+    thinning: Thinning | None = None
 
     @property
     def tokenizer(self) -> TokenizerInfo:
@@ -101,6 +104,8 @@ class _Output:
     counts: DocumentCounts = field(default_factory=DocumentCounts)
     lost: LossCount = field(default_factory=LossCount)
     num_tokens: int = 0
+    sample: SampleCount = field(default_factory=SampleCount)
+    left_out: list[UInt64s] = field(default_factory=list)
 
     def names(self, split: str) -> ShardNames:
         return ShardNames(self.job.root, self.job.partition.source, split, self.job.partition.number)
@@ -113,17 +118,24 @@ class _Output:
             encoded, document_E = fit_examples(
                 encoded, window_tokens=job.example_tokens, on_long=job.section.on_long_example, counts=self.counts
             )
+            self._count_tokens(split, encoded, hashes[document_E])
             self.counts.num_documents += len(np.unique(document_E))
             if len(document_E):
                 self.waiting[split].append(_WaitingBatch(encoded, hashes[document_E], places.take(numbers(document_E))))
             if split == "train" and sum(len(batch.encoded.tokens) for batch in self.waiting[split]) >= TOKENS_PACKED_AT_ONCE:
                 self.write_packed(split)
             return
+        self._count_tokens(split, encoded, hashes)
         self.counts.num_documents += len(encoded.ends_D)
         if split == "valid":
             self.waiting[split].append(_WaitingBatch(encoded, hashes, places))
         else:
             self.write(split, encoded, hashes, places)
+
+    def _count_tokens(self, split: str, encoded: EncodedDocuments, hashes: UInt64s) -> None:
+        thinning = self.job.thinning
+        if thinning is not None and split == "train":
+            self.sample.add_tokens(thinning.ranks(hashes), np.diff(encoded.ends_D, prepend=0))
 
     def write(self, split: str, encoded: EncodedDocuments, hashes: UInt64s, places: pa.RecordBatch) -> None:
         """Add documents to a split and to the table."""
@@ -203,18 +215,22 @@ class _Output:
         not its beginning or its end.
 
         Returns:
-            The hashes, sorted.
+            The hashes, sorted; those of held-out documents that the sample leaves out are among them, so that what is trained on
+            elsewhere does not depend on it.
         """
+        hashes: UInt64s = np.sort(
+            np.concatenate([np.empty(0, np.uint64), *self.left_out, *(batch.hashes for batch in self.waiting["valid"])])
+        )
         if not self.waiting["valid"]:
-            return np.empty(0, np.uint64)
-        hashes: UInt64s = np.sort(np.concatenate([batch.hashes for batch in self.waiting["valid"]]))
+            return hashes
         if self.job.section.has_mask:
             self.write_packed("valid")
             return hashes
         waiting = _merged(self.waiting["valid"])
         self.waiting["valid"] = []
         order_D = np.argsort(waiting.hashes, kind="stable")  # copies of a document stay in the order of the input
-        self.write("valid", _reordered(waiting.encoded, order_D), hashes, waiting.places.take(numbers(order_D)))
+        places = waiting.places.take(numbers(order_D))
+        self.write("valid", _reordered(waiting.encoded, order_D), waiting.hashes[order_D], places)
         return hashes
 
 
@@ -289,6 +305,7 @@ def run_partition(job: PartitionJob, tell: Callable[[int], None], *, held_out: U
         valid_hashes=encode_hashes(valid_hashes),
         first_bad_record=bad_records.first,
         quarantine=str(quarantine.relative_to(workdir.root)) if bad_records.quarantine is not None else "",
+        sample=None if job.thinning is None else output.sample,
     )
     save_receipt(workdir, receipt)
     return receipt
@@ -306,7 +323,10 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s, bad_re
     is_leaked_D = ~is_valid_D & np.isin(hashes_D, held_out) if len(held_out) else np.zeros(len(hashes_D), np.bool_)
     output.counts.num_leaked_documents += int(is_leaked_D.sum())
     num_bytes_D = np.sum([np.diff(offsets_of(batch.column(name))) for name in column_names(job.section)], axis=0)
-    for split, chosen_D in (("train", ~is_valid_D & ~is_leaked_D), ("valid", is_valid_D)):
+    for split, of_split_D in (("train", ~is_valid_D & ~is_leaked_D), ("valid", is_valid_D)):
+        chosen_D = (
+            of_split_D if job.thinning is None else _in_sample(output, job.thinning, split, of_split_D, hashes_D, num_bytes_D)
+        )
         if not chosen_D.any():
             continue
         part = batch if chosen_D.all() else batch.filter(booleans(chosen_D))
@@ -317,6 +337,19 @@ def _add_batch(batch: pa.RecordBatch, output: _Output, held_out: UInt64s, bad_re
         output.counts.num_text_bytes += int(num_bytes_D[rows].sum())
         places = part.select(["file", "locator"]).take(numbers(encoded.rows))
         output.add(split, encoded.documents, hashes_D[rows], places)
+
+
+def _in_sample(
+    output: _Output, thinning: Thinning, split: str, of_split_D: Bools, hashes_D: UInt64s, num_bytes_D: Int64s
+) -> Bools:
+    """Documents of a split that are in the sample; what is to be known of the others is kept."""
+    ranks_D = thinning.ranks(hashes_D)
+    in_sample_D: Bools = of_split_D & thinning.is_in(ranks_D, split)
+    if split == "train":
+        output.sample.add_documents(num_bytes_D[of_split_D], ranks_D[of_split_D], in_sample_D[of_split_D])
+    else:
+        output.left_out.append(hashes_D[of_split_D & ~in_sample_D])
+    return in_sample_D
 
 
 def _require_unchanged(partition: Partition) -> None:

@@ -29,6 +29,8 @@ from pipelines.reading.readers import read_partition
 # Of a source of 100,000 files, the first ones tell whether its keys are right.
 _PARTITIONS_OPENED_BEFOREHAND = 64
 FIRST_READ_BYTES = 1 << 16
+# What of the section is about a sample; the shards of the whole do not depend on it.
+_OF_A_SAMPLE = {"sample", "sample_seed"}
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,19 @@ def _sections(
         "order of sources": list(recipe.sources),
         # As it comes to: whether a length is stated or follows from the training section, the shards are the same.
         "shards": {
-            **recipe.shards.model_dump(mode="json"),
+            # None is left out: workdirs did not speak of samples before there were any.
+            **recipe.shards.model_dump(mode="json", exclude=None if recipe.shards.sample else _OF_A_SAMPLE),
             "example_tokens": example_tokens,
         },
         "target": {"files": targets},
         # None where there is none: before there were any, workdirs did not speak of them.
         "chat templates": {name: hash_of([text]) for name, text in chat_templates.items()} or None,
     }
+
+
+def without_sample(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of the same recipe without a sample."""
+    return {**sections, "shards": {key: value for key, value in sections["shards"].items() if key not in _OF_A_SAMPLE}}
 
 
 def _require_held_out_part(target: TargetSection, inputs: Mapping[str, SourceInputs], shards: ShardsSection) -> None:

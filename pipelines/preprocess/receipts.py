@@ -24,7 +24,8 @@ from fastmix_data.workdir import Workdir
 from pipelines.inputs.partitions import Partition
 from pipelines.inputs.streams import hash_of_range
 from pipelines.inputs.token_files import TokenInputs
-from pipelines.preprocess.plan import PreprocessPlan
+from pipelines.preprocess.plan import PreprocessPlan, without_sample
+from pipelines.preprocess.sampling.thinning import SampleCount
 
 SCHEMA_VERSION = 2
 _REMEDY = "run `fastmix preprocess --replace` to make them anew, or name another workdir"
@@ -51,6 +52,7 @@ class Receipt:
         valid_hashes: hashes of the documents of its own valid split, base64 of little-endian uint64.
         first_bad_record: place and fault of the first record that was left out as bad.
         quarantine: path of the bad records in the workdir, if there are any and they were to be kept.
+        sample: counts of its training documents, if only some of them were tokenized.
     """
 
     label: str
@@ -63,12 +65,13 @@ class Receipt:
     valid_hashes: str
     first_bad_record: str = ""
     quarantine: str = ""
+    sample: SampleCount | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
     def holds_out(self) -> bool:
-        """Whether anything of it is held out: documents, or blocks of tokens that were there already."""
-        return bool(self.valid_hashes) or any(row.split == "valid" for row in self.shards)
+        """Whether anything of it is held out and there: documents, or blocks of tokens that were there already."""
+        return any(row.split == "valid" for row in self.shards)
 
     @property
     def num_tokens(self) -> int:
@@ -116,6 +119,7 @@ def _load(path: Path) -> Receipt:
             raise CorruptArtefactError(path, problem, "run `fastmix preprocess --replace`")
         content["files"] = tuple(FileFingerprint(**file) for file in content["files"])
         content["shards"] = tuple(ShardRow(**row) for row in content["shards"])
+        content["sample"] = SampleCount(**content["sample"]) if content.get("sample") else None
         return Receipt(**content)
     except (KeyError, TypeError) as error:
         raise CorruptArtefactError(path, "not a receipt", "delete it and run `fastmix preprocess` again") from error
@@ -190,16 +194,19 @@ def changed_files(plan: PreprocessPlan, receipts: Mapping[str, Receipt]) -> dict
     return {partition.label: name for partition, receipt in pairs if (name := changed_file(partition, receipt)) is not None}
 
 
-def require_same_recipe(plan: PreprocessPlan) -> None:
+def require_same_recipe(plan: PreprocessPlan, *, completes_sample: bool = False) -> None:
     """Refuse a recipe that differs from the one the workdir's shards were made from.
 
+    Args:
+        completes_sample: the shards may be those of a sample, of which the plan is the whole.
     Raises:
         MismatchError: names the keys that differ.
     """
     path = plan.workdir.preprocess_recipe
     if not path.exists():
         return
-    before, now = _flat(read_json(path)), _flat(plan.sections)
+    made_from = read_json(path)
+    before, now = _flat(without_sample(made_from) if completes_sample else made_from), _flat(plan.sections)
     differences = [
         f"{key} was {before.get(key, 'not given')!r}, is {now.get(key, 'not given')!r}"
         for key in dict.fromkeys([*before, *now])
@@ -207,7 +214,9 @@ def require_same_recipe(plan: PreprocessPlan) -> None:
     ]
     if differences:
         listed = and_more(differences, separator="; ")
-        raise MismatchError(plan.workdir.root, f"its shards were made from another recipe: {listed}", _REMEDY)
+        is_about_sample = any(key.startswith("shards.sample") for key in before.keys() ^ now.keys())
+        remedy = f"run `fastmix preprocess --all` for the whole, {_REMEDY}" if is_about_sample else _REMEDY
+        raise MismatchError(plan.workdir.root, f"its shards were made from another recipe: {listed}", remedy)
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -53,6 +53,9 @@ from pipelines.preprocess.receipts import (
     require_same_files,
     require_same_recipe,
 )
+from pipelines.preprocess.sampling.completion import compare_with_estimates, keep_record, sample_lines, settle_sample
+from pipelines.preprocess.sampling.shares import choose_samples, is_thinned
+from pipelines.preprocess.sampling.thinning import Thinning
 from pipelines.reading.documents import column_names
 from pipelines.rendering.rendering import Rendering
 
@@ -86,6 +89,7 @@ class _Run:
         receipts: of the partitions that are done, by label.
         renderings: how the documents of each source become texts.
         backends: the library that encodes each source, as far as it has been needed.
+        thinnings: which documents are tokenized, of each source that is not to be whole.
     """
 
     plan: PreprocessPlan
@@ -94,6 +98,7 @@ class _Run:
     renderings: Mapping[str, Rendering]
     warnings: list[str]
     backends: dict[str, Backend] = field(default_factory=dict)
+    thinnings: Mapping[str, Thinning] = field(default_factory=dict)
 
     def of_wave(self, wave: int) -> list[Partition]:
         """Partitions of a wave, in the order of the recipe."""
@@ -111,13 +116,15 @@ class _Run:
                     self.tokenizer.sha256,
                     self.tokenizer.eos_id,
                     self.tokenizer.bos_ids,
-                    self.plan.shards.model_dump(exclude={"example_tokens"}),
+                    self.plan.shards.model_dump(exclude={"example_tokens", "sample", "sample_seed"}),
                 ],
                 [self.plan.example_tokens, section.on_long_example] if section.has_mask else None,
                 asdict(self.renderings[partition.source]),
                 [column_names(section), section.text_keys, section.separator, section.on_bad_text],
                 [partition.label, [file.name for file in partition.files], partition.start, partition.stop],
                 None if dataset is None else [dataset.name, dataset.config, dataset.split, dataset.num_shards],
+                # What a sample leaves whole is the same in the whole.
+                *([asdict(thinning)] if (thinning := self.thinning(partition)) is not None else []),
             ]
         )
 
@@ -133,6 +140,10 @@ class _Run:
                 [(row.path, row.sha256) for row in tokens.rows],
             ]
         )
+
+    def thinning(self, partition: Partition) -> Thinning | None:
+        """Which of a partition's documents are tokenized; None for all."""
+        return self.thinnings.get(partition.source) if is_thinned(partition) else None
 
     def do_imports(self, partitions: Sequence[Partition], held_out: UInt64s) -> Iterator[Receipt]:
         """Describe tokens that are there already; here, as it takes no longer than to tell a worker of it."""
@@ -150,6 +161,7 @@ class _Run:
             self.plan.workdir.root,
             self.fingerprint(partition),
             self.plan.example_tokens,
+            self.thinning(partition),
         )
 
     def encoding(self, name: str, backend: Backend) -> EncodingPlan:
@@ -200,13 +212,14 @@ class _TokenEstimate:
         return round(sum(size * rates.get(source, of_any) for source, size in self._bytes_planned.items()))
 
 
-def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False) -> PreprocessResult:
+def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False, is_whole: bool = False) -> PreprocessResult:
     """Tokenize a recipe's sources into shards and a catalog, doing only what is missing.
 
     Args:
         plan: of `plan_preprocess`.
         workers: the output does not depend on them.
         replace: make shards anew whose recipe or files changed, instead of refusing.
+        is_whole: tokenize everything, though the recipe asks for a sample; what of it is there is kept where it is whole.
     Raises:
         MismatchError: the workdir holds shards made from another recipe or other files.
         InputError: an input is malformed or changed since it was planned, or a split that the recipe needs comes out empty.
@@ -215,12 +228,13 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False)
     started = time.monotonic()
     workdir = plan.workdir
     with _locked(workdir):
-        run = _compare_with_workdir(plan, replace=replace, quiet=workers.quiet)
+        plan, settled = settle_sample(plan, is_whole=is_whole)
+        run = _compare_with_workdir(plan, replace=replace, is_whole=is_whole, quiet=workers.quiet)
         finished = _finished_catalog(run)
         if finished is not None:
             require_usable(plan, finished)
             message = f"preprocess: nothing to do; {workdir.catalog} is complete and matches the recipe"
-            return PreprocessResult(finished, False, message, ())
+            return PreprocessResult(finished, False, message, (*settled, *sample_lines(finished)))
         # A catalog says that everything is there: it goes before the first change and comes back after the last.
         workdir.catalog.unlink(missing_ok=True)
         remove_leftovers(workdir, run.receipts)
@@ -233,12 +247,20 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False)
             problem = f"{num_done} of {num_all} partitions are done"
             raise Interrupted("preprocess", problem, "run the same command again to go on") from error
         require_readable(plan, run.receipts)
-        catalog = assemble_catalog(plan, run.tokenizer, run.receipts)
+        catalog = assemble_catalog(plan, run.tokenizer, run.receipts, run.thinnings)
         run.warnings += require_usable(plan, catalog)
+        keep_record(plan, catalog)
         catalog.save(workdir.catalog)
     message = f"preprocess: {describe_catalog(catalog)}, {time.monotonic() - started:.1f} s"
-    said = (*run.warnings, *count_warnings(catalog), *bad_record_warnings(plan, run.receipts), *padding_warning(catalog))
-    return PreprocessResult(catalog, True, message, said)
+    said = [
+        *settled,
+        *run.warnings,
+        *count_warnings(catalog),
+        *bad_record_warnings(plan, run.receipts),
+        *padding_warning(catalog),
+    ]
+    of_sample = [*sample_lines(catalog), *compare_with_estimates(plan, catalog)]
+    return PreprocessResult(catalog, True, message, (*said, *of_sample))
 
 
 @contextmanager
@@ -254,12 +276,12 @@ def _locked(workdir: Workdir) -> Iterator[None]:
         yield
 
 
-def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -> _Run:
+def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, is_whole: bool, quiet: bool) -> _Run:
     """Have the tokenizer ready, and keep what the workdir holds of this plan."""
     receipts = load_receipts(plan.workdir)
     changed = changed_files(plan, receipts)
     if not replace:
-        require_same_recipe(plan)
+        require_same_recipe(plan, completes_sample=is_whole)
         require_same_files(plan, receipts, changed)
     tokenizer, warnings = prepare_tokenizer(plan, may_change=replace or not receipts, quiet=quiet)
     own, names = own_chat_template(tokenizer.path), names_for_templates(tokenizer)
@@ -271,6 +293,14 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, quiet: bool) -
     run = _Run(plan, tokenizer, receipts, {name: rendering for name, (rendering, _) in renderings.items()}, [*warnings])
     run.warnings += [warning for inputs in plan.inputs.values() for warning in inputs.warnings]
     run.warnings += check_imports(imports_of(plan.inputs), tokenizer, example_tokens=plan.example_tokens)
+    run.thinnings, said = choose_samples(
+        plan.inputs,
+        plan.partitions,
+        shards=plan.shards,
+        targets=plan.targets,
+        encoding_of=lambda name: run.encoding(name, "tokenizers"),
+    )
+    run.warnings += said
     # Another tokenizer, other sections or keys are all in the fingerprint; a shard that somebody deleted is not.
     fingerprints = {partition.label: run.fingerprint(partition) for partition in plan.all_partitions()}
     ways = {partition.label: plan.inputs[partition.source].section.on_bad_record for partition in plan.all_partitions()}
@@ -291,7 +321,7 @@ def _finished_catalog(run: _Run) -> Catalog | None:
     # The waves in turn: what a wave lacks decides whether the next one's held-out documents are known.
     if not path.exists() or any(run.missing(wave, run.held_out_before(wave)) for wave in range(NUM_WAVES)):
         return None
-    catalog, wanted = load_catalog(path), assemble_catalog(run.plan, run.tokenizer, run.receipts)
+    catalog, wanted = load_catalog(path), assemble_catalog(run.plan, run.tokenizer, run.receipts, run.thinnings)
     return catalog if (catalog.info.recipe_hash, catalog.rows) == (wanted.info.recipe_hash, wanted.rows) else None
 
 

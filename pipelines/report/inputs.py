@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from fastmix_data.errors import CorruptArtefactError, InputError
+from fastmix_data.manifest.estimated import EmitPlan, PlannedSource, load_plan
 from fastmix_data.manifest.manifest import Manifest, ManifestSource, load_manifest
 from fastmix_data.recipe.constraints import GroupSection
 from fastmix_data.results.comparison import Comparison, load_comparison
@@ -32,6 +35,7 @@ class ReportInputs:
 
     Attributes:
         unreadable: remarks about artefacts that are there but left out.
+        plan: what the manifest will be about, where a sample is there.
     """
 
     paths: Workdir
@@ -42,6 +46,7 @@ class ReportInputs:
     recipe: SearchedRecipe | None
     comparison: Comparison | None
     unreadable: tuple[str, ...] = ()
+    plan: EmitPlan | None = None
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -66,19 +71,21 @@ class ReportInputs:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Unique training tokens by source; empty without a catalog."""
+        """Unique training tokens by source, estimated where a sample is there; empty without a catalog."""
         if self.catalog is None:
             return {}
-        return dict(zip(self.catalog.sources, self.catalog.num_tokens_K().tolist(), strict=True))
+        return dict(zip(self.catalog.sources, self.catalog.available_K().tolist(), strict=True))
 
     @cached_property
     def unit_counts(self) -> dict[WeightUnit, dict[str, int]]:
-        """Loss tokens and examples by source, where some tokens carry no loss; else empty."""
+        """Loss tokens and examples by source, estimated as `sizes` are, where some tokens carry no loss; else empty."""
         catalog = self.catalog
         if catalog is None or not any(row.has_mask for row in catalog.rows):
             return {}
         units: tuple[WeightUnit, ...] = ("loss_tokens", "examples")
-        return {unit: dict(zip(catalog.sources, catalog.num_units_K(unit).tolist(), strict=True)) for unit in units}
+        whole_K = catalog.available_K() / np.maximum(1, catalog.num_tokens_K())
+        counts = {unit: np.rint(catalog.num_units_K(unit) * whole_K).astype(np.int64).tolist() for unit in units}
+        return {unit: dict(zip(catalog.sources, counts_K, strict=True)) for unit, counts_K in counts.items()}
 
     @cached_property
     def size_shares(self) -> dict[str, float]:
@@ -87,9 +94,16 @@ class ReportInputs:
         return {name: size / total for name, size in self.sizes.items()} if total else {}
 
     @cached_property
-    def emitted(self) -> dict[str, ManifestSource]:
-        """The manifest's sources by name; empty without a manifest."""
-        return {source.name: source for source in self.manifest.sources} if self.manifest is not None else {}
+    def emitted(self) -> dict[str, ManifestSource | PlannedSource]:
+        """The manifest's sources by name, or those of its plan; empty without either."""
+        emitted = self.manifest or self.plan
+        return {source.name: source for source in emitted.sources} if emitted is not None else {}
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """Sources of which only a sample is there, so that their sizes and what follows from them are estimates."""
+        sample = None if self.catalog is None else self.catalog.info.sample
+        return () if sample is None else tuple(sample.sources)
 
     @cached_property
     def compared(self) -> list[MethodFigures]:
@@ -130,7 +144,10 @@ class ReportInputs:
             (self.catalog, "no catalog: `fastmix preprocess` makes it"),
             (self.mixture, "no mixture: `fastmix search` learns it"),
             (self.trajectory, "no trajectory: `fastmix search` records it"),
-            (self.manifest, "no manifest: `fastmix emit` writes it"),
+            (
+                self.manifest,
+                "no manifest: `fastmix emit` writes it" + (" after `fastmix preprocess --all`" if self.estimated else ""),
+            ),
         )
         return tuple(text for artefact, text in wanted if artefact is None)
 
@@ -140,7 +157,7 @@ class ReportInputs:
         catalog_hash = self.catalog.fingerprint if self.catalog is not None else ""
         searched = self.mixture.made_from if self.mixture is not None else Origin()
         found = []
-        if _differ(catalog_hash, searched.catalog):
+        if self.catalog is not None and searched.catalog and not self.catalog.is_or_completes(searched.catalog):
             found.append("The mixture was learned on other data than this catalog holds; run `fastmix search` again.")
         if self.manifest is not None and _differ(catalog_hash, self.manifest.catalog_hash):
             found.append("The manifest was written from another catalog; run `fastmix emit` again.")
@@ -148,7 +165,7 @@ class ReportInputs:
             found.append("The manifest was written from another mixture than the one shown here; run `fastmix emit` again.")
         compared = self.comparison
         if compared is not None:
-            other_data = _differ(catalog_hash, compared.catalog_hash)
+            other_data = _differ(searched.catalog or catalog_hash, compared.catalog_hash)
             other_recipe = _differ(searched.recipe, compared.recipe_hash)
             if other_data or other_recipe:
                 what = "on other data" if other_data else "with another recipe"
@@ -187,6 +204,7 @@ def read_inputs(paths: Workdir) -> ReportInputs:
         mixture=_if_there(search.mixture, load_mixture),
         trajectory=_if_there(search.trajectory, read_trajectory),
         manifest=_if_there(paths.manifest.manifest, load_manifest),
+        plan=_if_there(paths.manifest.plan, load_plan),
         recipe=recipe,
         comparison=_if_there(paths.compare.comparison, load_comparison),
         unreadable=unreadable,

@@ -26,7 +26,19 @@ def notes(inputs: ReportInputs) -> dict[str, list[str]]:
 def warnings(inputs: ReportInputs) -> list[str]:
     """What a reader must know before trusting the rest."""
     few = [f"{text[0].upper()}{text[1:]}." for text in inputs.certainty.warnings]
-    return [*inputs.disagreements, *inputs.unreadable, *few, *_broken_limits(inputs)]
+    return [*inputs.disagreements, *inputs.unreadable, *_of_sample(inputs), *few, *_broken_limits(inputs)]
+
+
+def _of_sample(inputs: ReportInputs) -> list[str]:
+    names = inputs.estimated
+    if not names:
+        return []
+    doubts = [f"{text[0].upper()}{text[1:]}." for text in (inputs.plan.doubts if inputs.plan is not None else ())]
+    return [
+        f"Estimated from a sample: tokens and epochs of {_list_names(names)}, and all that follows from them. "
+        "`fastmix preprocess --all` makes them exact.",
+        *doubts,
+    ]
 
 
 def _several_searches(inputs: ReportInputs) -> list[str]:

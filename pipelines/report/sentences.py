@@ -16,7 +16,7 @@ def headline(inputs: ReportInputs) -> str:
     """The answer in one sentence."""
     mixture = inputs.mixture
     if mixture is None:
-        num_tokens = tokens(sum(inputs.sizes.values()))
+        num_tokens = f"{'about ' if inputs.estimated else ''}{tokens(sum(inputs.sizes.values()))}"
         return f"{len(inputs.sources)} sources with {num_tokens} training tokens are ready; their mixture is not known yet."
     named: list[str] = []
     for name in inputs.sources[:_NAMED_SOURCES]:
@@ -41,6 +41,9 @@ def lead(inputs: ReportInputs) -> str:
         which = joined(capped) if 0 < len(capped) <= _MOST_CAPPED else f"{len(capped)} sources" if capped else "no source"
         whose = "their caps" if len(capped) > 1 else "its cap"
         sentences.append(f"The manifest ships {tokens(manifest.num_tokens)} tokens; {which} reached {whose}.")
+    elif inputs.plan is not None:
+        planned = tokens(inputs.plan.num_tokens)
+        sentences.append(f"A manifest of {planned} tokens is planned; how often it reads each source is estimated from a sample.")
     return " ".join(sentences)
 
 
@@ -79,8 +82,11 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     """The figures under the headline."""
     found = [("sources", f"{len(inputs.sources)}")]
     if inputs.sizes:
-        found.append(("training tokens", tokens(sum(inputs.sizes.values()))))
-    found += [(unit.replace("_", " "), tokens(sum(counts.values()))) for unit, counts in inputs.unit_counts.items()]
+        found.append((f"training tokens{_estimated(inputs)}", tokens(sum(inputs.sizes.values()))))
+    found += [
+        (f"{unit.replace('_', ' ')}{_estimated(inputs)}", tokens(sum(counts.values())))
+        for unit, counts in inputs.unit_counts.items()
+    ]
     if inputs.mixture is not None and inputs.mixture.search.num_updates:
         search = inputs.mixture.search
         found += [
@@ -93,6 +99,10 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     if inputs.manifest is not None:
         found.append(("shipped tokens", tokens(inputs.manifest.num_tokens)))
     return found
+
+
+def _estimated(inputs: ReportInputs) -> str:
+    return ", estimated" if inputs.estimated else ""
 
 
 def grouping(inputs: ReportInputs) -> str:

@@ -210,15 +210,16 @@ def _size_columns(inputs: ReportInputs) -> list[Column]:
     if not sizes:
         return []
     hint = "share of the catalog's tokens"
+    where = "in the catalog; estimated where a sample is there" if inputs.estimated else "in the catalog"
     return [
-        _number_column(inputs, "unique", "unique tokens", "in the catalog", values=sizes, show=tokens, total=_sum_of(sizes)),
+        _number_column(inputs, "unique", "unique tokens", where, values=sizes, show=tokens, total=_sum_of(sizes)),
         _number_column(inputs, "size", "by size", hint, values=shares, show=percent, total=_sum_of(shares)),
         *(
             _number_column(
                 inputs,
                 f"unique_{unit}",
                 unit.replace("_", " "),
-                "in the catalog",
+                where,
                 values=counts,
                 show=tokens,
                 total=_sum_of(counts),
@@ -242,9 +243,12 @@ def _manifest_columns(inputs: ReportInputs) -> list[Column]:
         return group.total(given) / max(group.total(sizes), 1.0)
 
     hint = "of the manifest's tokens"
+    head, where = (
+        ("shipped", "in the manifest") if inputs.manifest is not None else ("planned", "estimated, for there is no manifest")
+    )
     return [
-        _number_column(inputs, "tokens", "shipped tokens", "in the manifest", values=given, show=tokens, total=_sum_of(given)),
-        _number_column(inputs, "share", "shipped share", hint, values=shares, show=percent, total=_sum_of(shares)),
+        _number_column(inputs, "tokens", f"{head} tokens", where, values=given, show=tokens, total=_sum_of(given)),
+        _number_column(inputs, "share", f"{head} share", hint, values=shares, show=percent, total=_sum_of(shares)),
         _number_column(
             inputs,
             "epochs",

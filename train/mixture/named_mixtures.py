@@ -25,7 +25,7 @@ def stated_weights(catalog: Catalog, choice: str | dict[str, float], *, unit: We
         return token_shares(weights_by_name(choice, sources=catalog.sources), per_token_K=per_token_K)
     assert choice in ("uniform", "proportional")
     # Proportional is the same in every unit.
-    sizes_K = catalog.num_tokens_K().astype(np.float64) if choice == "proportional" else 1 / per_token_K
+    sizes_K = catalog.available_K().astype(np.float64) if choice == "proportional" else 1 / per_token_K
     weights_K: Float64s = sizes_K / sizes_K.sum()
     return weights_K
 

@@ -90,7 +90,7 @@ class ProxyPlan:
             sources=self.catalog.sources,
             split="train",
             sequence_length=self.training.sequence_length,
-            share_seen=self.share_seen,
+            share_seen=self.catalog.share_of_sample_K(self.share_seen),
             document_attention=self.training.document_attention,
         )
 

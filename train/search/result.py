@@ -58,8 +58,12 @@ def finished_mixture(plan: SearchPlan, *, replace: bool, num_seeds: int | None =
         if replace:  # of an earlier version, or damaged: it is made anew
             return None
         raise
-    now = {"data": (mixture.made_from.catalog, plan.catalog.fingerprint), "recipe": (mixture.made_from.recipe, plan.recipe_hash)}
-    differing = [what for what, (then, here) in now.items() if then != here]
+    is_same = {
+        # On a sample is meant to be for the whole that has taken its place.
+        "data": plan.catalog.is_or_completes(mixture.made_from.catalog),
+        "recipe": mixture.made_from.recipe == plan.recipe_hash,
+    }
+    differing = [what for what, same in is_same.items() if not same]
     if not differing:
         return mixture if _has_searches(plan, mixture, num_seeds, replace=replace) else None
     if not replace:
