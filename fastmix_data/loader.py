@@ -206,7 +206,7 @@ class ManifestDataset(IterableDataset[Item]):
     def _read(self, located: Located, start: int, stop: int, *, opened: _Opened) -> Item:
         shape = (stop - start, self._length)
         tokens_BS = np.empty((shape[0], shape[1] + 1), self._dtype)
-        has_examples = self.manifest.example_tokens is not None
+        has_examples = self.manifest.has_masks
         mask_BT, starts_BT = (np.ones(shape, np.uint8), np.zeros(shape, np.uint8)) if has_examples else (None, None)
         chosen = (located.part_N, located.block_N, located.within_N)
         # Most of the time of reading goes into this loop, so it does no more than it must.

@@ -50,12 +50,14 @@ def _phases(one: Manifest, other: Manifest) -> list[dict[str, Any]]:
     found = []
     for number in range(max(len(one.phases), len(other.phases))):
         a, b = (manifest.phases[number] if number < len(manifest.phases) else None for manifest in (one, other))
-        pairs = _pairs({name: (getattr(a, name, None), getattr(b, name, None)) for name in ("token_budget", "num_tokens")})
+        pairs: dict[str, Any] = _pairs(
+            {name: (getattr(a, name, None), getattr(b, name, None)) for name in ("token_budget", "num_tokens")}
+        )
         names = dict.fromkeys([*(a.weights if a else ()), *(b.weights if b else ())])
         for kind in ("weights", "tokens"):
             of_a, of_b = (dict(getattr(phase, kind, {})) for phase in (a, b))
             changed = _pairs({name: (of_a.get(name), of_b.get(name)) for name in names})
-            pairs |= {kind: changed} if changed else {}  # type: ignore[dict-item]
+            pairs |= {kind: changed} if changed else {}
         if pairs:
             found.append({"phase": number, **pairs})
     return found

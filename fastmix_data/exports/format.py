@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.order import ManifestOrder
 from fastmix_data.manifest.written_order import WrittenOrder, order_of
+from fastmix_data.recipe.exports import DEFAULT_FILE_BYTES
 
 Files = Literal["reference", "hardlink", "copy"]
 OnTokens = Callable[[int], None]
@@ -34,7 +35,7 @@ class ExportRequest:
     root: Path
     directory: Path
     files: Files = "reference"
-    max_file_bytes: int = 1 << 31
+    max_file_bytes: int = DEFAULT_FILE_BYTES
     sequence_length: int | None = None
 
     @property

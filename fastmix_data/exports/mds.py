@@ -19,7 +19,15 @@ import yaml
 
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import FETCHED_FILE_BYTES, PartRange, Pool, common_dtype, cut_into_files, pools_of
+from fastmix_data.exports.pools import (
+    FETCHED_FILE_BYTES,
+    PartRange,
+    Pool,
+    common_dtype,
+    cut_into_files,
+    num_padding_labels,
+    pools_of,
+)
 
 STREAMS = "streams.yaml"
 STREAMS_BY_PROPORTION = "streams-by-proportion.yaml"
@@ -41,9 +49,7 @@ class _Mds:
 
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest, remarks = request.manifest, []
-        parts = [part for pool in pools_of(manifest) for part in pool.parts]
-        padded = sum(part.num_blocks * manifest.block_tokens - part.num_labels for part in parts)
-        if padded:
+        if padded := num_padding_labels(manifest):
             remarks.append(
                 f"{padded} labels beyond the last token of a run are padding: `num_labels` of each sample counts the others;"
                 " llm-foundry does not read it, and learns them"
@@ -135,7 +141,7 @@ def _layout(request: ExportRequest) -> _Layout:
     manifest = request.manifest
     length = manifest.block_tokens + 1
     columns: list[Any] = [("num_labels", "<i4"), ("tokens", common_dtype(manifest), (length,))]
-    if any(part.has_mask for part in manifest.parts):
+    if manifest.has_masks:
         columns += [("loss_mask", "u1", (length,)), ("starts", "u1", (length,))]
     record = np.dtype(sorted(columns, key=lambda column: str(column[0])))
     return _Layout(record, manifest.block_tokens, min(request.max_file_bytes, FETCHED_FILE_BYTES))

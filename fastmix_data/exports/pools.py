@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,14 +67,13 @@ def pools_of(manifest: Manifest) -> list[Pool]:
 
     Pools of which nothing is drawn are left out. Of several phases, each has pools of its own.
     """
-    bounds = np.searchsorted(column_of(manifest.parts, "pool"), np.arange(len(manifest.pools) + 1)).tolist()
     found, times = list[Pool](), Counter[str]()
-    for number, (pool, (start, stop)) in enumerate(zip(manifest.pools, pairwise(bounds), strict=True)):
+    for number, (pool, rows) in enumerate(zip(manifest.pools, manifest.rows_of_pools(), strict=True)):
         if not pool.is_marker:
             kind = pool.source if manifest.has_every_block(number) else f"{pool.source}.rest"
             times[kind] += 1
             name = kind if times[kind] == 1 else f"{kind}.{times[kind]}"
-            found.append(Pool(name, pool.source, pool.repeats, tuple(manifest.parts[start:stop]), start, pool.phase))
+            found.append(Pool(name, pool.source, pool.repeats, tuple(manifest.parts[rows]), rows.start, pool.phase))
     return found
 
 
@@ -84,6 +82,11 @@ def drawn_rows(manifest: Manifest) -> Int64s:
     is_drawn_Q = np.array([not pool.is_marker for pool in manifest.pools], np.bool_)
     drawn_P: Int64s = np.flatnonzero(is_drawn_Q[column_of(manifest.parts, "pool")])
     return drawn_P
+
+
+def num_padding_labels(manifest: Manifest) -> int:
+    """Positions of one pass over these pools that have no next token: the ends of the last blocks of runs."""
+    return sum(pool.num_blocks * manifest.block_tokens - pool.num_labels for pool in pools_of(manifest))
 
 
 def common_dtype(manifest: Manifest) -> np.dtype[np.unsignedinteger]:

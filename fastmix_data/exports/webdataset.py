@@ -18,7 +18,7 @@ import numpy as np
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import pools_of
+from fastmix_data.exports.pools import num_padding_labels, pools_of
 from fastmix_data.foreign.storage import SHARD, TAIL, is_foreign
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
@@ -44,8 +44,7 @@ class _WebDataset:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        parts = [part for pool in pools_of(request.manifest) for part in pool.parts]
-        padded = sum(part.num_blocks * request.manifest.block_tokens - part.num_labels for part in parts)
+        padded = num_padding_labels(request.manifest)
         if not padded:
             return ()
         return (

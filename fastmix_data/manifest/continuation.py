@@ -84,9 +84,8 @@ def continued_sources(continuation: Continuation, catalog: Catalog) -> dict[str,
         problem = f"has no source {and_more(missing)}, which the manifest has"
         raise MismatchError(catalog.root, problem, "keep its shards, and give it weight 0 if it is to end")
     pools_of: dict[str, list[tuple[ManifestPool, slice]]] = {source.name: [] for source in manifest.sources}
-    bounds_Q = np.searchsorted(column_of(manifest.parts, "pool"), np.arange(len(manifest.pools) + 1)).tolist()
-    for number, pool in enumerate(manifest.pools):
-        pools_of[pool.source].append((pool, slice(bounds_Q[number], bounds_Q[number + 1])))
+    for pool, rows in zip(manifest.pools, manifest.rows_of_pools(), strict=True):
+        pools_of[pool.source].append((pool, rows))
     found = {}
     for source in manifest.sources:
         shards = SourceShards(catalog.shards(source.name, "train"), block_tokens=catalog.info.block_tokens)

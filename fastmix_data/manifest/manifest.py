@@ -13,15 +13,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.parts import Part
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.shard_format import ShardLayout, shard_layout
-from fastmix_data.shards.table_rows import TableRows
+from fastmix_data.shards.table_rows import TableRows, column_of
 from fastmix_data.units import format_count
 from fastmix_data.workdir import ManifestFolder
 
@@ -167,6 +170,16 @@ class Manifest:
     def starts_within_an_epoch(self) -> bool:
         """Whether a pool begins or ends in the middle of a permutation, which only fastmix's own order can say."""
         return not all(pool.is_whole or pool.is_marker for pool in self.pools)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether only some tokens of a source carry loss."""
+        return self.example_tokens is not None
+
+    def rows_of_pools(self) -> list[slice]:
+        """The parts of each pool: they lie in the order of the pools."""
+        bounds = np.searchsorted(column_of(self.parts, "pool"), np.arange(len(self.pools) + 1)).tolist()
+        return [slice(start, stop) for start, stop in pairwise(bounds)]
 
     def has_every_block(self, pool_number: int) -> bool:
         """Whether a pool is whole epochs over all that there is of its source."""

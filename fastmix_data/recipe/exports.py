@@ -10,6 +10,7 @@ from fastmix_data.messages import nearest
 from fastmix_data.recipe.section import Section
 from fastmix_data.units import ByteCount
 
+DEFAULT_FILE_BYTES = 1 << 31
 # Those of `fastmix export` too. Here, so that a recipe with another is refused when it is read.
 EXPORT_NAMES = (
     *("shards", "webdataset", "mds", "litdata", "olmo", "datatrove"),
@@ -43,7 +44,9 @@ class ExportSection(Section):
         "reference",
         description="Whole shards, where the format takes them as they are: named where they are, or linked or copied into the folder.",
     )
-    max_file_bytes: ByteCount = Field(2 << 30, description="Bytes; a file of converted tokens is closed before it is larger.")
+    max_file_bytes: ByteCount = Field(
+        DEFAULT_FILE_BYTES, description="Bytes; a file of converted tokens is closed before it is larger."
+    )
 
     @field_validator("to")
     @classmethod

@@ -1,7 +1,4 @@
-"""Rows of a table as dataclasses that are made when they are asked for: of a million rows, objects would take a gigabyte and seconds.
-
-The functions take any sequence of rows, and use a table's columns where it is one.
-"""
+"""Rows of a table as dataclasses that are made when they are asked for: of a million rows, objects would take a gigabyte and seconds."""
 
 from __future__ import annotations
 
@@ -123,20 +120,15 @@ def _in_one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else column.combine_chunks()
 
 
-def column_of(rows: Sequence[Any], name: str) -> npt.NDArray[Any]:
+def column_of(rows: TableRows[Any], name: str) -> npt.NDArray[Any]:
     """A field of all rows: whole numbers or truth values, shape (N,)."""
-    if isinstance(rows, TableRows):
-        return values_of(_in_one(rows.table.column(name)))
-    values = [getattr(row, name) for row in rows]
-    return np.array(values) if values else np.zeros(0, np.int64)
+    return values_of(_in_one(rows.table.column(name)))
 
 
-def distinct(rows: Sequence[Any], name: str) -> list[Any]:
+def distinct(rows: TableRows[Any], name: str) -> list[Any]:
     """The different values of a field, in the order in which they come up."""
-    if isinstance(rows, TableRows):
-        values: list[Any] = pc.unique(rows.table.column(name)).to_pylist()
-        return values
-    return list(dict.fromkeys(getattr(row, name) for row in rows))
+    values: list[Any] = pc.unique(rows.table.column(name)).to_pylist()
+    return values
 
 
 def num_distinct(rows: TableRows[Any], name: str, *, among_N: Int64s) -> int:
@@ -144,10 +136,7 @@ def num_distinct(rows: TableRows[Any], name: str, *, among_N: Int64s) -> int:
     return int(pc.count_distinct(rows.table.column(name).take(numbers(among_N))).as_py())
 
 
-def places_of(rows: Sequence[Any], name: str, *, among: Sequence[str]) -> Int64s:
+def places_of(rows: TableRows[Any], name: str, *, among: Sequence[str]) -> Int64s:
     """Where each row's field stands in a list of names that has it, shape (N,)."""
-    if isinstance(rows, TableRows):
-        found = pc.index_in(_in_one(rows.table.column(name)), strings(among).cast(pa.string()))
-        return values_of(found).astype(np.int64)
-    place = {value: index for index, value in enumerate(among)}
-    return np.array([place[getattr(row, name)] for row in rows], np.int64)
+    found = pc.index_in(_in_one(rows.table.column(name)), strings(among).cast(pa.string()))
+    return values_of(found).astype(np.int64)

@@ -27,7 +27,7 @@ def formats_table() -> tuple[dict[str, Any], str]:
     """Every format with what its reader sees of a manifest, for --json and for people."""
     formats = {name: export_format(name) for name in NAMES}
     contents = {name: {"reader": f.reader, "writes": f.writes, "keeps": asdict(f.keeps)} for name, f in formats.items()}
-    return {"formats": contents}, "\n\n".join(_paragraph(name, export_format(name)) for name in NAMES)
+    return {"formats": contents}, "\n\n".join(_paragraph(name, found) for name, found in formats.items())
 
 
 def _paragraph(name: str, found: ExportFormat) -> str:

@@ -19,11 +19,11 @@ from fastmix_data.machine import Workers, num_cores
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.parts import Part
 from fastmix_data.progress import Advance, progress
+from fastmix_data.recipe.exports import DEFAULT_FILE_BYTES
 from fastmix_data.workdir import ExportFolder
 from pipelines.cluster import dask_client, run_on_cluster
 
 _WORTH_A_CLUSTER = 50_000_000  # tokens or bytes; below that, starting workers takes longer than the work
-DEFAULT_FILE_BYTES = 1 << 31
 OnResult = Callable[[Any], None]
 _Do = Callable[[Callable[..., Any], Sequence[Any], Advance, OnResult], None]  # what is done with which jobs
 

@@ -110,6 +110,11 @@ def with_target(recipe: Recipe, target: str) -> Recipe:
     return recipe.model_copy(update={"target": section}).located(recipe.base)
 
 
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with another seed of its training, and so of its search."""
+    return recipe.model_copy(update={"training": recipe.required("training").with_seed(seed)}).located(recipe.base)
+
+
 def with_proxy(recipe: Recipe, config: dict[str, Any]) -> Recipe:
     """The recipe with another model than PROXY, whose learning rate goes with the width's inverse (muP, arXiv 2203.03466)."""
     training = recipe.required("training")

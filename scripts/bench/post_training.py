@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from corpus_recipe import QA_SETS, add_corpus_arguments, corpus_of, prepare
+from corpus_recipe import QA_SETS, add_corpus_arguments, corpus_of, prepare, with_seed
 from search_quality import against_table, compare_all, gain_table, units_of
 
 from fastmix_data.recipe.load import parse_recipe
@@ -76,8 +76,7 @@ def main() -> None:
     catalog = prepare(recipe)
 
     def plan_of(target: str, seed: int) -> SearchPlan:
-        seeded = recipe.model_copy(update={"training": recipe.required("training").with_seed(seed)})
-        return plan_search(with_target(seeded, TARGETS[target]), catalog)
+        return plan_search(with_target(with_seed(recipe, seed), TARGETS[target]), catalog)
 
     results = compare_all(plan_of, recipe.paths.compare.root / "targets", options)
     units = {name: units_of(found) for name, found in results.items()}

@@ -22,6 +22,7 @@ from corpus_recipe import (
     corpus_of,
     corpus_recipe,
     prepare,
+    with_seed,
     with_target,
 )
 from searched import confirm_all, search_all
@@ -52,8 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def varied(recipe: Recipe, changes: dict[str, Any], *, seed: int) -> Recipe:
     """The recipe with other settings of the search, and a seed."""
     settings = recipe.search.model_validate({**recipe.search.model_dump(), **changes})
-    training = recipe.required("training").with_seed(seed)
-    return recipe.model_copy(update={"search": settings, "training": training}).located(recipe.base)
+    return with_seed(recipe.model_copy(update={"search": settings}).located(recipe.base), seed)
 
 
 def losses_of_all(recipe: Recipe, catalog: Catalog, options: argparse.Namespace) -> dict[str, np.ndarray]:

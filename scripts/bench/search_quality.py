@@ -27,6 +27,7 @@ from corpus_recipe import (
     prepare,
     scaled_proxy,
     with_proxy,
+    with_seed,
     with_target,
 )
 from unit_tables import markdown, mean_cell, side_of_zero
@@ -89,8 +90,7 @@ def quality_plans(recipe: Recipe, catalog: Catalog, *, caps: bool) -> PlanOf:
     """Plans of the benchmark's targets."""
 
     def plan_of(target: str, seed: int) -> SearchPlan:
-        seeded = recipe.model_copy(update={"training": recipe.required("training").with_seed(seed)})
-        wanted = with_target(seeded, target)
+        wanted = with_target(with_seed(recipe, seed), target)
         return plan_search(with_cap(wanted, catalog) if caps else wanted, catalog)
 
     return plan_of

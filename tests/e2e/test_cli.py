@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import webdataset
 from installed_command import FASTMIX, fastmix, installed_fastmix, read_recipe, run_process, write_recipe
+from small_disk import small_disk
 
 from fastmix_data.loader import ManifestDataset
 from fastmix_data.manifest.manifest import load_manifest
@@ -306,18 +306,12 @@ def test_a_missing_recipe_names_the_nearest(corpus: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(corpus: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(disk, size="256k") as make_room:
         refused = fastmix("run", "recipe.yaml", "--workers", 1, "--set", f"workdir={disk}/run", cwd=corpus, code=2)
         assert "no space left on the disk" in refused.stderr and "Traceback" not in refused.stderr
         assert not list(disk.rglob("*.partial"))
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        make_room()
         fastmix("preprocess", "recipe.yaml", "--workers", 1, "--set", f"workdir={disk}/run", cwd=corpus)
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_debug_shows_the_traceback(corpus: Path) -> None:

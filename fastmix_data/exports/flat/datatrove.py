@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.bring import bring
-from fastmix_data.exports.flat.flat_files import FlatFile, flat_files, has_masks, num_windows, window_remarks, write_flat
+from fastmix_data.exports.flat.flat_files import FlatFile, flat_files, num_windows, window_remarks, write_flat
 from fastmix_data.exports.flat.foreign_files import NamedFile, named_files
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import pools_of
@@ -69,7 +69,7 @@ class _Datatrove:
         manifest = request.manifest
         window = _window_tokens(manifest)
         remarks = window_remarks(manifest, _files(request), window_tokens=window)
-        if has_masks(manifest):
+        if manifest.has_masks:
             remarks += [
                 "masks are in .ds.loss, which neither datatrove's data sets nor Nanoset read: every token carries loss there",
                 f"windows of seq_len + 1 = {window} tokens cut examples that were packed into windows of {manifest.example_tokens}",

@@ -84,7 +84,7 @@ def flat_files(
         window_tokens: every file but a pool's last is a whole number of windows, so that a reader who drops what is left after a
             file's last window drops less than one of each pool.
     """
-    dtype, any_masks = common_dtype(request.manifest), has_masks(request.manifest)
+    dtype, any_masks = common_dtype(request.manifest), request.manifest.has_masks
     windows_per_file = max(1, request.max_file_bytes // (window_tokens * dtype.itemsize))
     written: dict[str, list[_File]] = {}
     for pool, number, ranges in cut_into_files(request.manifest, unit="tokens", size=windows_per_file * window_tokens):
@@ -146,11 +146,6 @@ def _documents(own: PartTokens, here: slice, *, manifest: Manifest, goes_on: boo
     at_D = here.start + np.flatnonzero(begins_T[here])
     is_padding_D = np.zeros(len(at_D), np.bool_) if own.starts_T is None else is_padding(own.starts_T)[at_D]
     return at_D, is_padding_D
-
-
-def has_masks(manifest: Manifest) -> bool:
-    """Whether any source has a mask."""
-    return any(part.has_mask for part in manifest.parts)
 
 
 def num_windows(files: Files, *, window_tokens: int) -> Mapping[str, int]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.flat.flat_files import Documents, FlatFile, flat_files, has_masks, window_remarks, write_flat
+from fastmix_data.exports.flat.flat_files import Documents, FlatFile, flat_files, window_remarks, write_flat
 from fastmix_data.exports.flat.foreign_files import NamedFile, named_files
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import Pool, common_dtype, pools_of
@@ -73,7 +73,7 @@ class _Olmo:
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest = request.manifest
         remarks = window_remarks(manifest, _files(request), window_tokens=manifest.block_tokens)
-        if has_masks(manifest):
+        if manifest.has_masks:
             remarks += [
                 f"there is no {MIXTURE}: source mixtures of OLMo-core take no label masks; {DATASET} has them",
                 f"examples of a window see each other, and sequence_length has to be a multiple of {manifest.example_tokens}, "
@@ -87,7 +87,7 @@ class _Olmo:
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         files, pools = _files(request), pools_of(request.manifest)
         write_json(request.directory / DATASET, _dataset(request, pools, files))
-        if has_masks(request.manifest):
+        if request.manifest.has_masks:
             return (DATASET,)
         write_json(request.directory / MIXTURE, _mixture(request, pools, files))
         return (DATASET, MIXTURE)
@@ -97,7 +97,7 @@ FORMAT = _Olmo()
 
 
 def _files(request: ExportRequest) -> Mapping[str, Sequence[_WriteFile | NamedFile]]:
-    any_masks = has_masks(request.manifest)
+    any_masks = request.manifest.has_masks
 
     def is_own(part: Part) -> bool:
         # It looks for documents beside .npy alone; and where any file has a mask, all need one.
@@ -145,7 +145,7 @@ def _dataset(
         "paths": [str(request.directory / file.tokens) for _, file in listed],
         "metadata": [{"label": source} for source, _ in listed],
     }
-    if has_masks(request.manifest):
+    if request.manifest.has_masks:
         dataset["label_mask_paths"] = [str(request.directory / (file.mask or "")) for _, file in listed]
     return dataset
 

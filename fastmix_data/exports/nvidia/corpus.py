@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastmix_data.errors import FastmixError
-from fastmix_data.exports.format import ExportRequest
+from fastmix_data.exports.format import ExportRequest, Keeps
 from fastmix_data.exports.held_out import held_out_of
 from fastmix_data.exports.nvidia.index_file import MAX_VOCAB_SIZE
 from fastmix_data.exports.nvidia.token_files import TokenFile, WriteTokenFile, train_files, valid_files
@@ -15,6 +15,26 @@ from fastmix_data.exports.pools import pools_of
 from fastmix_data.messages import and_more
 
 _MOST_FILES = 32_766  # of a blend: Megatron numbers them with 16 bits, and refuses the last number
+
+
+class MegatronFiles:
+    """What formats over Megatron's files share; each adds its name, reader and `finish`."""
+
+    keeps = Keeps(
+        order="no: shuffled by its own seed",
+        shares="yes, to three windows of each file",
+        epochs="yes, to three windows of each file",
+        masks="no",
+        examples="no",
+    )
+
+    def check(self, request: ExportRequest) -> Sequence[str]:
+        """What the readers do not see; raises where the files cannot hold the manifest."""
+        return corpus_of(request).remarks
+
+    def tasks(self, request: ExportRequest) -> Sequence[WriteTokenFile]:
+        """One for each file."""
+        return corpus_of(request).tasks
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,23 @@ from collections.abc import Mapping, Sequence
 
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.errors import FastmixError
-from fastmix_data.exports.format import ExportRequest, Keeps, Receipt
-from fastmix_data.exports.nvidia.corpus import corpus_of
-from fastmix_data.exports.nvidia.token_files import WriteTokenFile
+from fastmix_data.exports.format import ExportRequest, Receipt
+from fastmix_data.exports.nvidia.corpus import MegatronFiles, corpus_of
 
 ARGUMENTS = "arguments.txt"
 SPLITS = "splits.json"
 BLEND = "blend.txt"
 
 
-class _Megatron:
+class _Megatron(MegatronFiles):
     name = "megatron"
     reader = "megatron-core 0.16.1"
     writes = "an .idx for each shard, which stays the .bin, or both with --files copy; blends of training and validation"
-    keeps = Keeps(
-        order="no: shuffled by its own seed",
-        shares="yes, to three windows of each file",
-        epochs="yes, to three windows of each file",
-        masks="no",
-        examples="no",
-    )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
         if len(str(request.directory).split()) != 1:
             raise FastmixError(request.directory, "Megatron splits a blend at blanks", "name a folder without any with --out")
-        return corpus_of(request).remarks
-
-    def tasks(self, request: ExportRequest) -> Sequence[WriteTokenFile]:
-        return corpus_of(request).tasks
+        return super().check(request)
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         del receipts  # the files' names follow from the request

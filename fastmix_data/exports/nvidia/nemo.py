@@ -7,32 +7,18 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from fastmix_data.atomic_files import atomic_file, write_json
-from fastmix_data.exports.format import ExportRequest, Keeps, Receipt
-from fastmix_data.exports.nvidia.corpus import corpus_of
-from fastmix_data.exports.nvidia.token_files import WriteTokenFile
+from fastmix_data.exports.format import ExportRequest, Receipt
+from fastmix_data.exports.nvidia.corpus import MegatronFiles, corpus_of
 
 BLEND = "blend.json"
 CONFIGURATION = "dataset.yaml"
 _TARGET = "nemo_automodel.components.datasets.llm.megatron_dataset.MegatronPretraining"
 
 
-class _NeMo:
+class _NeMo(MegatronFiles):
     name = "nemo"
     reader = "nemo-automodel 0.7.0"
     writes = "Megatron's files with a JSON blend, and the section of a recipe that reads it"
-    keeps = Keeps(
-        order="no: shuffled by its own seed",
-        shares="yes, to three windows of each file",
-        epochs="yes, to three windows of each file",
-        masks="no",
-        examples="no",
-    )
-
-    def check(self, request: ExportRequest) -> Sequence[str]:
-        return corpus_of(request).remarks
-
-    def tasks(self, request: ExportRequest) -> Sequence[WriteTokenFile]:
-        return corpus_of(request).tasks
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
         del receipts  # the files' names follow from the request

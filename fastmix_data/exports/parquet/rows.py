@@ -34,7 +34,7 @@ def row_schema(manifest: Manifest) -> pa.Schema:
     """The columns; alike in all files of a corpus, so that data sets of plain text and of examples can be interleaved."""
     length = manifest.block_tokens + 1
     columns = {"source": pa.string(), "input_ids": pa.list_(pa.int32(), length), "num_labels": pa.int32()}
-    if manifest.example_tokens is not None:
+    if manifest.has_masks:
         columns |= {"loss_mask": pa.list_(pa.bool_(), length), "starts": pa.list_(pa.uint8(), length)}
     return pa.schema(columns)
 
@@ -130,7 +130,7 @@ def _batch(manifest: Manifest, part: Part, shard: Shard, first: int, last: int, 
         "input_ids": _lists(numbers(tokens_NT.astype(np.int32).reshape(-1)), length),
         "num_labels": numbers(labels_N),
     }
-    if manifest.example_tokens is not None:
+    if manifest.has_masks:
         mask, starts = shard.loss_mask_NT, shard.starts_NT
         carries_loss_NT = np.ones(tokens_NT.shape, np.bool_) if mask is None else mask[rows].astype(np.bool_)
         starts_NT = np.zeros(tokens_NT.shape, np.uint8) if starts is None else starts[rows]

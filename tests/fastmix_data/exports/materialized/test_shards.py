@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 import webdataset as wds
 from click.testing import CliRunner, Result
+from small_disk import small_disk
 
 import pipelines.export.run as export_run
 from fastmix_data.audit.verify import verify
@@ -233,15 +233,9 @@ def test_killed_runs_that_go_on_and_two_workers_write_the_bytes_of_one_run(
 @pytest.mark.parametrize("manifest", [()], indirect=True, ids=["plain"])
 def test_a_full_disk_is_told_and_the_same_command_goes_on(manifest: Manifest, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(disk, size="96k") as make_room:
         with pytest.raises(FastmixError, match="no space left on the disk; free some and run the same command again"):
             _materialize(manifest, disk / "out")
         assert list((disk / "out").rglob("*.tar")) and not list(disk.rglob("*.partial"))
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        make_room()
         assert _files(_materialize(manifest, disk / "out")) == _files(_materialize(manifest, tmp_path / "once"))
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
