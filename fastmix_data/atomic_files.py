@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -49,6 +50,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def partial_files(path: Path) -> list[Path]:
+    """What processes that were killed in `atomic_file` left of a file."""
+    return [left for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}") if left.suffixes[-2][1:].isdecimal()]
 
 
 @contextmanager

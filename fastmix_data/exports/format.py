@@ -125,6 +125,12 @@ class ExportFormat(Protocol):
         """What its reader sees of a manifest."""
         ...
 
+    @property
+    def runs_in(self) -> Literal["threads", "processes"]:
+        """What several tasks are done by at once on one machine: threads where nearly all of a task is hashing, copying and NumPy, which
+        let other threads run, for processes take seconds to start."""
+        ...
+
     def check(self, request: ExportRequest) -> Sequence[str]:
         """Look at a manifest before anything is written.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.errors import MismatchError
@@ -24,6 +24,7 @@ class _HuggingFace:
     name = "huggingface"
     reader = "datasets 5.2, its interleave_datasets"
     writes = "Parquet with a row per block, a dataset card, and a script that makes the training stream"
+    runs_in: Literal["threads", "processes"] = "processes"
     keeps = Keeps(
         order="yes; drawn anew where it streams",
         shares="yes",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class _LitData:
     name = "litdata"
     reader = "litdata 0.2"
     writes = "a folder of token chunks for each pool, and mixture.py with the data sets"
+    runs_in: Literal["threads", "processes"] = "processes"
     keeps = Keeps(
         order="no: its own shuffle within a pool, pools drawn by weight",
         shares="yes",

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -39,6 +39,7 @@ class _Mds:
     name = "mds"
     reader = "mosaicml-streaming 0.13"
     writes = "a folder of MDS shards for each pool, and streams.yaml with `repeat`"
+    runs_in: Literal["threads", "processes"] = "processes"
     keeps = Keeps(
         order="no: its own shuffle over all streams",
         shares="yes",

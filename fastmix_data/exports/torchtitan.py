@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.bring import bring
@@ -85,6 +86,7 @@ class _TorchTitan:
     name = "torchtitan"
     reader = "torchtitan 0.3.0, its dataloader over fastmix's"
     writes = "a module that configures torchtitan's trainer, with a copy of the manifest; no tokens"
+    runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
         order="yes", shares="yes", epochs="yes", masks="yes, as labels of -100", examples="yes, as positions", phases="yes"
     )

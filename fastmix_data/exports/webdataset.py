@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class _WebDataset:
     name = "webdataset"
     reader = "webdataset 1.0, and its wids"
     writes = "a list of shards with repeats, a wids index, and tars of partial ranges"
+    runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
         order="by shard: every stretch of the list has about the mixture",
         shares="yes",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from threading import Event, Lock
+from typing import Any, Literal
 
-from fastmix_data.atomic_files import PARTIAL_SUFFIX, exclusive_lock, read_json, write_json
+from fastmix_data.atomic_files import exclusive_lock, partial_files, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.exports.format import NO, ExportFormat, ExportRequest, ExportTask, Files, OnTokens, Receipt
 from fastmix_data.exports.formats import export_format
@@ -23,7 +25,7 @@ from fastmix_data.recipe.exports import DEFAULT_FILE_BYTES
 from fastmix_data.workdir import ExportFolder
 from pipelines.cluster import dask_client, run_on_cluster
 
-_WORTH_A_CLUSTER = 50_000_000  # tokens or bytes; below that, starting workers takes longer than the work
+_WORTH_WORKERS = 50_000_000  # tokens or bytes; below that, starting workers takes longer than the work
 OnResult = Callable[[Any], None]
 _Do = Callable[[Callable[..., Any], Sequence[Any], Advance, OnResult], None]  # what is done with which jobs
 
@@ -203,8 +205,9 @@ class _Export:
             write_json(self.folder.receipt_of(receipt["task"]), receipt)
 
         # One set of workers for both: to start them takes as long as to read a gigabyte.
-        amount, num_jobs = num_bytes + total - passed, max(len(shards), len(missing))
-        with _doing(self.request, workers, amount=amount, num_jobs=num_jobs) as do:
+        num_jobs = max(len(shards), len(missing))
+        ways = _Ways(self.request, workers, amount=num_bytes + total - passed, num_jobs=num_jobs, runs_in=self.format.runs_in)
+        with ways.doing() as do:
             if shards:
                 with progress("check shards", total=num_bytes, unit="B", quiet=workers.quiet) as advance:
                     do(_check_shard, shards, advance, lambda _: None)
@@ -226,7 +229,8 @@ class _Export:
         first = self.format.finish(self.request, receipts)
         names = [*(name for receipt in receipts.values() for name in receipt["files"]), *first]
         sizes = {name: (directory / name).stat().st_size for name in dict.fromkeys(names)}
-        for path in directory.rglob(f"*{PARTIAL_SUFFIX}"):
+        # What a killed task left, each beside the file that it was to become; a user's own `*.partial` is none of these.
+        for path in (left for name in sizes for left in partial_files(directory / name)):
             path.unlink()
         record = {**self.identity, "give": list(first), "remarks": list(remarks), "files": sizes}
         write_json(self.folder.record, record)
@@ -249,24 +253,72 @@ def _check_shard(part: Part, on_bytes: OnTokens, *, request: ExportRequest) -> N
     on_bytes(part.bytes)
 
 
-@contextmanager
-def _doing(request: ExportRequest, workers: Workers, *, amount: int, num_jobs: int) -> Iterator[_Do]:
-    """Ready to do jobs here, or on workers where there is enough to do for starting them."""
+@dataclass(frozen=True)
+class _Ways:
+    """The ways to do jobs: here one after the other, in threads, or on Dask's workers.
 
-    def here(work: Callable[..., Any], jobs: Sequence[Any], advance: Advance, on_result: OnResult) -> None:
+    Attributes:
+        amount: tokens and bytes to pass.
+        runs_in: what the format's tasks run in on this machine, where there is enough to do.
+    """
+
+    request: ExportRequest
+    workers: Workers
+    amount: int
+    num_jobs: int
+    runs_in: Literal["threads", "processes"]
+
+    @contextmanager
+    def doing(self) -> Iterator[_Do]:
+        """Ready to do jobs."""
+        num_workers = min(self.workers.num_workers or num_cores(), self.num_jobs)
+        if self.workers.scheduler is None and (self.amount < _WORTH_WORKERS or num_workers < 2):
+            yield self._here
+        elif self.workers.scheduler is None and self.runs_in == "threads":
+            yield partial(self._in_threads, num_workers)
+        else:
+            with dask_client(num_workers=num_workers, scheduler=self.workers.scheduler) as client:
+                # Once to each worker, not with each job: a manifest may have a million parts.
+                yield partial(self._on_dask, client, client.scatter(self.request, broadcast=True))
+
+    def _here(self, work: Callable[..., Any], jobs: Sequence[Any], advance: Advance, on_result: OnResult) -> None:
         for job in jobs:
-            on_result(work(job, advance, request=request))
+            on_result(work(job, advance, request=self.request))
 
-    num_workers = min(workers.num_workers or num_cores(), num_jobs)
-    if workers.scheduler is None and (amount < _WORTH_A_CLUSTER or num_workers < 2):
-        yield here
-        return
-    with dask_client(num_workers=num_workers, scheduler=workers.scheduler) as client:
-        # Once to each worker, not with each job: a manifest may have a million parts.
-        shared = client.scatter(request, broadcast=True)
+    def _in_threads(
+        self, num_threads: int, work: Callable[..., Any], jobs: Sequence[Any], advance: Advance, on_result: OnResult
+    ) -> None:
+        lock, stopped = Lock(), Event()
 
-        def spread(work: Callable[..., Any], jobs: Sequence[Any], advance: Advance, on_result: OnResult) -> None:
-            remedy = "a smaller --max-file-bytes"
-            run_on_cluster(client, work, jobs, advance=advance, remedy=remedy, on_result=on_result, request=shared)
+        def tell(amount: int) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            with lock:
+                advance(amount)
 
-        yield spread
+        with ThreadPoolExecutor(num_threads) as pool:
+            futures = [pool.submit(work, job, tell, request=self.request) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    on_result(future.result())
+            except BaseException:
+                # Tasks that have begun end at their next news instead of at the end of their file.
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _on_dask(
+        self,
+        client: Any,
+        shared: Any,
+        work: Callable[..., Any],
+        jobs: Sequence[Any],
+        advance: Advance,
+        on_result: OnResult,
+    ) -> None:
+        remedy = "a smaller --max-file-bytes"
+        run_on_cluster(client, work, jobs, advance=advance, remedy=remedy, on_result=on_result, request=shared)
+
+
+class _Stopped(Exception):
+    """Another task failed, or the user asked to stop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -57,6 +58,7 @@ class _Datatrove:
         f"a folder of .ds, .ds.index, .ds.metadata and .ds.loss for each pool, and {NANOSET}; imported .ds files of sources in whole "
         "epochs are links"
     )
+    runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
         order="no: Nanoset shuffles, and datatrove reads a folder from end to end",
         shares="yes",

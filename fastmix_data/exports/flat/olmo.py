@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,6 +62,7 @@ class _Olmo:
         f"token files, label masks, tables of documents, {DATASET}, and {MIXTURE} where nothing has a mask; imported .npy files of "
         "sources in whole epochs are named where they lie"
     )
+    runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
         order="no: OLMo-core shuffles the windows by its own seed",
         shares="yes",

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ class _Shards:
     name = "shards"
     reader = "fastmix's own loader; webdataset 1.0"
     writes = "shards of the run's sequences in its order, and a manifest over them"
+    runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
         order="yes",
         shares="yes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fastmix_data.errors import FastmixError
 from fastmix_data.exports.format import ExportRequest, Keeps
@@ -20,6 +21,7 @@ _MOST_FILES = 32_766  # of a blend: Megatron numbers them with 16 bits, and refu
 class MegatronFiles:
     """What formats over Megatron's files share; each adds its name, reader and `finish`."""
 
+    runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
         order="no: shuffled by its own seed",
         shares="yes, to three windows of each file",

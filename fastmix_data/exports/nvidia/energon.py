@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -30,6 +30,7 @@ class _Energon:
     name = "energon"
     reader = f"megatron-energon {_VERSION}"
     writes = "a prepared folder of tars for each source, and meta data sets by repetitions and by weights"
+    runs_in: Literal["threads", "processes"] = "processes"
     keeps = Keeps(
         order="no: shuffled by its own seed",
         shares="yes",

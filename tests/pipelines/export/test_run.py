@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 import pipelines.export.run as export_run
 from fastmix_data.errors import CorruptArtefactError, MismatchError, RecipeError
 from fastmix_data.exports.format import ExportRequest, OnTokens, Receipt
+from fastmix_data.exports.formats import export_format
 from fastmix_data.exports.webdataset import _PlacePart
 from fastmix_data.machine import Workers
 from fastmix_data.manifest.emit import emit_manifest
@@ -90,7 +94,7 @@ def test_a_shard_that_is_not_what_it_was_is_named_and_nothing_is_finished(
 def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once, stopped, spread = (tmp_path / name for name in ("once", "stopped", "spread"))
+    once, stopped, threads, spread = (tmp_path / name for name in ("once", "stopped", "threads", "spread"))
     export(manifest.directory, to="webdataset", directory=once, files="copy")
     placed: list[str] = []
     run = _PlacePart.run
@@ -106,12 +110,51 @@ def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
         export(manifest.directory, to="webdataset", directory=stopped, files="copy")
     monkeypatch.undo()
     assert not (stopped / "shards.txt").exists()
-    monkeypatch.setattr(export_run, "_WORTH_A_CLUSTER", 0)
+    monkeypatch.setattr(export_run, "_WORTH_WORKERS", 0)
     export(manifest.directory, to="webdataset", directory=stopped, files="copy", workers=Workers(2))
+    export(manifest.directory, to="webdataset", directory=threads, files="copy", workers=Workers(2))
+    monkeypatch.setattr(type(export_format("webdataset")), "runs_in", "processes")
     export(manifest.directory, to="webdataset", directory=spread, files="copy", workers=Workers(2))
     expected = {name: content for name, content in _files(once).items() if name.endswith(".tar")}
-    for directory in (stopped, spread):
+    for directory in (stopped, threads, spread):
         assert {name: content for name, content in _files(directory).items() if name.endswith(".tar")} == expected
+
+
+def test_in_threads_the_first_error_ends_the_other_tasks_at_their_next_news(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = Event(), []
+
+    def run(task: _PlacePart, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
+        if task.name == first:
+            begun.wait()
+            raise CorruptArtefactError(request.directory, "broke", "mend it")
+        begun.set()
+        with contextlib.suppress(TimeoutError):
+            for _ in range(500):  # five seconds, were it not ended
+                time.sleep(0.01)
+                on_tokens(0)
+            ended.append(task.name)
+        return {"files": []}
+
+    monkeypatch.setattr(_PlacePart, "run", run)
+    monkeypatch.setattr(export_run, "_WORTH_WORKERS", 0)
+    request = ExportRequest(manifest, manifest.root_path, tmp_path / "out", files="copy")
+    first = export_format("webdataset").tasks(request)[0].name
+    with pytest.raises(CorruptArtefactError, match="broke; mend it"):
+        export(manifest.directory, to="webdataset", directory=tmp_path / "out", files="copy", workers=Workers(2))
+    assert not ended and not (tmp_path / "out" / "shards.txt").exists()
+
+
+def test_what_a_killed_task_left_goes_and_a_users_own_partial_file_stays(manifest: Manifest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    monkey = export(manifest.directory, to="webdataset", directory=out, files="copy")
+    tar = next(out.rglob("*.tar"))
+    (out / ".fastmix" / "export.json").unlink()
+    left, mine = tar.with_name(f"{tar.name}.4711.partial"), tar.with_name("download.partial")
+    left.touch(), mine.touch()
+    assert monkey.did_work and export(manifest.directory, to="webdataset", directory=out, files="copy").did_work
+    assert mine.exists() and not left.exists()
 
 
 def test_every_format_that_a_recipe_may_name_is_in_the_table() -> None:

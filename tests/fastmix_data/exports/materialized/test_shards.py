@@ -226,7 +226,7 @@ def test_killed_runs_that_go_on_and_two_workers_write_the_bytes_of_one_run(
         assert list(tmp_path.rglob("*.partial")) and not (tmp_path / "killed" / "manifest.json").exists()
     assert subprocess.run([*command, "1000"]).returncode == 0
     assert _files(tmp_path / "killed") == expected
-    monkeypatch.setattr(export_run, "_WORTH_A_CLUSTER", 0)
+    monkeypatch.setattr(export_run, "_WORTH_WORKERS", 0)
     assert _files(_materialize(manifest, tmp_path / "spread", workers=2)) == expected
 
 
