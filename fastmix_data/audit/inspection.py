@@ -223,14 +223,23 @@ def _format_shard(content: dict[str, Any]) -> str:
 
 def _format_documents(documents: list[dict[str, Any]], padding: list[tuple[int, int]]) -> list[str]:
     said = {
-        document["first"]: f"{document['last']}: {document['file']} {document['locator']} ({document['num_tokens']} tokens"
-        + (", begun before)" if document["begins_before"] else ")")
+        document["first"]: f"{document['last']}: {document['file']} {document['locator']}{_about(document)}"
         for document in documents[:_DOCUMENTS_SHOWN]
     }
     said |= {first: f"{last}: padding" for first, last in padding if (said and first <= max(said)) or len(documents) == len(said)}
     lines = [f"  tokens {first} to {said[first]}" for first in sorted(said)]
     more = len(documents) - _DOCUMENTS_SHOWN
     return [*lines, f"  and {more} more documents"] if more > 0 else lines
+
+
+def _about(document: dict[str, Any]) -> str:
+    # Of documents in foreign files nobody has counted the tokens.
+    known = {
+        f"{document['num_tokens']} tokens": document["num_tokens"] is not None,
+        "begun before": document["begins_before"],
+    }
+    said = ", ".join(text for text, is_so in known.items() if is_so)
+    return f" ({said})" if said else ""
 
 
 def _format_catalog(content: dict[str, Any]) -> str:
