@@ -14,7 +14,7 @@ from typing import Literal
 from fastmix_data.atomic_files import atomic_file
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import pools_of
+from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
 from fastmix_data.workdir import ManifestFolder, Workdir
 
@@ -31,8 +31,8 @@ Needs fastmix where torchtitan runs; of what fastmix depends on, numpy, orjson, 
     def llama3_8b_on_corpus():
         return on_corpus(llama3_8b())
 
-and with both on the PYTHONPATH: run_train.sh with --module YOUR_MODULE --config llama3_8b_on_corpus. `training.seq_len` must divide
-{block_tokens}{window}. After {num_labels:,} / (seq_len * global batch) steps or little more data has run out, and torchtitan ends.
+and with both on the PYTHONPATH: run_train.sh with --module YOUR_MODULE --config llama3_8b_on_corpus. `training.seq_len` must {length}.
+After {tokens:,} / (seq_len * global batch) steps or little more data has run out, and torchtitan ends.
 """
 
 from pathlib import Path
@@ -88,7 +88,13 @@ class _TorchTitan:
     writes = "a module that configures torchtitan's trainer, with a copy of the manifest; no tokens"
     runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
-        order="yes", shares="yes", epochs="yes", masks="yes, as labels of -100", examples="yes, as positions", phases="yes"
+        order="yes",
+        shares="yes",
+        epochs="yes",
+        masks="yes, as labels of -100",
+        examples="yes, as positions",
+        phases="yes",
+        begun_epochs="yes",
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
@@ -106,14 +112,11 @@ class _TorchTitan:
         # Parts first: a folder without manifest.json holds none. A copy, since `emit --replace` writes over the manifest.
         written = [bring(found.parts, copied.parts, files="copy"), bring(found.manifest, copied.manifest, files="copy")]
         tokenizer = _copy_tokenizer(request)
-        window = "" if manifest.example_tokens is None else f" and be a multiple of {manifest.example_tokens}"
         text = _CONFIGURATION.format(
             tokens=manifest.num_tokens,
-            num_labels=sum(pool.repeats * pool.num_labels for pool in pools_of(manifest)),
             num_sources=len(manifest.sources),
             sha256=manifest.sha256,
-            block_tokens=manifest.block_tokens,
-            window=window,
+            length=_wanted_length(manifest),
             vocab_size=manifest.vocab_size,
             tokenizer=_TOKENIZER if tokenizer else None,
             tokenizer_sha256=manifest.tokenizer_sha256,
@@ -126,6 +129,13 @@ class _TorchTitan:
 
 
 FORMAT = _TorchTitan()
+
+
+def _wanted_length(manifest: Manifest) -> str:
+    if manifest.after is not None:
+        return f"be {manifest.after.sequence_length}, as in the run that this one continues"
+    window = "" if manifest.example_tokens is None else f" and be a multiple of {manifest.example_tokens}"
+    return f"divide {manifest.block_tokens}{window}"
 
 
 def _copy_tokenizer(request: ExportRequest) -> list[Path]:

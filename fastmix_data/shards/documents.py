@@ -50,8 +50,8 @@ def documents_of_blocks(catalog: Catalog, blocks: Sequence[tuple[ShardRow, int]]
         tables = sorted(Workdir(catalog.root).documents.glob(f"{source}-*.parquet"))
         if tables:
             line = _DocumentLine(catalog, catalog.by_split[source, split], tables)
-            for number, documents in zip(numbers, line.of_blocks([blocks[number] for number in numbers]), strict=True):
-                found[number] = documents
+            for n, of_block in zip(numbers, line.of_blocks([blocks[n] for n in numbers]), strict=True):
+                found[n] = of_block
     for path, numbers in borrowed.items():
         lender = load_catalog(path)
         rows = {row.path: row for row in lender.rows}
