@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from fastmix_data.atomic_files import atomic_file
+from fastmix_data.errors import MismatchError
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
+from fastmix_data.foreign.storage import lies_in_workdir
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
+from fastmix_data.messages import and_more
 from fastmix_data.workdir import ManifestFolder, Workdir
 
 MODULE = "fastmix_corpus.py"
@@ -77,7 +80,7 @@ class _BringShard:
 
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Have it in the folder."""
-        bring(request.root / self.part.path, request.directory / self.part.path, files=request.files)
+        bring(request.root / self.part.path, self.part.path, directory=request.directory, files=request.files)
         on_tokens(self.num_tokens)
         return {"files": [self.part.path]}
 
@@ -98,7 +101,14 @@ class _TorchTitan:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        count = request.order.num_sequences
+        manifest, count = request.manifest, request.order.num_sequences
+        imported = {part.source: None for part in manifest.parts if not lies_in_workdir(part.storage)}
+        if request.files != "reference" and imported:
+            problem = (
+                f"reads imported files of {and_more(list(imported))} at the paths that it names, and a copy would lie elsewhere"
+            )
+            remedy = "export with --files reference, or `fastmix materialize` it first and export what that writes"
+            raise MismatchError(manifest.path, problem, remedy)
         return (f"torchtitan takes full batches: of {count} sequences the last that do not fill one on every rank are left out",)
 
     def tasks(self, request: ExportRequest) -> Sequence[_BringShard]:
@@ -108,10 +118,11 @@ class _TorchTitan:
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         manifest, directory = request.manifest, request.directory
-        found, copied = ManifestFolder(manifest.directory), ManifestFolder(directory / _MANIFEST)
+        found, tokenizer = ManifestFolder(manifest.directory), _tokenizer_files(request)
         # Parts first: a folder without manifest.json holds none. A copy, since `emit --replace` writes over the manifest.
-        written = [bring(found.parts, copied.parts, files="copy"), bring(found.manifest, copied.manifest, files="copy")]
-        tokenizer = _copy_tokenizer(request)
+        copies = {f"{_MANIFEST}/{path.name}": path for path in (found.parts, found.manifest)} | tokenizer
+        for name, path in copies.items():
+            bring(path, name, directory=directory, files="copy")
         text = _CONFIGURATION.format(
             tokens=manifest.num_tokens,
             num_sources=len(manifest.sources),
@@ -125,7 +136,7 @@ class _TorchTitan:
         )
         with atomic_file(directory / MODULE) as file:
             file.write(text.encode())
-        return (MODULE, *(path.relative_to(directory).as_posix() for path in (*written, *tokenizer)))
+        return (MODULE, *copies)
 
 
 FORMAT = _TorchTitan()
@@ -138,9 +149,8 @@ def _wanted_length(manifest: Manifest) -> str:
     return f"divide {manifest.block_tokens}{window}"
 
 
-def _copy_tokenizer(request: ExportRequest) -> list[Path]:
-    """The tokenizer and what came with it; torchtitan wants one, though it has nothing to tokenize but a validation set of its own."""
+def _tokenizer_files(request: ExportRequest) -> dict[str, Path]:
+    """The tokenizer and what came with it, by name in the export; torchtitan wants one, if only for a validation set of its own."""
     paths = Workdir(request.root)
     found = (paths.tokenizer, paths.tokenizer_config, paths.chat_template)
-    folder = request.directory / _TOKENIZER
-    return [bring(path, folder / path.name, files="copy") for path in found if path.is_file() and paths.tokenizer.is_file()]
+    return {f"{_TOKENIZER}/{path.name}": path for path in found if path.is_file() and paths.tokenizer.is_file()}

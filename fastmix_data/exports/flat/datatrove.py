@@ -45,7 +45,7 @@ class _LinkFile(NamedFile):
         stem = f"{self.pool}/{self.number:05d}.ds"
         given = {stem: self.tokens, f"{stem}.index": f"{self.tokens}.index"} | ({f"{stem}.loss": self.mask} if self.mask else {})
         for name, path in given.items():
-            bring(Path(path), request.directory / name, files=request.files)
+            bring(Path(path), name, directory=request.directory, files=request.files)
         _write_metadata(request.directory / f"{stem}.metadata", request, self)
         on_tokens(self.num_tokens)
         return {"files": [*given, f"{stem}.metadata"]}

@@ -154,7 +154,7 @@ class _PlaceShard:
         shard, path = request.manifest.open(part, root=request.root), request.directory / name
         layout = request.manifest.layout(part)
         if part.is_whole_shard and not is_foreign(part.storage):
-            bring(shard.path, path, files=request.files)
+            bring(shard.path, name, directory=request.directory, files=request.files)
         else:
             with atomic_file(path) as file:
                 file.write(tar_of_blocks(shard, layout=layout, start=part.block_start, stop=part.block_stop))
