@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from fastmix_data.manifest.emit import emit_manifest
+from fastmix_data.manifest.manifest import Manifest
+from fastmix_data.recipe.emit import EmitSection
+from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.examples import is_padding
 from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
@@ -130,3 +134,17 @@ def make_catalog(tmp_path: Path) -> MakeCatalog:
         return catalog
 
     return make
+
+
+@pytest.fixture
+def mixed_catalog(make_catalog: MakeCatalog) -> Catalog:
+    """A plain source, one with masks, and one of a single block, whose repeats may follow each other in a list of shards."""
+    return make_catalog({"books": [410, 333], "code": [2000], "single": [10]}, masked=("code",))
+
+
+@pytest.fixture
+def mixed_manifest(mixed_catalog: Catalog) -> Manifest:
+    """Whole epochs and a rest of each."""
+    mixture = Mixture(weights={"books": 0.6, "code": 0.38, "single": 0.02})
+    emit = EmitSection(token_budget=2600, max_epochs=9)
+    return emit_manifest(mixed_catalog, mixture, emit=emit, directory=mixed_catalog.root / "manifest")

@@ -12,7 +12,7 @@ from fastmix_data.arrays import Bools
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
 from fastmix_data.audit.estimates import format_plan, format_sample, inspect_plan
 from fastmix_data.errors import InputError
-from fastmix_data.foreign.storage import SHARD, TAIL
+from fastmix_data.foreign.storage import lies_in_workdir
 from fastmix_data.manifest.manifest import load_manifest
 from fastmix_data.messages import and_more
 from fastmix_data.results.mixture import load_mixture
@@ -129,7 +129,7 @@ def _inspect_catalog(path: Path) -> dict[str, Any]:
         counted = ("num_tokens", "num_padding", "num_loss_tokens", "num_documents", "num_blocks")
         totals = {name: sum(getattr(row, name) for row in rows) for name in counted}
         totals["bytes"] = sum({row.path: row.bytes for row in rows}.values())  # ranges of one foreign file have a row each
-        imported = {row.path for row in rows if row.storage not in (SHARD, TAIL)}
+        imported = {row.path for row in rows if not lies_in_workdir(row.storage)}
         about = {"has_mask": rows[0].has_mask, "num_imported_files": len(imported)}
         splits.append({"source": source, "split": split, "num_shards": len(rows), **totals, **about})
     return {
@@ -223,14 +223,23 @@ def _format_shard(content: dict[str, Any]) -> str:
 
 def _format_documents(documents: list[dict[str, Any]], padding: list[tuple[int, int]]) -> list[str]:
     said = {
-        document["first"]: f"{document['last']}: {document['file']} {document['locator']} ({document['num_tokens']} tokens"
-        + (", begun before)" if document["begins_before"] else ")")
+        document["first"]: f"{document['last']}: {document['file']} {document['locator']}{_about(document)}"
         for document in documents[:_DOCUMENTS_SHOWN]
     }
     said |= {first: f"{last}: padding" for first, last in padding if (said and first <= max(said)) or len(documents) == len(said)}
     lines = [f"  tokens {first} to {said[first]}" for first in sorted(said)]
     more = len(documents) - _DOCUMENTS_SHOWN
     return [*lines, f"  and {more} more documents"] if more > 0 else lines
+
+
+def _about(document: dict[str, Any]) -> str:
+    # Of documents in foreign files nobody has counted the tokens.
+    known = {
+        f"{document['num_tokens']} tokens": document["num_tokens"] is not None,
+        "begun before": document["begins_before"],
+    }
+    said = ", ".join(text for text, is_so in known.items() if is_so)
+    return f" ({said})" if said else ""
 
 
 def _format_catalog(content: dict[str, Any]) -> str:

@@ -11,12 +11,16 @@ from fastmix_data.errors import FastmixError
 from fastmix_data.exports.format import Files
 
 
-def bring(source: Path, target: Path, *, files: Files) -> Path:
-    """Have a file under another name: as a symbolic link to it (`reference`), a hard link, or a copy.
+def bring(source: Path, name: str, *, directory: Path, files: Files) -> Path:
+    """Have a file under a name in an export's folder: as a symbolic link to it (`reference`), a hard link, or a copy.
 
     Raises:
         FastmixError: the file system does not link these two.
     """
+    target = directory / name
+    # Paths of imports lead out of the workdir, and would lead out of the export too: what is written there is deleted with it.
+    assert Path(os.path.normpath(target)).is_relative_to(directory), name
+    assert os.path.realpath(target.parent) != os.path.realpath(source.parent) or target.name != source.name, source
     if target.exists() and target.samefile(source) and target.is_symlink() == (files == "reference"):
         return target
     if files == "copy":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.order import ManifestOrder
@@ -17,6 +17,7 @@ Files = Literal["reference", "hardlink", "copy"]
 OnTokens = Callable[[int], None]
 Receipt = dict[str, Any]
 NO = "no"
+_Plan = TypeVar("_Plan")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ class ExportRequest:
     files: Files = "reference"
     max_file_bytes: int = DEFAULT_FILE_BYTES
     sequence_length: int | None = None
+    _planned: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, plan: Callable[[ExportRequest], _Plan]) -> _Plan:
+        """What a format plans for this request: made when first asked for, by a function whose result is not changed."""
+        if plan not in self._planned:
+            self._planned[plan] = plan(self)
+        planned: _Plan = self._planned[plan]
+        return planned
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without plans: a task has what it needs of them."""
+        return {**self.__dict__, "_planned": {}}
 
     @property
     def length(self) -> int:

@@ -16,11 +16,11 @@ from fastmix_data.manifest.parts import Part
 
 @dataclass(frozen=True)
 class PartTokens:
-    """A part's own tokens, in order; the label of the last one is not among them unless it is the next part's first token.
+    """A part's own tokens, in order; the label of the last one is not among them unless it is the next one's first token.
 
     Attributes:
-        tokens_T: in the shard's dtype, shape (num_tokens,).
-        carries_loss_T: whether each token carries loss where it is the label, shape (num_tokens,); None where all do.
+        tokens_T: in the shard's dtype, shape (T,).
+        carries_loss_T: whether each token carries loss where it is the label, shape (T,); None where all do.
         starts_T: as in `starts.npy`: 1 where an example begins, 2 where padding does; None in sources without a mask.
     """
 
@@ -29,20 +29,24 @@ class PartTokens:
     starts_T: Starts | None
 
 
-def read_part(manifest: Manifest, part: Part, *, root: Path) -> PartTokens:
-    """Read one pass over a part into memory.
+def read_part(manifest: Manifest, part: Part, *, root: Path, first: int = 0, stop: int | None = None) -> PartTokens:
+    """Read one pass over a part into memory, or its tokens `first` to `stop`.
 
     Args:
         root: where the shards are.
+        first: where a block begins.
 
     Raises:
         CorruptArtefactError: the shard is missing, or not what the manifest recorded.
     """
-    shard = manifest.open(part, root=root)
+    shard, block_tokens = manifest.open(part, root=root), manifest.block_tokens
+    stop = part.num_tokens if stop is None else min(stop, part.num_tokens)
+    assert first % block_tokens == 0
+    blocks = slice(part.block_start + first // block_tokens, part.block_start - (-stop // block_tokens))
 
     def own(stored_NT: np.ndarray) -> np.ndarray:
         # The last column of a block is the next block's first token. Reshaping makes the copy.
-        return stored_NT[part.block_start : part.block_stop, :-1].reshape(-1)[: part.num_tokens]
+        return stored_NT[blocks, :-1].reshape(-1)[: stop - first]
 
     mask, starts = shard.loss_mask_NT, shard.starts_NT
     return PartTokens(

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from fastmix_data.atomic_files import atomic_file
+from fastmix_data.errors import MismatchError
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.pools import pools_of
+from fastmix_data.foreign.storage import lies_in_workdir
+from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
+from fastmix_data.messages import and_more
 from fastmix_data.workdir import ManifestFolder, Workdir
 
 MODULE = "fastmix_corpus.py"
@@ -31,8 +34,8 @@ Needs fastmix where torchtitan runs; of what fastmix depends on, numpy, orjson, 
     def llama3_8b_on_corpus():
         return on_corpus(llama3_8b())
 
-and with both on the PYTHONPATH: run_train.sh with --module YOUR_MODULE --config llama3_8b_on_corpus. `training.seq_len` must divide
-{block_tokens}{window}. After {num_labels:,} / (seq_len * global batch) steps or little more data has run out, and torchtitan ends.
+and with both on the PYTHONPATH: run_train.sh with --module YOUR_MODULE --config llama3_8b_on_corpus. `training.seq_len` must {length}.
+After {tokens:,} / (seq_len * global batch) steps or little more data has run out, and torchtitan ends.
 """
 
 from pathlib import Path
@@ -77,7 +80,7 @@ class _BringShard:
 
     def run(self, request: ExportRequest, on_tokens: OnTokens) -> Receipt:
         """Have it in the folder."""
-        bring(request.root / self.part.path, request.directory / self.part.path, files=request.files)
+        bring(request.root / self.part.path, self.part.path, directory=request.directory, files=request.files)
         on_tokens(self.num_tokens)
         return {"files": [self.part.path]}
 
@@ -88,11 +91,24 @@ class _TorchTitan:
     writes = "a module that configures torchtitan's trainer, with a copy of the manifest; no tokens"
     runs_in: Literal["threads", "processes"] = "threads"
     keeps = Keeps(
-        order="yes", shares="yes", epochs="yes", masks="yes, as labels of -100", examples="yes, as positions", phases="yes"
+        order="yes",
+        shares="yes",
+        epochs="yes",
+        masks="yes, as labels of -100",
+        examples="yes, as positions",
+        phases="yes",
+        begun_epochs="yes",
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        count = request.order.num_sequences
+        manifest, count = request.manifest, request.order.num_sequences
+        imported = {part.source: None for part in manifest.parts if not lies_in_workdir(part.storage)}
+        if request.files != "reference" and imported:
+            problem = (
+                f"reads imported files of {and_more(list(imported))} at the paths that it names, and a copy would lie elsewhere"
+            )
+            remedy = "export with --files reference, or `fastmix materialize` it first and export what that writes"
+            raise MismatchError(manifest.path, problem, remedy)
         return (f"torchtitan takes full batches: of {count} sequences the last that do not fill one on every rank are left out",)
 
     def tasks(self, request: ExportRequest) -> Sequence[_BringShard]:
@@ -102,18 +118,16 @@ class _TorchTitan:
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         manifest, directory = request.manifest, request.directory
-        found, copied = ManifestFolder(manifest.directory), ManifestFolder(directory / _MANIFEST)
+        found, tokenizer = ManifestFolder(manifest.directory), _tokenizer_files(request)
         # Parts first: a folder without manifest.json holds none. A copy, since `emit --replace` writes over the manifest.
-        written = [bring(found.parts, copied.parts, files="copy"), bring(found.manifest, copied.manifest, files="copy")]
-        tokenizer = _copy_tokenizer(request)
-        window = "" if manifest.example_tokens is None else f" and be a multiple of {manifest.example_tokens}"
+        copies = {f"{_MANIFEST}/{path.name}": path for path in (found.parts, found.manifest)} | tokenizer
+        for name, path in copies.items():
+            bring(path, name, directory=directory, files="copy")
         text = _CONFIGURATION.format(
             tokens=manifest.num_tokens,
-            num_labels=sum(pool.repeats * pool.num_labels for pool in pools_of(manifest)),
             num_sources=len(manifest.sources),
             sha256=manifest.sha256,
-            block_tokens=manifest.block_tokens,
-            window=window,
+            length=_wanted_length(manifest),
             vocab_size=manifest.vocab_size,
             tokenizer=_TOKENIZER if tokenizer else None,
             tokenizer_sha256=manifest.tokenizer_sha256,
@@ -122,15 +136,21 @@ class _TorchTitan:
         )
         with atomic_file(directory / MODULE) as file:
             file.write(text.encode())
-        return (MODULE, *(path.relative_to(directory).as_posix() for path in (*written, *tokenizer)))
+        return (MODULE, *copies)
 
 
 FORMAT = _TorchTitan()
 
 
-def _copy_tokenizer(request: ExportRequest) -> list[Path]:
-    """The tokenizer and what came with it; torchtitan wants one, though it has nothing to tokenize but a validation set of its own."""
+def _wanted_length(manifest: Manifest) -> str:
+    if manifest.after is not None:
+        return f"be {manifest.after.sequence_length}, as in the run that this one continues"
+    window = "" if manifest.example_tokens is None else f" and be a multiple of {manifest.example_tokens}"
+    return f"divide {manifest.block_tokens}{window}"
+
+
+def _tokenizer_files(request: ExportRequest) -> dict[str, Path]:
+    """The tokenizer and what came with it, by name in the export; torchtitan wants one, if only for a validation set of its own."""
     paths = Workdir(request.root)
     found = (paths.tokenizer, paths.tokenizer_config, paths.chat_template)
-    folder = request.directory / _TOKENIZER
-    return [bring(path, folder / path.name, files="copy") for path in found if path.is_file() and paths.tokenizer.is_file()]
+    return {f"{_TOKENIZER}/{path.name}": path for path in found if path.is_file() and paths.tokenizer.is_file()}

@@ -19,7 +19,7 @@ from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
 from fastmix_data.exports.pools import num_padding_labels, pools_of
-from fastmix_data.foreign.storage import SHARD, TAIL, is_foreign
+from fastmix_data.foreign.storage import is_foreign, lies_in_workdir
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.manifest.parts import Part
 from fastmix_data.permutation import derive_keys
@@ -76,8 +76,8 @@ class _PlacePart:
 
     @property
     def place(self) -> Path:
-        """Of its tar in the export: as in the workdir, where the shard is of the workdir."""
-        if self.part.storage in (SHARD, TAIL):
+        """Of its tar in the export: as in the workdir, where the shard lies there."""
+        if lies_in_workdir(self.part.storage):
             return Path(self.part.path)
         return Path("imports") / self.part.source / f"{self.number:06d}.tar"
 
@@ -102,7 +102,7 @@ class _PlacePart:
         elif request.files == "reference":
             path, made = shard.path, False
         else:
-            path = bring(shard.path, directory / relative, files=request.files)
+            path = bring(shard.path, relative.as_posix(), directory=directory, files=request.files)
         on_tokens(self.num_tokens)
         return {"path": str(path), "files": [path.relative_to(directory).as_posix()] if made else []}
 
@@ -111,7 +111,10 @@ def _places(manifest: Manifest) -> list[_PlacePart]:
     """Of every part that is drawn, pool by pool; of a materialized manifest, whose parts end wherever a sequence is short, its shards."""
     pools = pools_of(manifest)
     if not manifest.sequence_sources:
-        return [_PlacePart(part, pool.first_part + n) for pool in pools for n, part in enumerate(pool.parts)]
+        parts = [(pool.first_part + n, part) for pool in pools for n, part in enumerate(pool.parts)]
+        # An import is called by the first part of it, for it may be in several pools too.
+        first: dict[tuple[str, int], int] = {}
+        return [_PlacePart(part, first.setdefault((part.path, part.first_token), number)) for number, part in parts]
     shards = [list(parts) for _, parts in groupby(pools[0].parts, key=attrgetter("path"))]
     return [_PlacePart(_whole(parts), number) for number, parts in enumerate(shards)]
 

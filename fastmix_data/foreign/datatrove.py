@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from fastmix_data.arrays import Int64s
 from fastmix_data.errors import InputError
-from fastmix_data.foreign.foreign_file import ForeignFile, documents_by_ends, flat_file
+from fastmix_data.foreign.foreign_file import ForeignFile, flat_file
 
 _DTYPES = {"2": "uint16", "4": "uint32"}
 
@@ -20,7 +23,7 @@ def datatrove_file(path: Path, *, name: str, where: str, dtype: str | None) -> F
     Raises:
         InputError: it is none, nothing says how wide a token is, or what lies beside it does not fit.
     """
-    index, metadata, loss = (path.with_name(path.name + ending) for ending in (".index", ".metadata", ".loss"))
+    index, (metadata, loss) = documents_index(path), (path.with_name(path.name + ending) for ending in (".metadata", ".loss"))
     stated = _dtype_of(metadata)
     if stated is None and dtype is None:
         raise InputError(where, f"{name} has no {metadata.name} that says how wide a token is", "give dtype: uint16 or uint32")
@@ -34,11 +37,43 @@ def datatrove_file(path: Path, *, name: str, where: str, dtype: str | None) -> F
         dtype=stated or dtype or "",
         mask=loss if loss.is_file() else None,
         beside=(index,) if has_index else (),
-        documents_before=documents_by_ends(index) if has_index else None,
+        documents=DatatroveDocuments(index) if has_index else None,
     )
     if has_index:
         _require_end(index, found, where=where)
     return found
+
+
+def documents_index(path: Path) -> Path:
+    """Where the ends of a token file's documents would be."""
+    return path.with_name(f"{path.name}.index")
+
+
+class DatatroveDocuments:
+    """Documents of a file of ascending uint64 ends, which is searched where it lies."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the `.ds.index`."""
+        self._path = path
+        self._num_documents = path.stat().st_size // 8
+
+    def before(self, token: int) -> int:
+        """See `DocumentStarts`."""
+        # Document d begins where document d - 1 ends, and the first at 0.
+        if token <= 0 or not self._num_documents:
+            return 0
+        return min(self._num_documents, 1 + int(np.searchsorted(self._ends(), np.uint64(token))))
+
+    def starts(self, first: int, stop: int) -> Int64s:
+        """See `DocumentStarts`."""
+        stop = min(stop, self._num_documents)
+        if first >= stop:
+            return np.empty(0, np.int64)
+        ends_D = self._ends()[max(0, first - 1) : stop - 1].astype(np.int64)
+        return ends_D if first else np.concatenate([[0], ends_D])
+
+    def _ends(self) -> np.memmap:
+        return np.memmap(self._path, "<u8", "r", shape=self._num_documents)
 
 
 def _dtype_of(metadata: Path) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from fastmix_data.arrays import Tokens
+from fastmix_data.arrays import Int64s, Tokens
 from fastmix_data.errors import InputError
 from fastmix_data.foreign.mds import MdsTokens, is_mds
 from fastmix_data.foreign.storage import FLAT
@@ -16,7 +16,18 @@ from fastmix_data.foreign.storage import FLAT
 # How tokens are kept where they can be read as they lie. Ids are never negative, so that signed ones are read as unsigned; those of
 # 8 bytes are twice as wide as any vocabulary needs, and those of one too narrow.
 _READ_AS = {"uint16": "<u2", "int16": "<u2", "uint32": "<u4", "int32": "<u4"}
-NumBefore = Callable[[int], int]
+
+
+class DocumentStarts(Protocol):
+    """Where documents begin, as a format says it; looked up in its own files, of which nothing is kept."""
+
+    def before(self, token: int) -> int:
+        """How many documents begin before a token."""
+        ...
+
+    def starts(self, first: int, stop: int) -> Int64s:
+        """First tokens of documents `first` to `stop`, ascending; fewer where there are fewer documents."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class ForeignFile:
         num_tokens: of the whole file.
         mask: a file with a byte for each token, 1 where it carries loss, else 0; None where all do.
         beside: files that say where documents or samples lie, and belong to it as its own bytes do.
-        documents_before: how many documents begin before a token; None where the format does not say.
+        documents: where documents begin; None where the format does not say.
     """
 
     path: Path
@@ -41,7 +52,7 @@ class ForeignFile:
     num_tokens: int
     mask: Path | None = None
     beside: tuple[Path, ...] = ()
-    documents_before: NumBefore | None = field(default=None, compare=False)
+    documents: DocumentStarts | None = field(default=None, compare=False)
 
     def read(self, first: int, count: int) -> Tokens:
         """Tokens from `first` on, shape (count,); fewer at the end of the file."""
@@ -65,7 +76,7 @@ def flat_file(
     dtype: str,
     mask: Path | None = None,
     beside: tuple[Path, ...] = (),
-    documents_before: NumBefore | None = None,
+    documents: DocumentStarts | None = None,
 ) -> ForeignFile:
     """A file that is tokens from its first byte to its last.
 
@@ -91,18 +102,4 @@ def flat_file(
     if mask is not None and (found := mask.stat().st_size) != num_tokens:
         problem = f"{mask.name} has {found} bytes, and {name} {num_tokens} tokens: a mask is one byte for each"
         raise InputError(where, problem, "give the mask that was written beside it")
-    return ForeignFile(path, name, FLAT, read_as, num_tokens, mask, beside, documents_before)
-
-
-def documents_by_ends(path: Path) -> NumBefore:
-    """Documents of a file of ascending uint64 ends, which is searched where it lies."""
-    num_documents = path.stat().st_size // 8
-
-    def before(token: int) -> int:
-        # Document d begins where document d - 1 ends, and the first at 0.
-        if token <= 0 or not num_documents:
-            return 0
-        ends = np.memmap(path, "<u8", "r", shape=num_documents)
-        return min(num_documents, 1 + int(np.searchsorted(ends, np.uint64(token))))
-
-    return before
+    return ForeignFile(path, name, FLAT, read_as, num_tokens, mask, beside, documents)

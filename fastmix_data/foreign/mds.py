@@ -132,7 +132,7 @@ class MdsTokens:
         self._byte_S, counts_S = self._without_length(shard, column, starts_S, sizes_S)
         if (counts_S < 0).any():
             raise CorruptArtefactError(path, f"its column {column} is not an array of one axis", remedy)
-        self._end_S = np.cumsum(counts_S)
+        self._end_S: Int64s = np.cumsum(counts_S)
         self.num_tokens = int(self._end_S[-1])
 
     def _column(self, shard: Mapping[str, Any], column: str, *, starts_S: Int64s, sizes_S: Int64s) -> tuple[Int64s, Int64s]:
@@ -188,3 +188,12 @@ class MdsTokens:
             found[filled : filled + taken] = np.frombuffer(self._map, self._dtype, taken, offset)
             filled, sample = filled + taken, sample + 1
         return found
+
+    def before(self, token: int) -> int:
+        """How many samples begin before a token."""
+        return int(np.searchsorted(self.starts(0, len(self._end_S)), token))
+
+    def starts(self, first: int, stop: int) -> Int64s:
+        """First tokens of samples `first` to `stop`; fewer where there are fewer samples."""
+        start_S: Int64s = np.concatenate([[0], self._end_S[:-1]])
+        return start_S[first:stop]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 
+from fastmix_data.arrays import Int64s
 from fastmix_data.errors import InputError
-from fastmix_data.foreign.foreign_file import ForeignFile, NumBefore, flat_file
+from fastmix_data.foreign.foreign_file import ForeignFile, flat_file
 from fastmix_data.messages import first_line
 
 
@@ -19,27 +21,41 @@ def olmo_file(path: Path, *, name: str, where: str, dtype: str, mask: Path | Non
     Raises:
         InputError: it cannot be one, its mask is not as long, or the table of documents beside it cannot be read.
     """
-    # `part-0.npy` has its documents in `part-0.csv.gz`.
-    table = path.with_suffix(".csv.gz")
+    table = documents_table(path)
     has_table = table.is_file()
-    documents = _documents_before(table, where=where) if has_table else None
-    beside = (table,) if has_table else ()
-    return flat_file(path, name=name, where=where, dtype=dtype, mask=mask, beside=beside, documents_before=documents)
+    documents = OlmoDocuments(table, where=where) if has_table else None
+    return flat_file(
+        path, name=name, where=where, dtype=dtype, mask=mask, beside=(table,) if has_table else (), documents=documents
+    )
 
 
-def _documents_before(table: Path, *, where: str) -> NumBefore:
-    # Rows are `start,end,id,src,loc`, without a header. The file is compressed as a whole, so it is read as a whole: once, when asked.
-    starts: list[np.ndarray] = []
-
-    def before(token: int) -> int:
-        if not starts:
-            starts.append(np.sort(_read_starts(table, where=where)))
-        return int(np.searchsorted(starts[0], token))
-
-    return before
+def documents_table(path: Path) -> Path:
+    """Where the documents of a token file would be: those of `part-0.npy` in `part-0.csv.gz`."""
+    return path.with_suffix(".csv.gz")
 
 
-def _read_starts(table: Path, *, where: str) -> np.ndarray:
+class OlmoDocuments:
+    """Documents of a `.csv.gz`, which is compressed as a whole, so it is read as a whole: once, when asked."""
+
+    def __init__(self, table: Path, *, where: str) -> None:
+        """Name it; reading raises InputError, about `where`."""
+        self._table, self._where = table, where
+
+    def before(self, token: int) -> int:
+        """See `DocumentStarts`."""
+        return int(np.searchsorted(self._start_D, token))
+
+    def starts(self, first: int, stop: int) -> Int64s:
+        """See `DocumentStarts`."""
+        return self._start_D[first:stop]
+
+    @cached_property
+    def _start_D(self) -> Int64s:
+        # Rows are `start,end,id,src,loc`, without a header.
+        return np.sort(_read_starts(self._table, where=self._where))
+
+
+def _read_starts(table: Path, *, where: str) -> Int64s:
     try:
         with pa.input_stream(str(table)) as stream:
             batches = csv.open_csv(

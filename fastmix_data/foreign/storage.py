@@ -58,6 +58,15 @@ class Stored(Protocol):
         ...
 
 
+def lies_in_workdir(storage: str) -> bool:
+    """Whether the file is below the catalog's folder, at a path of ours; that of any other may lead anywhere.
+
+    >>> lies_in_workdir("tail"), lies_in_workdir("borrowed"), lies_in_workdir("flat")
+    (True, False, False)
+    """
+    return storage in (SHARD, TAIL)
+
+
 def is_foreign(storage: str) -> bool:
     """Whether the file is no shard, but one of another tool.
 

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmix_data.errors import CorruptArtefactError
-from fastmix_data.foreign.storage import SHARD
+from fastmix_data.foreign.storage import BORROWED, SHARD
 from fastmix_data.messages import first_line
-from fastmix_data.shards.catalog import Catalog, ShardRow
-from fastmix_data.workdir import Workdir
+from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
+from fastmix_data.shards.foreign_documents import Document, ForeignDocuments
+from fastmix_data.workdir import Workdir, workdir_above
 
 _SHOWN = ("file", "locator", "num_tokens", "num_prompt_tokens", "text_hash")
 
 
-Document = dict[str, Any]
-
-
 def documents_of_block(catalog: Catalog, row: ShardRow, *, block: int) -> list[Document] | None:
-    """Documents with a token in a block, in their order there; None if the workdir has no documents tables, and of imports.
+    """Documents with a token in a block, in their order there; None if nothing says which they are.
 
     Each has `file`, `locator`, `num_tokens`, `num_prompt_tokens`, `text_hash`, the `first` and `last` token of the block that is its
-    own, and whether it `begins_before` the block.
+    own, and whether it `begins_before` the block. Of documents in foreign files, counts and hash are None. Their locator is the number
+    from 0 that the file's format gives them, or their first token in the file where it does not tell documents apart.
 
     Raises:
-        CorruptArtefactError: a table cannot be read.
+        CorruptArtefactError, InputError: a table, or what says where a foreign file's documents begin, cannot be read.
     """
     return documents_of_blocks(catalog, [(row, block)])[0]
 
@@ -37,17 +35,31 @@ def documents_of_block(catalog: Catalog, row: ShardRow, *, block: int) -> list[D
 def documents_of_blocks(catalog: Catalog, blocks: Sequence[tuple[ShardRow, int]]) -> list[list[Document] | None]:
     """The same for many blocks, given as shard and number; tables are read once for all of them."""
     of_split: dict[tuple[str, str], list[int]] = {}
-    for number, (row, _) in enumerate(blocks):
-        if row.storage == SHARD:  # of imports there are no tables
-            of_split.setdefault((row.source, row.split), []).append(number)
+    borrowed: dict[Path, list[int]] = {}
     found: list[list[Document] | None] = [None] * len(blocks)
+    foreign = ForeignDocuments(catalog)
+    for number, (row, block) in enumerate(blocks):
+        if row.storage == SHARD:
+            of_split.setdefault((row.source, row.split), []).append(number)
+        elif row.storage != BORROWED:
+            found[number] = foreign.of_block(row, block)
+        elif (workdir := workdir_above(catalog.root / row.path)) is not None:
+            borrowed.setdefault(workdir.catalog, []).append(number)
     for (source, split), numbers in of_split.items():
         # A partition is of one source, whose name its table starts with; of 100,000 tables some hundred are left to look into.
         tables = sorted(Workdir(catalog.root).documents.glob(f"{source}-*.parquet"))
         if tables:
             line = _DocumentLine(catalog, catalog.by_split[source, split], tables)
-            for number, documents in zip(numbers, line.of_blocks([blocks[number] for number in numbers]), strict=True):
-                found[number] = documents
+            for n, of_block in zip(numbers, line.of_blocks([blocks[n] for n in numbers]), strict=True):
+                found[n] = of_block
+    for path, numbers in borrowed.items():
+        lender = load_catalog(path)
+        rows = {row.path: row for row in lender.rows}
+        theirs = {n: rows.get((catalog.root / blocks[n][0].path).resolve().relative_to(lender.root).as_posix()) for n in numbers}
+        # What its tables say of a shard that was made anew is not about this one.
+        same = [(n, row) for n, row in theirs.items() if row is not None and row.sha256 == blocks[n][0].sha256]
+        for (n, _), documents in zip(same, documents_of_blocks(lender, [(row, blocks[n][1]) for n, row in same]), strict=True):
+            found[n] = documents
     return found
 
 

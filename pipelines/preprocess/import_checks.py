@@ -48,7 +48,7 @@ def check_imports(imports: Iterable[TokenInputs], tokenizer: TokenizerInfo, *, e
                 f"{tokens.where}: its examples lie as they do in the files, so that a window may cut one; they are told apart by "
                 f"{tokenizer.eos_token}"
             )
-        if any(file.documents_before is None for file in tokens.files):
+        if any(file.documents is None for file in tokens.files):
             warnings.append(
                 f"{tokens.where}: its files do not count documents; their number is estimated by {tokenizer.eos_token}"
             )

@@ -6,7 +6,7 @@ another's, so that no token is lost and 100,000 files do not make 100,000 shards
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from fastmix_data.arrays import Int64s
-from fastmix_data.foreign.foreign_file import ForeignFile, NumBefore
+from fastmix_data.foreign.foreign_file import ForeignFile
 from fastmix_data.foreign.identity import sampled_identity
 from fastmix_data.foreign.storage import TAIL
 from fastmix_data.recipe.sources import ShardsSection
@@ -31,6 +31,7 @@ from pipelines.reading.bad_text import DocumentCounts
 
 _MASK_READ_AT_ONCE = 1 << 24
 _Split = Literal["train", "valid"]
+NumBefore = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ class _Describe:
 
 def documents_before(file: ForeignFile, *, eos_id: int, num_files: int) -> NumBefore:
     """How many documents begin before a token: as the format has it, else at the rate of ends in samples."""
-    if file.documents_before is not None:
-        return file.documents_before
+    if file.documents is not None:
+        return file.documents.before
     rate = documents_per_token(file, eos_id=eos_id, num_files=num_files)
     # One begins with the file, and the last end begins none.
     return lambda token: min(1 + int(rate * (token - 1)), max(1, round(rate * file.num_tokens))) if token > 0 else 0

@@ -45,7 +45,7 @@ class _LinkFile(NamedFile):
         stem = f"{self.pool}/{self.number:05d}.ds"
         given = {stem: self.tokens, f"{stem}.index": f"{self.tokens}.index"} | ({f"{stem}.loss": self.mask} if self.mask else {})
         for name, path in given.items():
-            bring(Path(path), request.directory / name, files=request.files)
+            bring(Path(path), name, directory=request.directory, files=request.files)
         _write_metadata(request.directory / f"{stem}.metadata", request, self)
         on_tokens(self.num_tokens)
         return {"files": [*given, f"{stem}.metadata"]}
@@ -70,7 +70,7 @@ class _Datatrove:
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest = request.manifest
         window = _window_tokens(manifest)
-        remarks = window_remarks(manifest, _files(request), window_tokens=window)
+        remarks = window_remarks(manifest, request.once(_files), window_tokens=window)
         if manifest.has_masks:
             remarks += [
                 "masks are in .ds.loss, which neither datatrove's data sets nor Nanoset read: every token carries loss there",
@@ -79,11 +79,11 @@ class _Datatrove:
         return remarks
 
     def tasks(self, request: ExportRequest) -> Sequence[_WriteFile | _LinkFile]:
-        return [file for of_pool in _files(request).values() for file in of_pool]
+        return [file for of_pool in request.once(_files).values() for file in of_pool]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
         manifest = request.manifest
-        windows = num_windows(_files(request), window_tokens=_window_tokens(manifest))
+        windows = num_windows(request.once(_files), window_tokens=_window_tokens(manifest))
         # An epoch of Nanoset is as many samples as its folders have, and the next one takes the same again. By weights alone it would
         # thus never come to the end of a folder of small weight; a folder that is listed as often as it is read comes up exactly so often.
         folders = [pool.name for pool in pools_of(manifest) for _ in range(pool.repeats) if windows[pool.name]]

@@ -109,17 +109,19 @@ def write_flat(file: FlatFile, request: ExportRequest, *, tokens: Path, mask: Pa
         mask_out = None if mask is None else stack.enter_context(atomic_file(mask))
         for number, start, stop in file.ranges:
             part = manifest.parts[number]
-            own = read_part(manifest, part, root=request.root)
-            here = slice(start, stop)
+            # From the block of the token before: whether a document begins at the first, and whether that is padding, is told by both.
+            first = max(0, start - 1) // manifest.block_tokens * manifest.block_tokens
+            own = read_part(manifest, part, root=request.root, first=first, stop=stop)
+            here = slice(start - first, stop - first)
             tokens_out.write(own.tokens_T[here].astype(file.dtype, casting="safe").data)
             if mask_out is not None:
                 carries_T = np.ones(len(own.tokens_T), np.bool_) if own.carries_loss_T is None else own.carries_loss_T
                 mask_out.write(carries_T[here].data)
             goes_on = before is not None and _continues(manifest, before, part) and last_token != manifest.eos_id
             at_D, is_padding_D = _documents(own, here, manifest=manifest, goes_on=goes_on)
-            position_D = part.block_start * manifest.block_tokens + at_D
-            found.append(Documents(num_written + at_D - start, is_padding_D, np.full_like(at_D, number), position_D))
-            num_written, before, last_token = num_written + stop - start, part, int(own.tokens_T[stop - 1])
+            position_D = part.block_start * manifest.block_tokens + first + at_D
+            found.append(Documents(num_written + at_D - here.start, is_padding_D, np.full_like(at_D, number), position_D))
+            num_written, before, last_token = num_written + stop - start, part, int(own.tokens_T[-1])
             on_tokens(stop - start)
     return Documents(*(np.concatenate([getattr(some, f.name) for some in found]) for f in fields(Documents)))
 
@@ -134,7 +136,7 @@ def _continues(manifest: Manifest, before: Part, part: Part) -> bool:
 
 
 def _documents(own: PartTokens, here: slice, *, manifest: Manifest, goes_on: bool) -> tuple[Int64s, Bools]:
-    """First tokens of documents in a stretch of a part, counted from the part's start, and which are padding."""
+    """First tokens of documents in a stretch of what was read of a part, counted from its start, and which are padding."""
     begins_T = np.zeros(len(own.tokens_T), np.bool_)
     if own.starts_T is not None:
         begins_T |= own.starts_T != 0

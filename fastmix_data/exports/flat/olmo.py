@@ -73,7 +73,7 @@ class _Olmo:
 
     def check(self, request: ExportRequest) -> Sequence[str]:
         manifest = request.manifest
-        remarks = window_remarks(manifest, _files(request), window_tokens=manifest.block_tokens)
+        remarks = window_remarks(manifest, request.once(_files), window_tokens=manifest.block_tokens)
         if manifest.has_masks:
             remarks += [
                 f"there is no {MIXTURE}: source mixtures of OLMo-core take no label masks; {DATASET} has them",
@@ -83,10 +83,10 @@ class _Olmo:
         return remarks
 
     def tasks(self, request: ExportRequest) -> Sequence[_WriteFile]:
-        return [file for files in _files(request).values() for file in files if isinstance(file, _WriteFile)]
+        return [file for files in request.once(_files).values() for file in files if isinstance(file, _WriteFile)]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:  # noqa: ARG002
-        files, pools = _files(request), pools_of(request.manifest)
+        files, pools = request.once(_files), pools_of(request.manifest)
         write_json(request.directory / DATASET, _dataset(request, pools, files))
         if request.manifest.has_masks:
             return (DATASET,)

@@ -83,11 +83,15 @@ class Corpus:
 
 
 def corpus_of(request: ExportRequest) -> Corpus:
-    """Plan an export; opens no shard.
+    """The plan of an export, made once; opens no shard.
 
     Raises:
         FastmixError: token ids or files are more than the format can number.
     """
+    return request.once(_plan)
+
+
+def _plan(request: ExportRequest) -> Corpus:
     manifest = request.manifest
     if manifest.vocab_size > MAX_VOCAB_SIZE:
         problem = f"its vocabulary of {manifest.vocab_size} tokens does not fit into signed 32-bit integers, the format's largest"

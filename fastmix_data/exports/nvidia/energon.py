@@ -13,7 +13,7 @@ import yaml
 from fastmix_data.atomic_files import atomic_file, write_json
 from fastmix_data.exports.bring import bring
 from fastmix_data.exports.format import ExportRequest, Keeps, OnTokens, Receipt
-from fastmix_data.exports.held_out import HeldOut, held_out_of
+from fastmix_data.exports.held_out import held_out_of
 from fastmix_data.exports.part_tokens import check_unchanged
 from fastmix_data.exports.pools import pools_of
 from fastmix_data.foreign.storage import is_foreign
@@ -40,13 +40,13 @@ class _Energon:
     )
 
     def check(self, request: ExportRequest) -> Sequence[str]:
-        held_out, block_tokens = held_out_of(request), request.manifest.block_tokens
+        block_tokens = request.manifest.block_tokens
         remarks = [
             f"the order is Energon's own; with {EPOCHS} a run reads each block exactly as often as the manifest says, with {SHARES} "
             "only in proportion",
             "there is no index of samples by key, which only joined and auxiliary data sets need: `energon prepare` makes it",
         ]
-        parts = [part for folder in _folders(request, held_out) for part in folder.parts]
+        parts = [part for folder in request.once(_folders) for part in folder.parts]
         # By the block that they end with: a run's end may be in two folders.
         ends = {
             (part.path, part.first_token, part.block_stop): part.num_blocks * block_tokens - part.num_labels for part in parts
@@ -55,13 +55,13 @@ class _Energon:
             remarks.append(
                 f"{padding} labels beyond the last token of a run are padding; {SHORT_SAMPLES} names the samples and their labels"
             )
-        return [*remarks, *held_out.remarks]
+        return [*remarks, *request.once(held_out_of).remarks]
 
     def tasks(self, request: ExportRequest) -> Sequence[_PlaceShard]:
-        return [task for folder in _folders(request, held_out_of(request)) for task in folder.tasks]
+        return [task for folder in request.once(_folders) for task in folder.tasks]
 
     def finish(self, request: ExportRequest, receipts: Mapping[str, Receipt]) -> Sequence[str]:
-        folders, directory = _folders(request, held_out_of(request)), request.directory
+        folders, directory = request.once(_folders), request.directory
         files: dict[str, Any] = {}
         for folder in folders:
             files |= folder.meta([Path(receipts[task.name]["files"][0]).name for task in folder.tasks])
@@ -122,7 +122,8 @@ class _Folder:
         return {f"{self.name}/{_META}/{name}": content for name, content in contents.items()}
 
 
-def _folders(request: ExportRequest, held_out: HeldOut) -> list[_Folder]:
+def _folders(request: ExportRequest) -> list[_Folder]:
+    held_out = request.once(held_out_of)
     return [
         *(_Folder(f"train/{pool.name}", pool.source, "train", pool.repeats, pool.parts) for pool in pools_of(request.manifest)),
         *(_Folder(f"val/{source}", source, "val", 1, parts) for source, parts in held_out.parts.items()),
@@ -154,7 +155,7 @@ class _PlaceShard:
         shard, path = request.manifest.open(part, root=request.root), request.directory / name
         layout = request.manifest.layout(part)
         if part.is_whole_shard and not is_foreign(part.storage):
-            bring(shard.path, path, files=request.files)
+            bring(shard.path, name, directory=request.directory, files=request.files)
         else:
             with atomic_file(path) as file:
                 file.write(tar_of_blocks(shard, layout=layout, start=part.block_start, stop=part.block_stop))

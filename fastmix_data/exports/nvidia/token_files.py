@@ -141,7 +141,7 @@ class WriteTokenFile:
             parts, manifest = self.file.parts, request.manifest
             for part in parts:
                 shard = manifest.open(part, root=request.root)
-            bring(shard.path, tokens_path, files=request.files)
+            bring(shard.path, names[0], directory=request.directory, files=request.files)
             lengths_S = np.concatenate([_block_lengths(manifest, part) for part in parts])
             offsets_S = np.concatenate([_block_offsets(manifest, part) for part in parts])
             on_tokens(self.num_tokens)

@@ -12,25 +12,11 @@ from fastmix_data.exports.format import Files
 from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.manifest.manifest import Manifest
 from fastmix_data.recipe.recipe import EmitSection
-from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
 from pipelines.export.run import export
 
 MakeCatalog = Callable[..., Catalog]
 Sample = tuple[str, tuple[int, ...]]
-
-
-@pytest.fixture
-def catalog(make_catalog: MakeCatalog) -> Catalog:
-    # `single` has one block, whose repeats may follow each other in the list.
-    return make_catalog({"books": [410, 333], "code": [2000], "single": [10]}, masked=("code",))
-
-
-@pytest.fixture
-def manifest(catalog: Catalog) -> Manifest:
-    mixture = Mixture(weights={"books": 0.6, "code": 0.38, "single": 0.02})
-    emit = EmitSection(token_budget=2600, max_epochs=9)
-    return emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")
 
 
 def _blocks_of_parts(catalog: Catalog, manifest: Manifest) -> Counter[Sample]:
@@ -52,23 +38,23 @@ def _read(directory: Path) -> Counter[Sample]:
 
 @pytest.mark.parametrize("files", ["reference", "hardlink", "copy"])
 def test_webdataset_reads_exactly_the_blocks_of_the_manifest(
-    catalog: Catalog, manifest: Manifest, tmp_path: Path, files: Files
+    mixed_catalog: Catalog, mixed_manifest: Manifest, tmp_path: Path, files: Files
 ) -> None:
-    export(manifest.directory, to="webdataset", directory=tmp_path / "wds", files=files)
+    export(mixed_manifest.directory, to="webdataset", directory=tmp_path / "wds", files=files)
     samples = _read(tmp_path / "wds")
-    assert samples == _blocks_of_parts(catalog, manifest)
+    assert samples == _blocks_of_parts(mixed_catalog, mixed_manifest)
     assert max(samples.values()) >= 2
     urls = (tmp_path / "wds" / "shards.txt").read_text().splitlines()
     inside = [url for url in urls if str(tmp_path / "wds") in url]
     assert len(inside) == len(urls) if files != "reference" else 0 < len(inside) < len(urls)
 
 
-def test_index_is_a_wids_shard_list_of_the_files(manifest: Manifest, tmp_path: Path) -> None:
-    export(manifest.path, to="webdataset", directory=tmp_path / "wds")
+def test_index_is_a_wids_shard_list_of_the_files(mixed_manifest: Manifest, tmp_path: Path) -> None:
+    export(mixed_manifest.path, to="webdataset", directory=tmp_path / "wds")
     index = read_json(tmp_path / "wds" / "index.json")
     assert index["wids_version"] == 1  # its reader asks for url and nsamples; an md5sum would cost a read of all shards
     assert sum(shard["nsamples"] * shard["repeats"] for shard in index["shardlist"]) == sum(
-        part.num_blocks * part.repeats for part in manifest.parts
+        part.num_blocks * part.repeats for part in mixed_manifest.parts
     )
     for shard in index["shardlist"]:
         assert Path(shard["url"]).stat().st_size == shard["filesize"]

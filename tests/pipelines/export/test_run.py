@@ -26,35 +26,22 @@ from pipelines.export.run import export
 MakeCatalog = Callable[..., Catalog]
 
 
-@pytest.fixture
-def catalog(make_catalog: MakeCatalog) -> Catalog:
-    # `single` has one block, whose repeats may follow each other in the list.
-    return make_catalog({"books": [410, 333], "code": [2000], "single": [10]}, masked=("code",))
-
-
-@pytest.fixture
-def manifest(catalog: Catalog) -> Manifest:
-    mixture = Mixture(weights={"books": 0.6, "code": 0.38, "single": 0.02})
-    emit = EmitSection(token_budget=2600, max_epochs=9)
-    return emit_manifest(catalog, mixture, emit=emit, directory=catalog.root / "manifest")
-
-
 def _files(directory: Path) -> dict[str, bytes]:
     paths = (path for path in sorted(directory.rglob("*")) if path.is_file() and ".fastmix" not in path.parts)
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_exporting_again_does_nothing_and_another_manifest_is_refused(
-    catalog: Catalog, manifest: Manifest, tmp_path: Path
+    mixed_catalog: Catalog, mixed_manifest: Manifest, tmp_path: Path
 ) -> None:
     directory = tmp_path / "out"
-    assert export(manifest.directory, to="webdataset", directory=directory).did_work
-    again = export(manifest.directory, to="webdataset", directory=directory)
+    assert export(mixed_manifest.directory, to="webdataset", directory=directory).did_work
+    again = export(mixed_manifest.directory, to="webdataset", directory=directory)
     assert not again.did_work and "nothing to do" in again.message
     with pytest.raises(MismatchError, match="files reference, now copy; name another folder, or give --replace"):
-        export(manifest.directory, to="webdataset", directory=directory, files="copy")
+        export(mixed_manifest.directory, to="webdataset", directory=directory, files="copy")
     mixture = Mixture(weights={"books": 0.5, "code": 0.5, "single": 0.0})
-    other = emit_manifest(catalog, mixture, emit=EmitSection(token_budget=900), directory=catalog.root / "other")
+    other = emit_manifest(mixed_catalog, mixture, emit=EmitSection(token_budget=900), directory=mixed_catalog.root / "other")
     with pytest.raises(MismatchError, match="another manifest_sha256"):
         export(other.directory, to="webdataset", directory=directory)
     mine = directory / "notes.txt"
@@ -65,37 +52,37 @@ def test_exporting_again_does_nothing_and_another_manifest_is_refused(
     assert mine_too.pop("notes.txt") == b"kept" and mine_too.keys() == fresh.keys()
 
 
-def test_a_folder_of_something_else_is_left_alone(manifest: Manifest, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(mixed_manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     for replace in (False, True):
         with pytest.raises(MismatchError, match="no export of fastmix; name an empty or new folder with --out"):
-            export(manifest.directory, to="webdataset", directory=tmp_path / "out", replace=replace)
+            export(mixed_manifest.directory, to="webdataset", directory=tmp_path / "out", replace=replace)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
 def test_a_shard_that_is_not_what_it_was_is_named_and_nothing_is_finished(
-    catalog: Catalog, manifest: Manifest, tmp_path: Path, damage: str
+    mixed_catalog: Catalog, mixed_manifest: Manifest, tmp_path: Path, damage: str
 ) -> None:
-    shard = catalog.root / manifest.parts[-1].path
+    shard = mixed_catalog.root / mixed_manifest.parts[-1].path
     intact = shard.read_bytes()
     if damage == "missing":
         shard.unlink()
     else:
         shard.write_bytes(intact[:700] + bytes([intact[700] ^ 1]) + intact[701:])
     with pytest.raises(CorruptArtefactError, match=f"{shard.name}.*{'is missing' if damage == 'missing' else 'changed since'}"):
-        export(manifest.directory, to="webdataset", directory=tmp_path / "out")
+        export(mixed_manifest.directory, to="webdataset", directory=tmp_path / "out")
     assert not (tmp_path / "out" / "shards.txt").exists()
     shard.write_bytes(intact)
-    assert export(manifest.directory, to="webdataset", directory=tmp_path / "out").did_work
+    assert export(mixed_manifest.directory, to="webdataset", directory=tmp_path / "out").did_work
 
 
 def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once, stopped, threads, spread = (tmp_path / name for name in ("once", "stopped", "threads", "spread"))
-    export(manifest.directory, to="webdataset", directory=once, files="copy")
+    export(mixed_manifest.directory, to="webdataset", directory=once, files="copy")
     placed: list[str] = []
     run = _PlacePart.run
 
@@ -107,21 +94,21 @@ def test_a_stopped_export_goes_on_and_one_on_workers_is_the_same(
 
     monkeypatch.setattr(_PlacePart, "run", run_two)
     with pytest.raises(KeyboardInterrupt):
-        export(manifest.directory, to="webdataset", directory=stopped, files="copy")
+        export(mixed_manifest.directory, to="webdataset", directory=stopped, files="copy")
     monkeypatch.undo()
     assert not (stopped / "shards.txt").exists()
     monkeypatch.setattr(export_run, "_WORTH_WORKERS", 0)
-    export(manifest.directory, to="webdataset", directory=stopped, files="copy", workers=Workers(2))
-    export(manifest.directory, to="webdataset", directory=threads, files="copy", workers=Workers(2))
+    export(mixed_manifest.directory, to="webdataset", directory=stopped, files="copy", workers=Workers(2))
+    export(mixed_manifest.directory, to="webdataset", directory=threads, files="copy", workers=Workers(2))
     monkeypatch.setattr(type(export_format("webdataset")), "runs_in", "processes")
-    export(manifest.directory, to="webdataset", directory=spread, files="copy", workers=Workers(2))
+    export(mixed_manifest.directory, to="webdataset", directory=spread, files="copy", workers=Workers(2))
     expected = {name: content for name, content in _files(once).items() if name.endswith(".tar")}
     for directory in (stopped, threads, spread):
         assert {name: content for name, content in _files(directory).items() if name.endswith(".tar")} == expected
 
 
 def test_in_threads_the_first_error_ends_the_other_tasks_at_their_next_news(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, ended = Event(), []
 
@@ -139,21 +126,21 @@ def test_in_threads_the_first_error_ends_the_other_tasks_at_their_next_news(
 
     monkeypatch.setattr(_PlacePart, "run", run)
     monkeypatch.setattr(export_run, "_WORTH_WORKERS", 0)
-    request = ExportRequest(manifest, manifest.root_path, tmp_path / "out", files="copy")
+    request = ExportRequest(mixed_manifest, mixed_manifest.root_path, tmp_path / "out", files="copy")
     first = export_format("webdataset").tasks(request)[0].name
     with pytest.raises(CorruptArtefactError, match="broke; mend it"):
-        export(manifest.directory, to="webdataset", directory=tmp_path / "out", files="copy", workers=Workers(2))
+        export(mixed_manifest.directory, to="webdataset", directory=tmp_path / "out", files="copy", workers=Workers(2))
     assert not ended and not (tmp_path / "out" / "shards.txt").exists()
 
 
-def test_what_a_killed_task_left_goes_and_a_users_own_partial_file_stays(manifest: Manifest, tmp_path: Path) -> None:
+def test_what_a_killed_task_left_goes_and_a_users_own_partial_file_stays(mixed_manifest: Manifest, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    monkey = export(manifest.directory, to="webdataset", directory=out, files="copy")
+    monkey = export(mixed_manifest.directory, to="webdataset", directory=out, files="copy")
     tar = next(out.rglob("*.tar"))
     (out / ".fastmix" / "export.json").unlink()
     left, mine = tar.with_name(f"{tar.name}.4711.partial"), tar.with_name("download.partial")
     left.touch(), mine.touch()
-    assert monkey.did_work and export(manifest.directory, to="webdataset", directory=out, files="copy").did_work
+    assert monkey.did_work and export(mixed_manifest.directory, to="webdataset", directory=out, files="copy").did_work
     assert mine.exists() and not left.exists()
 
 
