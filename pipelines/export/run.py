@@ -95,6 +95,9 @@ def export(
     manifest, workers = load_manifest(manifest_path), workers or Workers()
     root = (manifest.root_path if root is None else root).resolve()
     request = ExportRequest(manifest, root, directory.resolve(), files, max_file_bytes, sequence_length)
+    if request.directory in (root, *manifest.directory.resolve().parents, manifest.directory.resolve()):
+        # A materialized folder is an export too, and --replace would delete what is to be read.
+        raise MismatchError(directory, f"is where {manifest.path} or its shards lie", "name another folder with --out")
     work = _Export(export_format(to), request, check_shards=check_shards)
     if manifest.starts_within_an_epoch and work.format.keeps.begun_epochs == NO:
         problem = "continues another manifest in the middle of an epoch, and which sequences are left of that only fastmix's loader knows"
