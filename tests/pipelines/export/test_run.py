@@ -144,10 +144,10 @@ def test_what_a_killed_task_left_goes_and_a_users_own_partial_file_stays(mixed_m
     assert mine.exists() and not left.exists()
 
 
-def test_a_folder_that_holds_the_manifest_or_its_shards_is_never_written_over(manifest: Manifest, tmp_path: Path) -> None:
-    export(manifest.directory, to="shards", directory=tmp_path / "run")
+def test_a_folder_that_holds_the_manifest_or_its_shards_is_never_written_over(mixed_manifest: Manifest, tmp_path: Path) -> None:
+    export(mixed_manifest.directory, to="shards", directory=tmp_path / "run")
     before = _files(tmp_path / "run")
-    for given, directory in ((tmp_path / "run", tmp_path / "run"), (manifest.directory, manifest.root_path)):
+    for given, directory in ((tmp_path / "run", tmp_path / "run"), (mixed_manifest.directory, mixed_manifest.root_path)):
         with pytest.raises(MismatchError, match="its shards lie; name another folder with --out"):
             export(given, to="webdataset", directory=directory, replace=True)
     assert _files(tmp_path / "run") == before
