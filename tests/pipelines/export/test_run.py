@@ -145,12 +145,12 @@ def test_what_a_killed_task_left_goes_and_a_users_own_partial_file_stays(mixed_m
 
 
 def test_a_folder_that_holds_the_manifest_or_its_shards_is_never_written_over(mixed_manifest: Manifest, tmp_path: Path) -> None:
-    export(mixed_manifest.directory, to="shards", directory=tmp_path / "run")
-    before = _files(tmp_path / "run")
-    for given, directory in ((tmp_path / "run", tmp_path / "run"), (mixed_manifest.directory, mixed_manifest.root_path)):
+    export(mixed_manifest.directory, to="shards", directory=tmp_path / "written")
+    before = _files(tmp_path / "written")
+    for given, directory in ((tmp_path / "written", tmp_path / "written"), (mixed_manifest.directory, mixed_manifest.root_path)):
         with pytest.raises(MismatchError, match="its shards lie; name another folder with --out"):
             export(given, to="webdataset", directory=directory, replace=True)
-    assert _files(tmp_path / "run") == before
+    assert _files(tmp_path / "written") == before
 
 
 def test_every_format_that_a_recipe_may_name_is_in_the_table() -> None:
