@@ -26,6 +26,12 @@ class TrainingSection(Section):
         ge=1,
         description="Sequences of one forward pass on one rank; all of the rank's share when not given.",
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Passes keep the input of each of the proxy's blocks in place of all its activations, and compute the block once more "
+        "for its gradient: about a third more time, memory that hardly grows with the number of blocks, and the same results. Proxies "
+        "trained side by side keep theirs; it is tried how many fit.",
+    )
     learning_rate: float = Field(
         3e-3,
         gt=0,

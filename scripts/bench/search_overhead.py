@@ -26,7 +26,7 @@ from fastmix_data.recipe.load import parse_recipe
 from fastmix_data.shards.catalog import Catalog, CatalogInfo, ShardRow
 from fastmix_data.shards.shard_format import ShardLayout, encode_shard, write_shard
 from train.proxy.engine import ProxyEngine, process_group
-from train.proxy.losses import sequence_losses
+from train.proxy.losses import ModelInputs
 from train.search.plan import SearchPlan, plan_search
 from train.search.search import build_run
 from train.search.start import counted_start
@@ -100,7 +100,7 @@ def separate_passes(engine: ProxyEngine, plan: SearchPlan, parameters: list[nn.P
     sizes = [plan.search.target_batch, *([max(1, training.global_batch // num_sources)] * num_sources)]
     for size in sizes:
         tokens = torch.randint(0, VOCABULARY, (size, training.sequence_length + 1), device=engine.device)
-        torch.autograd.grad(sequence_losses(engine.module(input_ids=tokens[:, :-1]).logits, tokens[:, 1:]).mean(), parameters)
+        torch.autograd.grad(engine.bare_sequence_losses(ModelInputs(tokens[:, :-1]), tokens[:, 1:]).mean(), parameters)
 
 
 def measure(num_sources: int, rounds: int) -> None:

@@ -17,7 +17,7 @@ from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
-from train.proxy.losses import ModelInputs, sequence_losses
+from train.proxy.losses import ModelInputs
 from train.scores.hypergradient import HypergradientProbe
 
 GLOBAL_BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 12, 10, 40, 1e-2
@@ -103,7 +103,7 @@ def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
     inputs, labels, factors = (part[mine] for part in make_batch(2))
     if case.scored:
         losses = (
-            sequence_losses(engine.module(input_ids=target_inputs).logits, target_labels).sum() / GLOBAL_BATCH for _ in range(1)
+            engine.bare_sequence_losses(ModelInputs(target_inputs), target_labels).sum() / GLOBAL_BATCH for _ in range(1)
         )
         for gradient in probe.target_gradient(losses):
             engine.sum_over_ranks(gradient)
@@ -113,7 +113,7 @@ def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
         part = slice(start, start + size)
 
         def forward_and_backward(part: slice = part) -> None:
-            engine.backward((sequence_losses(engine.forward(ModelInputs(inputs[part])), labels[part]) * factors[part]).sum())
+            engine.backward((engine.sequence_losses(ModelInputs(inputs[part]), labels[part]) * factors[part]).sum())
 
         if case.scored:
             with probe.scoring((size, LENGTH)) as alignments:

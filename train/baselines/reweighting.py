@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmix_data.arrays import Float64s, Int64s
 from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import IGNORED, loss_weights, on_device, sequence_losses
+from train.proxy.losses import IGNORED, loss_weights, on_device
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 
 
@@ -46,7 +46,7 @@ class Rule(Protocol):
     def watch(self, batch: MicroBatch, factor_B: Tensor) -> AbstractContextManager[Callable[[Tensor], None]]:
         """Around a training pass, forward and backward, of the loss sum_i factor_i * (token losses of sequence i).
 
-        The context is a function to be given the pass's logits, shape (B, T, V).
+        The context is a function to be given the pass's token losses, shape (B, T).
         """
         ...
 
@@ -84,9 +84,9 @@ def run_reweighting(
         nonlocal loss
         factor_B = on_device(factor_K[batch.source_B], engine.device)
         with rule.watch(batch, factor_B) as see:
-            logits = engine.forward(batch.inputs)
-            see(logits)
-            losses_B = sequence_losses(logits, batch.labels_BT)
+            losses_BT = engine.token_losses(batch.inputs, batch.labels_BT)
+            see(losses_BT.detach())
+            losses_B = losses_BT.sum(dim=1)
             loss = (losses_B * factor_B.to(losses_B)).sum()
             engine.backward(loss)
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastmix_data.arrays import Float64s
 from fastmix_data.recipe.search import SearchSection
@@ -17,7 +16,6 @@ from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
 from train.baselines.reweighting import SourceSums, run_reweighting
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import IGNORED
 from train.proxy.training import MicroBatch, ProxyPlan
 from train.scores.hypergradient import HypergradientProbe
 from train.target.target import Target
@@ -70,14 +68,14 @@ class DoremiRule:
 
     @contextmanager
     def watch(self, batch: MicroBatch, factor_B: Tensor) -> Iterator[Callable[[Tensor], None]]:
-        """Compare the pass's logits with the reference's."""
+        """Compare the pass's losses with the reference's."""
         del factor_B
 
-        def compare(logits_BTV: Tensor) -> None:
+        def compare(losses_BT: Tensor) -> None:
             with torch.no_grad():
-                expected_BT = _token_losses(self._reference.bare_forward(batch.inputs), batch.labels_BT)
-                # Clipped token by token before the mean, as in the paper: tokens that got easier must not hide the others.
-                excess_BT = (_token_losses(logits_BTV, batch.labels_BT) - expected_BT).clamp_min(0)
+                expected_BT = self._reference.bare_token_losses(batch.inputs, batch.labels_BT)
+            # Clipped token by token before the mean, as in the paper: tokens that got easier must not hide the others.
+            excess_BT = (losses_BT - expected_BT).clamp_min(0)
             self._excess.add(batch.source_B, excess_BT.sum(dim=1), batch.labels_BT)
 
         yield compare
@@ -88,12 +86,6 @@ class DoremiRule:
         return doremi_update(weights_K, self._excess.end_step())
 
 
-def _token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Losses in nats, shape (B, T), 0 where a label carries none."""
-    losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(labels_BT)
-
-
 def search_doge(
     plan: ProxyPlan, target: TargetSection, search: SearchSection, *, on_tokens: Callable[[int], None]
 ) -> tuple[Float64s, SearchCost]:
@@ -101,7 +93,8 @@ def search_doge(
 
     DoGE's rule on scores from the training pass; gradients are not clipped one by one, and |g| of a source is the mean over its sequences.
     """
-    engine = plan.build_engine(seed=plan.training.seed)
+    # The norm of a sequence's gradient is of products of any two of its tokens.
+    engine = plan.build_engine(seed=plan.training.seed, whole_logits=True)
     held_out = Target.of_plan(plan, target, search, num_ranks=1)
     rule = DogeRule(engine, held_out, num_sources=len(plan.catalog.sources))
     weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens)

@@ -20,7 +20,9 @@ from torch._C._distributed_c10d import HashStore
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
-from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs
+from train.proxy.loss_model import LossModel
+from train.proxy.losses import ModelInputs
+from train.proxy.recomputation import recompute_blocks
 
 
 def prepare_environment() -> None:
@@ -104,8 +106,23 @@ class ProxyEngine:
         num_micro_batches: forward and backward passes of one optimiser step on this rank.
     """
 
-    def __init__(self, model: nn.Module, *, training: TrainingSection, deepspeed: DeepspeedSection, micro_batch: int) -> None:
-        """Spread the model over the ranks of the process group."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        training: TrainingSection,
+        deepspeed: DeepspeedSection,
+        micro_batch: int,
+        whole_logits: bool = False,
+    ) -> None:
+        """Spread the model over the ranks of the process group.
+
+        Args:
+            whole_logits: hold the logits of a pass at once even where they are large, for whoever looks at whole sequences of them.
+
+        Raises:
+            RecipeError: the model has no blocks whose activations could be left out.
+        """
         _keep_freed_memory()
         ds = _import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -116,6 +133,9 @@ class ProxyEngine:
         # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
         self._zero_stage = max(deepspeed.zero_stage, 1) if use_bf16 else deepspeed.zero_stage
         self._moments_linked = False
+        losses = LossModel(model, shape=(micro_batch, training.sequence_length), whole_logits=whole_logits)
+        if training.activation_checkpointing:
+            recompute_blocks(model)
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": self.num_micro_batches,
@@ -135,10 +155,10 @@ class ProxyEngine:
         )
         self._basic_optimizer = optimizer
         self._engine, self._optimizer, _, _ = ds.initialize(
-            model=model, optimizer=optimizer, config=config, dist_init_required=False
+            model=losses, optimizer=optimizer, config=config, dist_init_required=False
         )
-        self.module: Any = self._engine.module
-        self._with_positions = has_learned_positions(self.module)
+        self._losses: LossModel = self._engine.module
+        self.module: Any = self._losses.model
         self.device = torch.device(self._engine.device)
 
     def close(self) -> None:
@@ -148,25 +168,33 @@ class ProxyEngine:
         """
         self._engine.destroy()
         if self._zero_stage == 3:
-            _forget_partitioned(self.module)
+            _forget_partitioned(self._losses)
         # A model's hooks lead to its engine, its parameters to their optimiser. Whoever still holds one, as a run's probe does,
         # must hold shells.
         for parameter in self.module.parameters():
             vars(parameter).clear()
             parameter.grad, parameter.data = None, parameter.new_empty(0)
         vars(self._engine).clear()
-        del self.module, self._engine, self._optimizer, self._basic_optimizer, parameter
+        del self.module, self._losses, self._engine, self._optimizer, self._basic_optimizer, parameter
         gc.collect()
 
-    def forward(self, inputs: ModelInputs) -> Tensor:
-        """Logits (B, T, V) of a pass that trains."""
-        logits: Tensor = self._engine(**model_inputs(inputs, with_positions=self._with_positions)).logits
-        return logits
+    def token_losses(self, inputs: ModelInputs, labels_BT: Tensor) -> Tensor:
+        """Token losses in nats of a pass that trains, shape (B, T), 0 where a label carries none."""
+        losses_BT: Tensor = self._engine(labels_BT, **self._losses.arguments(inputs))
+        return losses_BT
 
-    def bare_forward(self, inputs: ModelInputs) -> Tensor:
-        """Logits (B, T, V) of a pass that the optimiser does not hear of."""
-        logits: Tensor = self.module(**model_inputs(inputs, with_positions=self._with_positions)).logits
-        return logits
+    def sequence_losses(self, inputs: ModelInputs, labels_BT: Tensor) -> Tensor:
+        """Sum of each sequence's token losses in nats, of a pass that trains, shape (B,)."""
+        return self.token_losses(inputs, labels_BT).sum(dim=1)
+
+    def bare_token_losses(self, inputs: ModelInputs, labels_BT: Tensor) -> Tensor:
+        """Token losses in nats of a pass that the optimiser does not hear of, shape (B, T), 0 where a label carries none."""
+        losses_BT: Tensor = self._losses(labels_BT, **self._losses.arguments(inputs))
+        return losses_BT
+
+    def bare_sequence_losses(self, inputs: ModelInputs, labels_BT: Tensor) -> Tensor:
+        """Sum of each sequence's token losses in nats, of a pass that the optimiser does not hear of, shape (B,)."""
+        return self.bare_token_losses(inputs, labels_BT).sum(dim=1)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of this rank's part of the global batch's loss; over ranks and micro-batches parts add up.

@@ -57,8 +57,8 @@ def model_inputs(inputs: ModelInputs, *, with_positions: bool) -> dict[str, Tens
     return {"input_ids": tokens_BT} if positions_BT is None else {"input_ids": tokens_BT, "position_ids": positions_BT}
 
 
-def sequence_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Sum of each sequence's token losses in nats, shape (B,)."""
+def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Losses in nats, shape (B, T), 0 where a label carries none."""
     batch, length, vocabulary = logits_BTV.shape
     # In float32 whatever the model computes in: a loss in bf16 would have three digits.
     losses = F.cross_entropy(
@@ -67,7 +67,12 @@ def sequence_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         ignore_index=IGNORED,
         reduction="none",
     )
-    return losses.view(batch, length).sum(dim=1)
+    return losses.view(batch, length)
+
+
+def sequence_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Sum of each sequence's token losses in nats, shape (B,)."""
+    return token_losses(logits_BTV, labels_BT).sum(dim=1)
 
 
 def sampling_weights(weights_K: Float64s, *, exploration: float) -> Float64s:

@@ -24,7 +24,7 @@ from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
 from fastmix_data.shards.table_rows import column_of
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import ModelInputs, sequence_losses, to_tensors
+from train.proxy.losses import ModelInputs, to_tensors
 from train.proxy.model import build_proxy, proxy_config
 
 
@@ -71,13 +71,15 @@ class ProxyPlan:
         """The bare model, its fresh weights fixed by the seed."""
         return build_proxy(self.proxy, config=self.config, base=self.base, seed=seed)
 
-    def build_engine(self, *, seed: int, parameters: Path | None = None) -> ProxyEngine:
+    def build_engine(self, *, seed: int, parameters: Path | None = None, whole_logits: bool = False) -> ProxyEngine:
         """A fresh proxy, or one with parameters that `PlainRun.save` wrote, on all ranks of the process group together."""
         model = self.build_model(seed=seed)
         if parameters is not None:
             model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
         size = micro_batch(self.training, dist.get_world_size())
-        return ProxyEngine(model, training=self.training, deepspeed=self.deepspeed, micro_batch=size)
+        return ProxyEngine(
+            model, training=self.training, deepspeed=self.deepspeed, micro_batch=size, whole_logits=whole_logits
+        )
 
     def training_data(self) -> SequenceReader:
         """The sequences that may be trained on.
@@ -266,7 +268,7 @@ def train_on_mixture(
 
     def train_on(batch: MicroBatch) -> None:
         nonlocal loss
-        loss = sequence_losses(engine.forward(batch.inputs), batch.labels_BT).sum() * factor
+        loss = engine.sequence_losses(batch.inputs, batch.labels_BT).sum() * factor
         engine.backward(loss)
 
     started, seconds_paused = time.monotonic(), 0.0

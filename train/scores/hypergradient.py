@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from fastmix_data.errors import RecipeError
+from train.proxy.recomputation import blocks_of
 
 # Half a tensor's root mean square. Less lets rows of an embedding that training has hardly touched drown the rest; more ends in the plain
 # product, which weighs a step along a parameter by its gradient though Adam does not.
@@ -82,8 +83,7 @@ class HypergradientProbe:
             Tensors to reduce over ranks in place, before `remember` and scoring.
         """
         totals: list[Tensor] | None = None
-        differentiate = {"all": self._gradient_of_all, "last_block": self._gradient_of_last_block, "head": self._gradient_of_head}
-        for gradients in differentiate[self._scope](losses):
+        for gradients in self._gradients(losses):
             if totals is None:
                 totals = gradients
             else:
@@ -133,33 +133,17 @@ class HypergradientProbe:
         for v, square in zip(self._target.values(), second_moments, strict=True):
             v /= square.sqrt() + _DAMPING * square.mean().sqrt() + _TINY
 
-    def _gradient_of_all(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
-        for loss in losses:
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            yield [_zeros(p) if g is None else _at_least_float32(g) for g, p in zip(found, self._parameters, strict=True)]
-
-    def _gradient_of_last_block(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
-        """As `_gradient_of_all`, but the backward pass stops at the last block's input, which tied embeddings would lead past."""
-        assert self._last_block is not None
-        handle = self._last_block.register_forward_pre_hook(_detach_hidden, with_kwargs=True)
-        try:
-            yield from self._gradient_of_all(losses)
-        finally:
-            handle.remove()
-
-    def _gradient_of_head(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
-        """Through the head only: its input and output are caught, and the backward pass stops at its output."""
-        caught: list[tuple[Tensor, Tensor]] = []
-        handle = self._head.register_forward_hook(lambda _, inputs, output: caught.append((inputs[0].detach(), output)))
+    def _gradients(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+        """Of each loss; the backward pass stops at the input of the scope's first module, which tied embeddings would lead past."""
+        first = {"all": None, "last_block": self._last_block, "head": self._head}[self._scope]
+        handle = first.register_forward_pre_hook(_detach_hidden, with_kwargs=True) if first is not None else None
         try:
             for loss in losses:
-                ((hidden, logits),) = caught
-                caught.clear()
-                (delta,) = torch.autograd.grad(loss, [logits])
-                weight = delta.flatten(0, -2).T @ hidden.flatten(0, -2).to(delta.dtype)
-                yield [_at_least_float32(weight if p.dim() != 1 else delta.flatten(0, -2).sum(0)) for p in self._parameters]
+                found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+                yield [_zeros(p) if g is None else _at_least_float32(g) for g, p in zip(found, self._parameters, strict=True)]
         finally:
-            handle.remove()
+            if handle is not None:
+                handle.remove()
 
     @contextmanager
     def scoring(self, batch_shape: tuple[int, int]) -> Iterator[Callable[[], Tensor]]:
@@ -218,7 +202,7 @@ class HypergradientProbe:
         def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not isinstance(output, Tensor):
                 raise self._refusal(module, f"returns a {type(output).__name__}, which cannot be split by sequence")
-            if not output.requires_grad:  # the first, graph-less pass of gradient checkpointing
+            if not output.requires_grad:  # the first, graph-less pass of what is computed once more
                 return
             if output.shape[0] not in (batch_shape[0], batch_shape[0] * batch_shape[1]):
                 raise self._refusal(module, f"has an output of shape {tuple(output.shape)}, which cannot be split by sequence")
@@ -263,11 +247,10 @@ class HypergradientProbe:
 
 
 def _last_block(model: nn.Module) -> nn.Module:
-    """The last of the model's blocks: of the longest list of modules that lies outside any other."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists or not len(max(lists, key=len)):
+    blocks = blocks_of(model)
+    if blocks is None:
         raise RecipeError("proxy", f"{type(model).__name__} has no list of blocks", "use search.hypergradient: all or head")
-    return max(lists, key=len)[-1]
+    return blocks[-1]
 
 
 def _from_last_block_on(model: nn.Module, head: nn.Module) -> list[nn.Module]:

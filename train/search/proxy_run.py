@@ -21,7 +21,7 @@ from train.mixture.constraints import MixtureConstraints
 from train.mixture.optimizer import MixtureOptimizer, logit_gradient
 from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import loss_weights, on_device, sampling_weights, sequence_losses, to_tensors
+from train.proxy.losses import loss_weights, on_device, sampling_weights, to_tensors
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 from train.scores.hypergradient import HypergradientProbe
 from train.scores.running_scores import SourceScores
@@ -157,7 +157,7 @@ class ProxyRun:
 
     def _train_on(self, batch: MicroBatch, factor_K: Float64s) -> None:
         engine = self._engine
-        losses_B = sequence_losses(engine.forward(batch.inputs), batch.labels_BT)
+        losses_B = engine.sequence_losses(batch.inputs, batch.labels_BT)
         loss = (losses_B * on_device(factor_K[batch.source_B], engine.device).to(losses_B)).sum()
         self._evidence.train_loss += loss.detach()  # no .item(): it would make a GPU wait
         engine.backward(loss)
@@ -196,7 +196,7 @@ class ProxyRun:
             sequences = self._training.reader.read(part.source_B, part.sequence_B)
             inputs, labels_BT = to_tensors(sequences, device=engine.device)
             with self._probe.scoring((labels_BT.shape[0], labels_BT.shape[1])) as alignments:
-                losses_B = sequence_losses(engine.bare_forward(inputs), labels_BT)
+                losses_B = engine.bare_sequence_losses(inputs, labels_BT)
                 self._probe.backward(losses_B.sum())
                 alignment_B = alignments().double()
             source_B = on_device(part.source_B, engine.device)

@@ -17,7 +17,7 @@ from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import on_device, sampling_weights, sequence_losses, to_tensors
+from train.proxy.losses import on_device, sampling_weights, to_tensors
 from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, micro_batch
 from train.target.target_weights import ReferenceLosses, TargetBalance, TargetLossEstimates
@@ -269,4 +269,4 @@ def _losses(engine: ProxyEngine, reader: SequenceReader, source_B: Int64s, seque
     sequences = reader.read(source_B, sequence_B)
     inputs, labels = to_tensors(sequences, device=engine.device)
     num_loss_tokens_B = on_device(sequences.carries_loss_BT.sum(axis=1), engine.device)
-    return sequence_losses(engine.bare_forward(inputs), labels), num_loss_tokens_B
+    return engine.bare_sequence_losses(inputs, labels), num_loss_tokens_B

@@ -10,7 +10,7 @@ import torch
 from fastmix_data.arrays import Float64s, Int64s
 from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import sequence_losses, to_tensors
+from train.proxy.losses import to_tensors
 from train.proxy.training import ProxyPlan, micro_batch
 
 
@@ -48,7 +48,7 @@ def sequence_likelihoods(
             sequence_B = sequence_N[start : start + at_once]
             sequences = reader.read(np.zeros_like(sequence_B), sequence_B)
             inputs, labels_BT = to_tensors(sequences, device=engine.device)
-            nats.append(-sequence_losses(engine.bare_forward(inputs), labels_BT).double().cpu().numpy())
+            nats.append(-engine.bare_sequence_losses(inputs, labels_BT).double().cpu().numpy())
             num_loss_tokens.append(sequences.carries_loss_BT.sum(axis=1))
     engine.module.train(was_training)
     return SequenceLikelihoods(np.concatenate(nats), np.concatenate(num_loss_tokens))

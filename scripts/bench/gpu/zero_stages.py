@@ -48,12 +48,12 @@ def at_stage(plan: SearchPlan, stage: int, precision: str) -> SearchPlan:
 
 
 def state_of(engine: ProxyEngine) -> list[torch.Tensor]:
-    """What a checkpoint has to bring back: the model, by its logits, and the optimiser's second moments."""
+    """What a checkpoint has to bring back: the model, by its losses, and the optimiser's second moments."""
     moments = engine.second_moments(list(engine.module.parameters()))
     assert moments is not None
     with torch.no_grad():
         tokens = torch.arange(LENGTH, device=engine.device).expand(2, -1)
-        return [engine.bare_forward(ModelInputs(tokens)).cpu(), *(moment.cpu() for moment in moments)]
+        return [engine.bare_token_losses(ModelInputs(tokens), tokens).cpu(), *(moment.cpu() for moment in moments)]
 
 
 def speed_and_checkpoint(plan: SearchPlan) -> tuple[float, bool]:

@@ -21,7 +21,7 @@ from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.shards.catalog import Catalog, ShardRow
 from train.proxy.engine import process_group
-from train.proxy.losses import IGNORED, sequence_losses
+from train.proxy.losses import IGNORED
 from train.proxy.training import MicroBatch, MixtureTraining, PlainRun, ProxyPlan, learning_rate_at, micro_batch, train_on_mixture
 from train.search.plan import SearchPlan, plan_search
 
@@ -111,7 +111,7 @@ def batches_of(plan: ProxyPlan, *, num_steps: int) -> list[MicroBatch]:
 
         def train_on(batch: MicroBatch) -> None:
             seen.append(batch)
-            engine.backward(sequence_losses(engine.forward(batch.inputs), batch.labels_BT).sum())
+            engine.backward(engine.sequence_losses(batch.inputs, batch.labels_BT).sum())
 
         for step in range(num_steps):
             assert run.step == step and run.learning_rate == learning_rate_at(step, plan.training)

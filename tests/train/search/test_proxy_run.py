@@ -20,7 +20,7 @@ from fastmix_data.shards.catalog import Catalog
 from train.mixture.constraints import stated_constraints
 from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine, process_group
-from train.proxy.losses import loss_weights, sequence_losses, to_tensors
+from train.proxy.losses import loss_weights, to_tensors
 from train.proxy.training import MicroBatch, MixtureTraining
 from train.search.plan import SearchPlan
 from train.search.proxy_run import ProxyRun
@@ -69,7 +69,7 @@ def test_scores_of_the_balanced_batch_equal_separate_backward_passes(planted_pla
         for source, number in zip(batch.source_B, batch.sequence_B, strict=True):
             sequences = run._training.reader.read(np.array([source]), np.array([number]))
             inputs, labels_BT = to_tensors(sequences, device=engine.device)
-            loss = sequence_losses(engine.bare_forward(inputs), labels_BT).sum()
+            loss = engine.bare_sequence_losses(inputs, labels_BT).sum()
             alignment_K[source] += float(v @ flat(list(torch.autograd.grad(loss, parameters))))
             loss_K[source] += float(loss.detach())
             tokens_K[source] += sequences.carries_loss_BT.sum()
@@ -131,7 +131,7 @@ def test_scoring_leaves_training_untouched(planted_plan: MakePlan) -> None:
         training, weights_K = MixtureTraining(plan.proxy, engine, seed=plan.proxy.training.seed), uniform(3)
 
         def train_on(batch: MicroBatch) -> None:
-            losses_B = sequence_losses(engine.forward(batch.inputs), batch.labels_BT)
+            losses_B = engine.sequence_losses(batch.inputs, batch.labels_BT)
             tokens_K = training.reader.mean_loss_tokens_K
             factor_K = loss_weights(weights_K, exploration=0.0, mean_loss_tokens_K=tokens_K, global_batch=16)
             engine.backward((losses_B * torch.tensor(factor_K[batch.source_B]).to(losses_B)).sum())
@@ -158,7 +158,7 @@ def test_the_paper_samples_uniformly_and_weighs_losses_by_ratios(planted_plan: M
         def train_on(batch: MicroBatch) -> None:
             sources.extend(batch.source_B.tolist())
             ratios_B = torch.tensor(3 * weights_K[batch.source_B], dtype=torch.float32)
-            losses_B = sequence_losses(engine.forward(batch.inputs), batch.labels_BT)
+            losses_B = engine.sequence_losses(batch.inputs, batch.labels_BT)
             engine.backward((ratios_B * losses_B).sum() / float(16 * (weights_K @ training.reader.mean_loss_tokens_K)))
 
         training.train_step(uniform(3), train_on)

@@ -1,0 +1,207 @@
+"""Parts of a model that keep nothing but their inputs for the backward pass, which computes them once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from fastmix_data.errors import RecipeError
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList | None:
+    """The model's blocks: the longest list of modules that lies outside any other; None where there is none."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    outermost = [blocks for name, blocks in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    return max(outermost, key=len, default=None)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Have each block of a model keep its input alone in passes that a gradient is taken of, in training and evaluation mode alike.
+
+    `transformers` has a flag for it that counts in training mode only; scores are taken in evaluation mode.
+
+    Raises:
+        RecipeError: the model has no list of blocks.
+    """
+    blocks = blocks_of(model)
+    if blocks is None:
+        problem = f"{type(model).__name__} has no list of blocks to compute once more"
+        raise RecipeError("training.activation_checkpointing", problem, "leave it out, or lower training.micro_batch")
+    for block in blocks:
+        _recompute(block)
+
+
+def _recompute(block: nn.Module) -> None:
+    run = block.forward
+
+    # In place of `forward`, inside `__call__`: hooks of the block itself are for the real pass, those of its modules for both.
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return recomputed(run, [(args, kwargs)], parameters=block.parameters())[0]
+
+    block.forward = forward  # type: ignore[method-assign]
+
+
+def recomputed(
+    run: Callable[..., Any], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], *, parameters: Iterator[nn.Parameter]
+) -> list[Any]:
+    """What `run` returns for each of several calls, of which nothing but their arguments is kept for the backward pass.
+
+    That one makes each call anew, with the same dropout, and takes its gradient before the next. torch's own checkpoints do not serve
+    here: the reentrant kind has no `torch.autograd.grad`, and the other has modules called twice with a graph, where hooks that look
+    at inputs would keep them all.
+
+    Args:
+        calls: positional and named arguments.
+        parameters: all that `run` uses; sums of their gradients over calls are float32, whatever they are.
+    """
+    if not torch.is_grad_enabled():
+        return [run(*args, **kwargs) for args, kwargs in calls]
+    work = _Work(run, calls, [parameter for parameter in parameters if parameter.requires_grad])
+    outputs: Sequence[Tensor] = _Recomputed.apply(work, *work.inputs(), *work.parameters)  # type: ignore[no-untyped-call]
+    return work.structured(outputs)
+
+
+class _Work:
+    """Calls with their arguments and results as flat lists, for the few of them that are tensors with a gradient."""
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+        parameters: list[nn.Parameter],
+    ) -> None:
+        self.parameters = parameters
+        self._run = run
+        self._leaves, self._specs = zip(*(tree_flatten(call) for call in calls), strict=True)
+        # Of each call, where its differentiable arguments stand. They are kept by autograd, which notices if they are changed meanwhile.
+        self._places = [[place for place, leaf in enumerate(leaves) if _is_differentiable(leaf)] for leaves in self._leaves]
+        self._results: list[tuple[list[Any], TreeSpec]] = []
+        self._random_state = _RandomState.now(leaf for leaves in self._leaves for leaf in leaves if isinstance(leaf, Tensor))
+
+    def inputs(self) -> list[Tensor]:
+        """Differentiable arguments of all calls, which are handed over: the work itself lets go of them."""
+        found = []
+        for leaves, places in zip(self._leaves, self._places, strict=True):
+            for place in places:
+                found.append(leaves[place])
+                leaves[place] = None
+        return found
+
+    def call(self, number: int, inputs: Sequence[Tensor]) -> tuple[list[Any], TreeSpec]:
+        """Make one call with the inputs given, and flatten its result."""
+        leaves = list(self._leaves[number])
+        for place, value in zip(self._places[number], inputs, strict=True):
+            leaves[place] = value
+        args, kwargs = tree_unflatten(leaves, self._specs[number])
+        return tree_flatten(self._run(*args, **kwargs))
+
+    def split(self, inputs: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        """The number of each call with its part of the inputs."""
+        start = 0
+        for number, places in enumerate(self._places):
+            yield number, inputs[start : start + len(places)]
+            start += len(places)
+
+    def run_without_graph(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """All calls; the tensors of their results."""
+        outputs: list[Tensor] = []
+        for number, own in self.split(inputs):
+            leaves, spec = self.call(number, own)
+            outputs += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            self._results.append(([_Place() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec))
+        return outputs
+
+    def structured(self, outputs: Sequence[Tensor]) -> list[Any]:
+        """Results of all calls, around their tensors."""
+        tensors = iter(outputs)
+        return [
+            tree_unflatten([next(tensors) if isinstance(leaf, _Place) else leaf for leaf in leaves], spec)
+            for leaves, spec in self._results
+        ]
+
+    def gradients(self, inputs: Sequence[Tensor], arriving: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Make the calls again with a graph, and take the gradients of inputs and parameters from those that arrive at the results."""
+        found: list[Tensor | None] = []
+        totals: list[Tensor | None] = [None] * len(self.parameters)
+        left = iter(arriving)
+        with self._random_state.again(), torch.enable_grad():
+            for number, own in self.split(inputs):
+                fresh = [value.detach().requires_grad_() for value in own]
+                leaves, _ = self.call(number, fresh)
+                pairs = [(leaf, next(left)) for leaf in leaves if isinstance(leaf, Tensor)]
+                used = [(leaf, gradient) for leaf, gradient in pairs if gradient is not None and leaf.requires_grad]
+                if not used:
+                    found += [None] * len(fresh)
+                    continue
+                results, received = zip(*used, strict=True)
+                del leaves, pairs, used
+                taken = torch.autograd.grad(results, [*fresh, *self.parameters], received, allow_unused=True)
+                found += taken[: len(fresh)]
+                _add(totals, taken[len(fresh) :], is_only=len(self._places) == 1)
+        return [*found, *(None if t is None else t.to(p.dtype) for t, p in zip(totals, self.parameters, strict=True))]
+
+
+class _Place:
+    """Stands for a tensor in a result."""
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, work: _Work, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.work = work
+        inputs = tensors[: len(tensors) - len(work.parameters)]
+        ctx.save_for_backward(*inputs)  # not the parameters, of which ZeRO-3 holds no more than a part between their uses
+        ctx.set_materialize_grads(False)
+        outputs = tuple(work.run_without_graph(inputs))
+        ctx.mark_non_differentiable(*(output for output in outputs if not output.is_floating_point()))
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        if all(gradient is None for gradient in arriving):
+            return (None,) * (1 + len(inputs) + len(ctx.work.parameters))
+        return None, *ctx.work.gradients(inputs, arriving)
+
+
+def _is_differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _add(totals: list[Tensor | None], gradients: Sequence[Tensor | None], *, is_only: bool) -> None:
+    for number, gradient in enumerate(gradients):
+        if gradient is None:
+            continue
+        total = totals[number]
+        if total is not None:
+            total += gradient
+        else:
+            totals[number] = gradient if is_only else gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+
+
+class _RandomState:
+    """Where torch's random numbers stood, on the CPU and on the GPU that tensors of a pass are on."""
+
+    def __init__(self, state: Tensor, gpu: torch.device | None) -> None:
+        self._state, self._gpu = state, gpu
+        self._gpu_state = torch.cuda.get_rng_state(gpu) if gpu is not None else None
+
+    @classmethod
+    def now(cls, tensors: Iterator[Tensor]) -> _RandomState:
+        """The state at this moment."""
+        return cls(torch.get_rng_state(), next((tensor.device for tensor in tensors if tensor.is_cuda), None))
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same numbers within the block, and go on after it as if none had been drawn."""
+        with torch.random.fork_rng(devices=[] if self._gpu is None else [self._gpu]):
+            torch.set_rng_state(self._state)
+            if self._gpu is not None and self._gpu_state is not None:
+                torch.cuda.set_rng_state(self._gpu_state, self._gpu)
+            yield
