@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
+from train.proxy import loss_model
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.losses import ModelInputs
@@ -24,10 +25,11 @@ GLOBAL_BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 12, 10, 40, 1e-2
 TRAINING = TrainingSection(token_budget=10**6, global_batch=GLOBAL_BATCH, sequence_length=LENGTH, learning_rate=LEARNING_RATE)
 
 
-def make_model() -> Any:
+def make_model(*, tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+        "llama", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        tie_word_embeddings=tied, use_cache=False,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -48,11 +50,16 @@ class Case:
     scope: str = "all"
     micro_batch: int = 6
     scored: bool = True
+    tied: bool = False
+    num_pieces: int = 1
+    recomputed: bool = False
 
     def engine(self) -> ProxyEngine:
-        training = TRAINING.model_copy(update={"precision": self.precision})
+        training = TRAINING.model_copy(update={"precision": self.precision, "activation_checkpointing": self.recomputed})
         deepspeed = DeepspeedSection(zero_stage=self.stage)
-        return ProxyEngine(make_model(), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
+        # Logits that are large in earnest would take a minute.
+        loss_model.LARGEST_LOGITS_BYTES = -(-4 * self.micro_batch * LENGTH * VOCABULARY // self.num_pieces)
+        return ProxyEngine(make_model(tied=self.tied), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
 
 
 def work(cases: list[dict[str, Any]], output: str, rank: int, world_size: int, rendezvous: str) -> None:

@@ -12,7 +12,7 @@ from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs,
 from train.proxy.recomputation import recomputed
 
 # Of one pass in float32, of which its backward pass holds about four times as much.
-_LARGEST_LOGITS_BYTES = 128 * 2**20
+LARGEST_LOGITS_BYTES = 128 * 2**20
 _CHECKED_LENGTH = 8
 
 
@@ -57,7 +57,7 @@ class LossModel(nn.Module):
         losses = recomputed(
             lambda hidden, labels: token_losses(head(hidden), labels),
             [(piece, {}) for piece in pieces],
-            parameters=head.parameters(),
+            module=head,
         )
         return torch.cat(losses, dim=1)
 
@@ -65,7 +65,7 @@ class LossModel(nn.Module):
 def num_logits_pieces(model: Any, *, shape: tuple[int, int]) -> int:
     """How many pieces the logits of a pass of shape (B, T) would have to be cut into to be small; 1 where they are."""
     num_bytes = 4 * shape[0] * shape[1] * model.config.get_text_config().vocab_size
-    return min(shape[1], -(-num_bytes // _LARGEST_LOGITS_BYTES))
+    return min(shape[1], -(-num_bytes // LARGEST_LOGITS_BYTES))
 
 
 def whole_logits_remark(model: Any, *, shape: tuple[int, int]) -> str:

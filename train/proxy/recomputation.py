@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmix_data.errors import RecipeError
@@ -41,13 +42,13 @@ def _recompute(block: nn.Module) -> None:
 
     # In place of `forward`, inside `__call__`: hooks of the block itself are for the real pass, those of its modules for both.
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return recomputed(run, [(args, kwargs)], parameters=block.parameters())[0]
+        return recomputed(run, [(args, kwargs)], module=block)[0]
 
     block.forward = forward  # type: ignore[method-assign]
 
 
 def recomputed(
-    run: Callable[..., Any], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], *, parameters: Iterator[nn.Parameter]
+    run: Callable[..., Any], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], *, module: nn.Module
 ) -> list[Any]:
     """What `run` returns for each of several calls, of which nothing but their arguments is kept for the backward pass.
 
@@ -57,13 +58,44 @@ def recomputed(
 
     Args:
         calls: positional and named arguments.
-        parameters: all that `run` uses; sums of their gradients over calls are float32, whatever they are.
+        module: whose parameters `run` uses; sums of their gradients over calls are float32, whatever they are.
     """
     if not torch.is_grad_enabled():
         return [run(*args, **kwargs) for args, kwargs in calls]
-    work = _Work(run, calls, [parameter for parameter in parameters if parameter.requires_grad])
-    outputs: Sequence[Tensor] = _Recomputed.apply(work, *work.inputs(), *work.parameters)  # type: ignore[no-untyped-call]
-    return work.structured(outputs)
+    work = _Work(run, calls, [parameter for parameter in module.parameters() if parameter.requires_grad])
+    inputs = work.inputs()
+    with torch.no_grad(), _seen_whole(work.parameters, module=module):
+        outputs = work.run_without_graph(inputs)
+        with torch.enable_grad():
+            joined: Sequence[Tensor] = _Recomputed.apply(work, outputs, *inputs, *work.parameters)  # type: ignore[no-untyped-call]
+    return work.structured(joined)
+
+
+@contextmanager
+def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Iterator[None]:
+    """Have autograd learn the shapes of parameters that ZeRO-3 holds in parts while passes within the block have them whole.
+
+    Autograd takes a parameter's shape when it first meets it, and keeps to it as long as a graph leads there. A block's parameters
+    become part of its graph when the block is over, and they are in parts again.
+    """
+    left = [parameter for parameter in parameters if not _is_whole(parameter)]
+    met: list[GradientEdge] = []
+
+    def meet(*_: Any) -> None:
+        met.extend(get_gradient_edge(parameter) for parameter in left if _is_whole(parameter))
+        left[:] = [parameter for parameter in left if not _is_whole(parameter)]
+
+    # Prepended: ZeRO-3's own hook lets go of parameters.
+    handles = [part.register_forward_hook(meet, prepend=True) for part in module.modules()] if left else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_whole(parameter: nn.Parameter) -> bool:
+    return bool(parameter.shape == getattr(parameter, "ds_shape", parameter.shape))
 
 
 class _Work:
@@ -152,22 +184,20 @@ class _Place:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: _Work, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, work: _Work, outputs: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.work = work
-        inputs = tensors[: len(tensors) - len(work.parameters)]
-        ctx.save_for_backward(*inputs)  # not the parameters, of which ZeRO-3 holds no more than a part between their uses
+        ctx.save_for_backward(*tensors[: len(tensors) - len(work.parameters)])
         ctx.set_materialize_grads(False)
-        outputs = tuple(work.run_without_graph(inputs))
         ctx.mark_non_differentiable(*(output for output in outputs if not output.is_floating_point()))
-        return outputs
+        return tuple(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         if all(gradient is None for gradient in arriving):
-            return (None,) * (1 + len(inputs) + len(ctx.work.parameters))
-        return None, *ctx.work.gradients(inputs, arriving)
+            return (None,) * (2 + len(inputs) + len(ctx.work.parameters))
+        return None, None, *ctx.work.gradients(inputs, arriving)
 
 
 def _is_differentiable(leaf: Any) -> bool:
