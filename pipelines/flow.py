@@ -196,4 +196,5 @@ def check_search_sections(recipe: Recipe, *, num_ranks: int) -> None:
         scope=recipe.search.hypergradient,
         has_examples=recipe.has_examples,
         document_attention=training.document_attention,
+        activation_checkpointing=training.activation_checkpointing,
     )

@@ -37,6 +37,8 @@ from pipelines.compare.searches import (
 )
 from pipelines.compare.side_by_side import run_side_by_side
 from pipelines.compare.table import draw_comparison
+from train.proxy.loss_model import whole_logits_remark
+from train.proxy.training import micro_batch
 from train.search.plan import SearchPlan, check_proxy, check_search
 
 # Confirming proxies of search seed s start at (s + 1) times this: far from the seeds of searches, and other ones for every search, so that
@@ -98,7 +100,15 @@ def compare(
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
         return CompareResult(done, result.comparison, False, message)
     scored = any(method.kind == "doge" for method in wanted)  # fastmix's own search checks for itself
-    check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope="all" if scored else None, **plan.proxy.kept_apart)
+    training, model = plan.proxy.training, plan.proxy.build_model(seed=plan.proxy.training.seed)
+    check_proxy(
+        model,
+        scope="all" if scored else None,
+        activation_checkpointing=training.activation_checkpointing,
+        **plan.proxy.kept_apart,
+    )
+    remark = whole_logits_remark(model, shape=(micro_batch(training, 1), training.sequence_length))
+    del model
     with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers, side_by_side=side_by_side)
         jobs = _confirmations(found, plan, seeds=seeds)
@@ -115,7 +125,7 @@ def compare(
         )
         save_comparison(result.comparison, comparison)
         draw_comparison(comparison, result.picture)
-    notes = tuple(mixture.note for mixture in found.values() if mixture.note)
+    notes = tuple(note for note in (remark, *(mixture.note for mixture in found.values())) if note)
     return CompareResult(comparison, result.comparison, True, f"wrote {result.comparison}", notes)
 
 

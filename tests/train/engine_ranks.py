@@ -28,8 +28,14 @@ TRAINING = TrainingSection(token_budget=10**6, global_batch=GLOBAL_BATCH, sequen
 def make_model(*, tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        tie_word_embeddings=tied, use_cache=False,
+        "llama",
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        tie_word_embeddings=tied,
+        use_cache=False,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -109,9 +115,7 @@ def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
     target_inputs, target_labels, _ = (part[mine] for part in make_batch(1))
     inputs, labels, factors = (part[mine] for part in make_batch(2))
     if case.scored:
-        losses = (
-            engine.bare_sequence_losses(ModelInputs(target_inputs), target_labels).sum() / GLOBAL_BATCH for _ in range(1)
-        )
+        losses = (engine.bare_sequence_losses(ModelInputs(target_inputs), target_labels).sum() / GLOBAL_BATCH for _ in range(1))
         for gradient in probe.target_gradient(losses):
             engine.sum_over_ranks(gradient)
     scores = torch.zeros(GLOBAL_BATCH)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastmix_data.units import format_count
 from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, token_losses
+from train.proxy.model import without_chatter
 from train.proxy.recomputation import recomputed
 
 # Of one pass in float32, of which its backward pass holds about four times as much.
@@ -64,7 +65,7 @@ class LossModel(nn.Module):
 
 def num_logits_pieces(model: Any, *, shape: tuple[int, int]) -> int:
     """How many pieces the logits of a pass of shape (B, T) would have to be cut into to be small; 1 where they are."""
-    num_bytes = 4 * shape[0] * shape[1] * model.config.get_text_config().vocab_size
+    num_bytes: int = 4 * shape[0] * shape[1] * model.config.get_text_config().vocab_size
     return min(shape[1], -(-num_bytes // LARGEST_LOGITS_BYTES))
 
 
@@ -101,7 +102,7 @@ def ends_in_head(model: Any) -> bool:
     random_state, was_training = torch.get_rng_state(), model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_chatter():
             return torch.equal(head(base(**arguments)[0]), model(**arguments).logits)
     except Exception:  # of a model's own code, which need not be made for it
         return False

@@ -12,6 +12,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmix_data.errors import RecipeError
+from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
+
+_CHECKED_SHAPE = 2, 8
+_TOLERANCE = 1e-4  # on CPU they are the same to the bit
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList | None:
@@ -37,6 +41,47 @@ def recompute_blocks(model: nn.Module) -> None:
         _recompute(block)
 
 
+def check_recomputation(model: Any) -> None:
+    """See on a tiny batch that a model's gradients stay what they are when its blocks are computed once more, as they are from then on.
+
+    A block that changes something outside itself, a cache for instance, fails it. The pass is one of training, dropout and all.
+
+    Args:
+        model: in float32, as `build_proxy` makes it; one that is thrown away afterwards.
+
+    Raises:
+        RecipeError: names the model's class.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    tokens_BT = torch.randint(vocab_size, _CHECKED_SHAPE, generator=torch.Generator().manual_seed(0))
+    inputs = model_inputs(ModelInputs(tokens_BT), with_positions=has_learned_positions(model))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    random_state, was_training = torch.get_rng_state(), model.training
+
+    def gradients() -> list[Tensor | None]:
+        torch.set_rng_state(random_state)
+        loss = sequence_losses(model(**inputs).logits, tokens_BT).sum()
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+    model.train()
+    try:
+        expected = gradients()
+        recompute_blocks(model)
+        found = gradients()
+    finally:
+        model.train(was_training)
+        torch.set_rng_state(random_state)
+    if not all(_is_close(gradient, wanted) for gradient, wanted in zip(found, expected, strict=True)):
+        problem = f"blocks of {type(model).__name__} have other gradients when they are computed once more"
+        raise RecipeError("training.activation_checkpointing", problem, "leave it out, or lower training.micro_batch")
+
+
+def _is_close(gradient: Tensor | None, expected: Tensor | None) -> bool:
+    if gradient is None or expected is None:
+        return gradient is expected
+    return bool((gradient - expected).norm() <= _TOLERANCE * expected.norm())
+
+
 def _recompute(block: nn.Module) -> None:
     run = block.forward
 
@@ -44,7 +89,7 @@ def _recompute(block: nn.Module) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return recomputed(run, [(args, kwargs)], module=block)[0]
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 def recomputed(
@@ -192,7 +237,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         if all(gradient is None for gradient in arriving):

@@ -77,9 +77,7 @@ class ProxyPlan:
         if parameters is not None:
             model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
         size = micro_batch(self.training, dist.get_world_size())
-        return ProxyEngine(
-            model, training=self.training, deepspeed=self.deepspeed, micro_batch=size, whole_logits=whole_logits
-        )
+        return ProxyEngine(model, training=self.training, deepspeed=self.deepspeed, micro_batch=size, whole_logits=whole_logits)
 
     def training_data(self) -> SequenceReader:
         """The sequences that may be trained on.

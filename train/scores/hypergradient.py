@@ -9,6 +9,7 @@ No parameter gradient is formed and none is touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -206,6 +207,8 @@ class HypergradientProbe:
                 return
             if output.shape[0] not in (batch_shape[0], batch_shape[0] * batch_shape[1]):
                 raise self._refusal(module, f"has an output of shape {tuple(output.shape)}, which cannot be split by sequence")
+            # A sequence's norm is of products of any two of its tokens.
+            assert not self._with_norms or module is not self._head or output.numel() == output.shape[-1] * math.prod(batch_shape)
             try:
                 factors = _alignment_factors(module, args, kwargs, tangents)
             except NotImplementedError:

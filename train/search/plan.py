@@ -21,6 +21,7 @@ from fastmix_data.workdir import SearchFolder
 from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.causality import check_causal
 from train.proxy.example_check import check_examples_apart
+from train.proxy.recomputation import check_recomputation
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
 from train.scores.hypergradient import Scope
 from train.scores.score_check import check_scores
@@ -147,20 +148,29 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
     plan.proxy.config  # noqa: B018 (made and checked when first asked for)
 
 
-def check_proxy(model: nn.Module, *, scope: Scope | None, has_examples: bool, document_attention: bool) -> None:
+def check_proxy(
+    model: nn.Module,
+    *,
+    scope: Scope | None,
+    has_examples: bool,
+    document_attention: bool,
+    activation_checkpointing: bool,
+) -> None:
     """Refuse a proxy that cannot be trained or scored, before anything is.
 
     Args:
         model: as `build_proxy` makes it; one that is thrown away afterwards, for its parameters may change.
         scope: of the scores; None where nothing is scored.
         has_examples: whether examples of which only part carries loss share sequences.
-        document_attention: as in the recipe's training.
+        document_attention, activation_checkpointing: as in the recipe's training.
 
     Raises:
-        RecipeError: it does not run, is no causal language model, uses its parameters in a way that scores cannot follow, or lets
-            examples or documents see each other that must not.
+        RecipeError: it does not run, is no causal language model, has blocks that cannot be computed once more, uses its parameters in a
+            way that scores cannot follow, or lets examples or documents see each other that must not.
     """
     check_causal(model)
+    if activation_checkpointing:
+        check_recomputation(model)
     if scope is not None:
         check_scores(model, scope=scope)
     if has_examples:

@@ -7,6 +7,7 @@ launcher started.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,8 @@ from fastmix_data.results.searched_recipe import save_searched_recipe
 from train.proxy.checkpoint import load_checkpoint, save_checkpoint
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
+from train.proxy.loss_model import whole_logits_remark
+from train.proxy.training import micro_batch
 from train.search.plan import SearchPlan, check_proxy, check_search
 from train.search.proposals import propose
 from train.search.proxy_run import ProxyRun
@@ -75,7 +78,17 @@ def search(
     if done is not None:
         message = f"{plan.folder.mixture} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
-    check_proxy(plan.proxy.build_model(seed=plan.proxy.training.seed), scope=plan.search.hypergradient, **plan.proxy.kept_apart)
+    training, model = plan.proxy.training, plan.proxy.build_model(seed=plan.proxy.training.seed)
+    check_proxy(
+        model,
+        scope=plan.search.hypergradient,
+        activation_checkpointing=training.activation_checkpointing,
+        **plan.proxy.kept_apart,
+    )
+    remark = whole_logits_remark(model, shape=(micro_batch(training, ranks.number), training.sequence_length))
+    if remark and ranks.leads and not quiet:
+        print(remark, file=sys.stderr, flush=True)
+    del model
     if num_seeds in (None, 1):
         ranks.run(plan)
     else:

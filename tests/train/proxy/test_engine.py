@@ -21,11 +21,16 @@ CASES: dict[int, list[Case]] = {
     1: [
         *(Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")),
         *(Case(stage=1, micro_batch=size) for size in (1, 2, 12)),
+        *(Case(stage, num_pieces=3, recomputed=True) for stage in range(4)),
+        Case(3, "bf16", num_pieces=3, recomputed=True),
     ],
     2: [
         *(Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")),
         *(Case(stage=stage, scored=False) for stage in (1, 3)),
         Case(stage=2, scope="head"),
+        *(Case(stage, num_pieces=3, recomputed=True) for stage in range(4)),
+        *(Case(3, scope=scope, num_pieces=3, recomputed=True) for scope in ("last_block", "head")),
+        Case(3, recomputed=True),
     ],
 }
 STEPS = [(ranks, stage) for ranks in (1, 2) for stage in range(4)]
@@ -53,7 +58,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def oracle(scope: str) -> dict[str, torch.Tensor]:
     """Scores by separate backward passes, then one AdamW step on the whole batch with clipping: no engine, no hooks."""
     model = setting.make_model()
-    parameters = list(model.parameters()) if scope == "all" else list(model.get_output_embeddings().parameters())
+    parts = {"all": [model], "last_block": [model.model.layers[-1], model.model.norm, model.lm_head], "head": [model.lm_head]}
+    parameters = [parameter for part in parts[scope] for parameter in part.parameters()]
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, retain_graph=True)])
@@ -103,6 +109,25 @@ def test_bf16_scores_and_steps_as_float32_does_to_its_own_accuracy(results: Resu
 
 def test_head_scores_equal_plain_pytorch_on_two_ranks(results: Results) -> None:
     assert_close(results[2, Case(stage=2, scope="head")]["scores"], oracle("head")["scores"])
+
+
+@pytest.mark.parametrize(("ranks", "stage"), STEPS)
+def test_cut_logits_and_blocks_computed_once_more_score_and_step_alike(results: Results, ranks: int, stage: int) -> None:
+    found = results[ranks, Case(stage, num_pieces=3, recomputed=True)]
+    for name, expected in oracle("all").items():
+        assert_close(found[name], expected)
+
+
+def test_parts_of_cut_logits_are_added_in_float32_under_bf16(results: Results) -> None:
+    found, whole = (results[1, Case(3, "bf16", **way)] for way in ({"num_pieces": 3, "recomputed": True}, {}))
+    assert (found["moments"] - whole["moments"]).norm() < 0.01 * whole["moments"].norm()
+
+
+def test_scopes_and_blocks_alone_under_zero_3_on_two_ranks(results: Results) -> None:
+    for scope in ("last_block", "head"):
+        assert_close(results[2, Case(3, scope=scope, num_pieces=3, recomputed=True)]["scores"], oracle(scope)["scores"])
+    for name, expected in results[2, Case(3)].items():  # nothing but the pass itself is made twice
+        assert name == "alive" or torch.equal(results[2, Case(3, recomputed=True)][name], expected)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -75,7 +75,9 @@ def test_a_trained_proxy_with_adapters_is_made_again_from_what_it_saved(
         run = train_on_mixture(plan, np.full(3, 1 / 3), seed=0)
         run.save(tmp_path / "proxy.pt")
         fresh, again = plan.build_engine(seed=1), plan.build_engine(seed=1, parameters=tmp_path / "proxy.pt")
-        trained, untrained, restored = (engine.bare_token_losses(tokens, tokens.tokens_BT) for engine in (run.engine, fresh, again))
+        trained, untrained, restored = (
+            engine.bare_token_losses(tokens, tokens.tokens_BT) for engine in (run.engine, fresh, again)
+        )
         assert torch.equal(restored, trained) and not torch.allclose(untrained, trained, atol=0.1)
         heads = [engine.module.get_output_embeddings().weight for engine in (run.engine, fresh)]
         assert torch.equal(*heads)
