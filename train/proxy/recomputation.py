@@ -123,13 +123,13 @@ def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Ite
     Autograd takes a parameter's shape when it first meets it, and keeps to it as long as a graph leads there. A block's parameters
     become part of its graph when the block is over, and they are in parts again.
     """
-    left = [parameter for parameter in parameters if not _is_whole(parameter)]
-    met: list[GradientEdge] = []
+    left, met = list(parameters), list[GradientEdge]()
 
     def meet(*_: Any) -> None:
         met.extend(get_gradient_edge(parameter) for parameter in left if _is_whole(parameter))
         left[:] = [parameter for parameter in left if not _is_whole(parameter)]
 
+    meet()  # some may still be whole from another use of them
     # Prepended: ZeRO-3's own hook lets go of parameters.
     handles = [part.register_forward_hook(meet, prepend=True) for part in module.modules()] if left else []
     try:
