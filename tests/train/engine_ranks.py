@@ -59,13 +59,18 @@ class Case:
     tied: bool = False
     num_pieces: int = 1
     recomputed: bool = False
+    persistent: bool = True
 
     def engine(self) -> ProxyEngine:
         training = TRAINING.model_copy(update={"precision": self.precision, "activation_checkpointing": self.recomputed})
         deepspeed = DeepspeedSection(zero_stage=self.stage)
         # Logits that are large in earnest would take a minute.
         loss_model.LARGEST_LOGITS_BYTES = -(-4 * self.micro_batch * LENGTH * VOCABULARY // self.num_pieces)
-        return ProxyEngine(make_model(tied=self.tied), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
+        engine = ProxyEngine(make_model(tied=self.tied), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
+        for parameter in engine.module.parameters():
+            if not self.persistent:  # ZeRO-3 keeps small ones whole
+                parameter.ds_persist = False
+        return engine
 
 
 def work(cases: list[dict[str, Any]], output: str, rank: int, world_size: int, rendezvous: str) -> None:

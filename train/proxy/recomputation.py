@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmix_data.errors import RecipeError
 from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
 
 _CHECKED_SHAPE = 2, 8
+_SHAPED = "takes gradients of parameters in parts"
 _TOLERANCE = 1e-4  # on CPU they are the same to the bit
 
 
@@ -123,10 +124,10 @@ def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Ite
     Autograd takes a parameter's shape when it first meets it, and keeps to it as long as a graph leads there. A block's parameters
     become part of its graph when the block is over, and they are in parts again.
     """
-    left, met = list(parameters), list[GradientEdge]()
+    left, met = [parameter for parameter in parameters if hasattr(parameter, "ds_shape")], list[Node]()
 
     def meet(*_: Any) -> None:
-        met.extend(get_gradient_edge(parameter) for parameter in left if _is_whole(parameter))
+        met.extend(_accumulator(parameter) for parameter in left if _is_whole(parameter))
         left[:] = [parameter for parameter in left if not _is_whole(parameter)]
 
     meet()  # some may still be whole from another use of them
@@ -137,6 +138,28 @@ def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Ite
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _accumulator(parameter: Any) -> Node:
+    """What takes a parameter's gradient at the end of a backward pass, made to do so when the parameter is in parts again."""
+    node = get_gradient_edge(parameter).node
+    if _SHAPED not in node.metadata:
+        node.metadata[_SHAPED] = True
+        parts: list[Tensor] = []
+
+        # It holds the gradient against the parameter's layout, for which a single number that is repeated will do.
+        def shape(_: Any) -> None:
+            if not _is_whole(parameter):
+                parts.append(parameter.data)
+                parameter.data = parameter.data.new_empty(()).expand(parameter.ds_shape)
+
+        def restore(*_: Any) -> None:
+            if parts:
+                parameter.data = parts.pop()
+
+        node.register_prehook(shape)
+        node.register_hook(restore)
+    return node
 
 
 def _is_whole(parameter: nn.Parameter) -> bool:

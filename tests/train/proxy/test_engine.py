@@ -21,16 +21,16 @@ CASES: dict[int, list[Case]] = {
     1: [
         *(Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")),
         *(Case(stage=1, micro_batch=size) for size in (1, 2, 12)),
-        *(Case(stage, num_pieces=3, recomputed=True) for stage in range(4)),
-        Case(3, "bf16", num_pieces=3, recomputed=True),
+        *(Case(stage, num_pieces=3, recomputed=True, persistent=False) for stage in range(4)),
+        Case(3, "bf16", num_pieces=3, recomputed=True, persistent=False),
     ],
     2: [
         *(Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")),
         *(Case(stage=stage, scored=False) for stage in (1, 3)),
         Case(stage=2, scope="head"),
-        *(Case(stage, num_pieces=3, recomputed=True) for stage in range(4)),
-        *(Case(3, scope=scope, num_pieces=3, recomputed=True) for scope in ("last_block", "head")),
-        Case(3, recomputed=True),
+        *(Case(stage, num_pieces=3, recomputed=True, persistent=False) for stage in range(4)),
+        *(Case(3, scope=scope, num_pieces=3, recomputed=True, persistent=False) for scope in ("last_block", "head")),
+        Case(3, recomputed=True, persistent=False),
     ],
 }
 STEPS = [(ranks, stage) for ranks in (1, 2) for stage in range(4)]
@@ -113,21 +113,25 @@ def test_head_scores_equal_plain_pytorch_on_two_ranks(results: Results) -> None:
 
 @pytest.mark.parametrize(("ranks", "stage"), STEPS)
 def test_cut_logits_and_blocks_computed_once_more_score_and_step_alike(results: Results, ranks: int, stage: int) -> None:
-    found = results[ranks, Case(stage, num_pieces=3, recomputed=True)]
+    found = results[ranks, Case(stage, num_pieces=3, recomputed=True, persistent=False)]
     for name, expected in oracle("all").items():
         assert_close(found[name], expected)
 
 
 def test_parts_of_cut_logits_are_added_in_float32_under_bf16(results: Results) -> None:
-    found, whole = (results[1, Case(3, "bf16", **way)] for way in ({"num_pieces": 3, "recomputed": True}, {}))
+    found, whole = (
+        results[1, Case(3, "bf16", **way)] for way in ({"num_pieces": 3, "recomputed": True, "persistent": False}, {})
+    )
     assert (found["moments"] - whole["moments"]).norm() < 0.01 * whole["moments"].norm()
 
 
 def test_scopes_and_blocks_alone_under_zero_3_on_two_ranks(results: Results) -> None:
     for scope in ("last_block", "head"):
-        assert_close(results[2, Case(3, scope=scope, num_pieces=3, recomputed=True)]["scores"], oracle(scope)["scores"])
+        assert_close(
+            results[2, Case(3, scope=scope, num_pieces=3, recomputed=True, persistent=False)]["scores"], oracle(scope)["scores"]
+        )
     for name, expected in results[2, Case(3)].items():  # nothing but the pass itself is made twice
-        assert name == "alive" or torch.equal(results[2, Case(3, recomputed=True)][name], expected)
+        assert name == "alive" or torch.equal(results[2, Case(3, recomputed=True, persistent=False)][name], expected)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
