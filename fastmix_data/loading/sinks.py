@@ -26,8 +26,8 @@ class TensorBoardSink:
         self._directory, self._next_step = Path(directory), next_step
         self._writer: Any = None
 
-    def open(self) -> None:
-        """Begin the event file now, not with the first figures.
+    def __call__(self, figures: dict[str, float], step: int) -> None:
+        """Write the figures of a step, so that they can be seen at once.
 
         Raises:
             InputError: there is no tensorboard.
@@ -38,14 +38,6 @@ class TensorBoardSink:
             except ImportError as error:
                 raise _lacks("tensorboard") from error
             self._writer = SummaryWriter(str(self._directory), purge_step=self._next_step)
-
-    def __call__(self, figures: dict[str, float], step: int) -> None:
-        """Write the figures of a step, so that they can be seen at once.
-
-        Raises:
-            InputError: there is no tensorboard.
-        """
-        self.open()
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -69,8 +61,8 @@ class WandbSink:
         self._run: Any = None
         self._is_own = False
 
-    def open(self) -> None:
-        """Begin the run now, not with the first figures.
+    def __call__(self, figures: dict[str, float], step: int) -> None:
+        """Log the figures over a step of their own, as `source_step`, which does not meddle with the steps that the training loop logs by.
 
         Raises:
             InputError: there is no wandb.
@@ -81,14 +73,6 @@ class WandbSink:
             self._run = wandb.init(**self._settings) if self._is_own else wandb.run
             self._run.define_metric(f"{self._prefix}_step")
             self._run.define_metric(f"{self._prefix}_*", step_metric=f"{self._prefix}_step")
-
-    def __call__(self, figures: dict[str, float], step: int) -> None:
-        """Log the figures over a step of their own, as `source_step`, which does not meddle with the steps that the training loop logs by.
-
-        Raises:
-            InputError: there is no wandb.
-        """
-        self.open()
         self._run.log({**figures, f"{self._prefix}_step": step})
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ from fastmix_data.results.search_progress import SearchProgress
 from fastmix_data.workdir import SearchFolder
 from pipelines.watch.snapshot import Snapshot
 
+_SECONDS_FOR_A_LINE = 5.0
+
 
 class SearchFollower:
     """Reads what is new in a search's folder, or in those of its seeds."""
@@ -36,7 +38,9 @@ class SearchFollower:
         if self._progress.state in ("stopped", "failed"):
             return False  # it may be started again, by a scheduler
         answered = _written_at(newest)
-        if answered is None or (last is not None and self._progress.state == "running" and answered < last["time"]):
+        # The line that says so follows the answer; one that has not come after a while was lost, to a full disk or a crash.
+        says_so, least = self._progress.state == "finished", last["time"] if last is not None else 0.0
+        if answered is None or not (says_so or least <= answered < time.time() - _SECONDS_FOR_A_LINE):
             return False
         whole = _written_at(self._folder)
         return newest.root == self._folder.root or (whole is not None and whole >= answered)

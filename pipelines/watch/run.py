@@ -13,6 +13,7 @@ from pipelines.watch.follow import SearchFollower
 from pipelines.watch.snapshot import Snapshot
 
 _SECONDS_BETWEEN_VIEWS, _SECONDS_BETWEEN_LINES = 0.5, 10.0
+_LINES_AT_THE_END = 50  # which may scroll
 
 
 def watch(paths: Workdir, *, report_seconds: float | None = None) -> Snapshot:
@@ -49,7 +50,7 @@ def _live(follower: SearchFollower, seen: Callable[[Snapshot], None]) -> None:
             if snapshot.is_done:
                 break
             time.sleep(_SECONDS_BETWEEN_VIEWS)
-    console.print(view(snapshot, width=console.width, height=console.height))
+    console.print(view(snapshot, width=console.width, height=max(console.height, _LINES_AT_THE_END)))
 
 
 def _lines(follower: SearchFollower, seen: Callable[[Snapshot], None]) -> None:

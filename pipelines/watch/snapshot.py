@@ -66,7 +66,9 @@ class Snapshot:
         if progress.state == "waiting":
             return f"no search has begun here yet; waiting for {self.folder.metrics}"
         if progress.state == "finished":
-            return f"finished: {progress.end['message'] if progress.end else ''}".removesuffix(": ")
+            end = progress.end or {}
+            chose = f"trials chose {TRIED.get(end['winner'], end['winner'])}; " if end.get("winner") else ""
+            return f"finished: {chose}{end['message']}"
         if progress.state != "running":
             return f"{progress.state} at {done}: {progress.end['message'] if progress.end else ''}"
         text = f"{STAGES.get(progress.stage, progress.stage)}, {done} done"
@@ -97,6 +99,8 @@ class Snapshot:
         if begin is None or last is None:
             return []
         found = [f"step {progress.updates[-1].step} of {begin['num_steps']}"] if progress.updates else []
+        if progress.trials:
+            found = [f"{len(progress.trials)} trial{'s' if len(progress.trials) > 1 else ''}"]
         found.append(f"{format_count(last['tokens'])} of {format_count(last['total_tokens'])} tokens")
         if rates:
             found.append(f"{format_count(rates['tokens_per_second'])} tok/s")
@@ -111,8 +115,8 @@ class Snapshot:
 
     @cached_property
     def shares(self) -> list[tuple[str, float, float]]:
-        """Name, share and how far it has moved of late, of each source by falling share."""
-        weights_K, updates = self.progress.weights_K, self.progress.updates
+        """Name, share and how far it has moved of late, of each source by falling share; an answer does not move."""
+        weights_K, updates = self.progress.weights_K, self.progress.updates if self.is_running else []
         before_K = updates[-min(len(updates), 1 + len(updates) // _RECENT)].weights_K if updates else weights_K
         order = np.argsort(-weights_K, kind="stable").tolist()
         names = self.progress.sources

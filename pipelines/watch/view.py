@@ -59,7 +59,9 @@ def _header(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def _mixture_title(snapshot: Snapshot) -> str:
-    return "mixture" if snapshot.is_done else "mixture as it moves"
+    if snapshot.is_done:
+        return "mixture"
+    return "mixture of the scores" if snapshot.progress.stage == "trials" else "mixture as it moves"
 
 
 def _mixture(snapshot: Snapshot, width: int, *, num_rows: int) -> Table:

@@ -23,6 +23,7 @@ from fastmix_data.loading.sinks import SinkKind
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.results.metrics_file import Line, MetricsFile, keep_lines, read_lines
+from fastmix_data.results.mixture import Mixture
 from fastmix_data.results.trajectory import TrajectoryRow
 from fastmix_data.workdir import SearchFolder
 from train.proxy.engine import ProxyEngine
@@ -100,7 +101,7 @@ class SearchRecorder:
             "trials": of_trials,
         }
         self._stage, self._stage_tokens = "start", 0
-        self._furthest = 0  # tokens of the lines that lie there
+        self._furthest: dict[str, int] = {}  # tokens of each stage, in the lines that lie there
         self._file = MetricsFile(folder.metrics) if is_first else None
         self._sinks = SearchSinks(sinks if is_first else (), folder=folder, per_step=self._per_step)
         self._flops: ModelFlops | None = None
@@ -122,7 +123,8 @@ class SearchRecorder:
                 shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
             else:
                 keep_lines(self._folder.metrics, lambda _: True)  # but for one that a crash tore
-                self._furthest = max(line["tokens"] for line in lines)
+                for line in lines:
+                    self._furthest[line["stage"]] = max(line["stage_tokens"], self._furthest.get(line["stage"], 0))
             run = first["run"] if first is not None else secrets.token_hex(4)
             self._sinks.run = run
             training = self._proxy.training
@@ -152,20 +154,18 @@ class SearchRecorder:
             self._file.close()
 
     def enter(self, stage: str, *, done: int | None = None) -> None:
-        """A stage begins, or goes on after `done` of its tokens; lines beyond that are cut off.
+        """A stage begins, or goes on after `done` of its tokens; its lines beyond that are cut off.
 
         Args:
-            done: None for a stage that is made anew whenever it is needed, and leaves what others have told.
+            done: None for a stage that is made anew whenever it is needed.
         """
         self._stage, self._stage_tokens = stage, done or 0
-        tokens = self._tokens
-        if done is not None and self._furthest > tokens and self._file is not None:
-            self._file.close()
-            keep_lines(self._folder.metrics, lambda line: bool(line["tokens"] <= tokens))
         if done is not None:
-            self._furthest = tokens
-            self._sinks.go_on_after(tokens)
-        self._pace = _Pace(time.monotonic(), tokens)
+            self._sinks.go_on_after(self._tokens)
+            if self._file is not None and self._furthest.pop(stage, 0) > done:
+                self._file.close()
+                keep_lines(self._folder.metrics, lambda line: line["stage"] != stage or line["stage_tokens"] <= done)
+        self._pace = _Pace(time.monotonic(), self._tokens)
         _log.info("%s%s", stage, f", after {done:,} tokens of it" if done else "")
         self._tell("stage")
 
@@ -250,11 +250,13 @@ class SearchRecorder:
                 **rates,
             )
 
-    def finished(self, weights: Mapping[str, float], *, why: str) -> None:
+    def finished(self, mixture: Mixture) -> None:
         """The result is written."""
+        why, winner = mixture.search.stopped, mixture.trials.winner if mixture.trials is not None else None
         self._stages[self._stage] = self._stage_tokens
         _log.info("finished: %s", why)
-        self._tell("end", outcome="finished", message=why, weights={name: _short(weight) for name, weight in weights.items()})
+        weights = {name: _short(weight) for name, weight in mixture.weights.items()}
+        self._tell("end", outcome="finished", message=why, winner=winner, weights=weights)
 
     def _before(self, stage: str) -> int:
         """Tokens of the stages before one."""
@@ -300,7 +302,8 @@ class SearchRecorder:
             **figures,
         }
         self._file.append(line)
-        self._sinks(line)
+        if self._sinks(line):
+            self._pace = self._pace._replace(seconds=time.monotonic())
 
 
 def _short(value: float | None) -> float | None:

@@ -21,27 +21,27 @@ class SearchSinks:
     """
 
     def __init__(self, kinds: Sequence[SinkKind], *, folder: SearchFolder, per_step: int) -> None:
-        """Prepare; nothing is opened."""
+        """Prepare; nothing is opened before the first figures."""
         self._kinds, self._folder, self._per_step = kinds, folder, per_step
         self._sinks: list[TensorBoardSink | WandbSink] = []
         self._next_step = 0
         self.run = ""
 
     def go_on_after(self, tokens: int) -> None:
-        """Open the sinks, if they are not; what earlier calls of the search told of later steps is void."""
-        if not self._sinks:
-            self._next_step = tokens // self._per_step + 1
-            self._sinks = [self._made(kind) for kind in self._kinds]
-            for sink in self._sinks:
-                sink.open()
+        """What earlier calls of the search told of later steps is void."""
+        self._next_step = tokens // self._per_step + 1
 
-    def __call__(self, line: Mapping[str, Any]) -> None:
-        """Tell the figures of a line, if it has any."""
-        figures = dict(_figures(line)) if self._sinks else {}
+    def __call__(self, line: Mapping[str, Any]) -> bool:
+        """Tell the figures of a line, if it has any; returns whether the sinks were opened for it, which takes wandb seconds."""
+        figures = dict(_figures(line)) if self._kinds else {}
         if not figures:
-            return
+            return False
+        is_first = not self._sinks
+        if is_first:
+            self._sinks = [self._made(kind) for kind in self._kinds]
         for sink in self._sinks:
             sink(figures, line["tokens"] // self._per_step)
+        return is_first
 
     def close(self) -> None:
         """End what was begun."""

@@ -257,7 +257,7 @@ def _search(plan: SearchPlan, recorder: SearchRecorder, *, identity: dict[str, A
         num_tokens = found.num_tokens + (reference.num_tokens if reference else 0)
         seconds = found.seconds + start.seconds + (reference.seconds if reference else 0.0)
         mixture = write_result(plan, start=start, found=found, trials=trials, num_tokens=num_tokens, seconds=seconds)
-        recorder.finished(mixture.weights, why=mixture.search.stopped)
+        recorder.finished(mixture)
 
 
 def _follow_scores(
