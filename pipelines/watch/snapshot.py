@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmix_data.results.metrics_file import Line
 from fastmix_data.results.mixture import TRIED
 from fastmix_data.results.search_progress import STAGES, SearchProgress
 from fastmix_data.text_table import aligned
@@ -27,11 +28,13 @@ class Standing:
 
     Attributes:
         losses: of its trials in their order.
+        num_steps: of the last one; losses after other numbers of steps cannot be compared.
         probability: that it is the best; None where trials do not tell yet.
     """
 
     name: str
     losses: tuple[float, ...]
+    num_steps: int
     probability: float | None
 
 
@@ -139,10 +142,13 @@ class Snapshot:
         """Mixtures in the trials, the likeliest best first."""
         trials = self.progress.trials
         likely: dict[str, float] = next((line["probability"] for line in reversed(trials) if line["probability"]), {})
-        losses: dict[str, list[float]] = {}
+        by_name: dict[str, list[Line]] = {}
         for line in trials:
-            losses.setdefault(line["candidate"], []).append(line["loss"])
-        found = [Standing(TRIED.get(name, name), tuple(of), likely.get(name)) for name, of in losses.items()]
+            by_name.setdefault(line["candidate"], []).append(line)
+        found = [
+            Standing(TRIED.get(name, name), tuple(line["loss"] for line in of), of[-1]["num_steps"], likely.get(name))
+            for name, of in by_name.items()
+        ]
         return sorted(found, key=lambda one: (-(one.probability or 0.0), sum(one.losses) / len(one.losses)))
 
     def as_dict(self) -> dict[str, Any]:

@@ -99,14 +99,14 @@ def _losses(snapshot: Snapshot, width: int) -> Table:
 
 
 def _trials(snapshot: Snapshot) -> Table:
-    table = _grid("left", "right", "right", "right")
+    table = _grid("left", "right", "right", "right", "right")
     standings = snapshot.standings
     if standings:
-        table.add_row(Text("mixture", "dim"), Text("trials", "dim"), Text("last loss", "dim"), Text("best", "dim"))
+        table.add_row(*(Text(head, "dim") for head in ("mixture", "trials", "last loss", "after", "best")))
     for number, one in enumerate(standings):
         likely = "" if one.probability is None else f"{one.probability:.0%}"
         row_style = "bold" if number == 0 and likely else ""
-        table.add_row(one.name, str(len(one.losses)), f"{one.losses[-1]:.3f}", likely, style=row_style)
+        table.add_row(one.name, str(len(one.losses)), f"{one.losses[-1]:.3f}", f"{one.num_steps} steps", likely, style=row_style)
     return table
 
 

@@ -35,6 +35,7 @@ def snapshot_of(num_sources: int, *, num_updates: int = 30, later: float = 1.0, 
         progress.add({**common, **update, **losses, **rates, "scores": weights, "target_weights": {"code": 0.5, "math": 0.5}})
     for round, loss in ((0, 3.5), (1, 3.25)):
         trial = {"event": "trial", "tokens": 3000, "stage_tokens": 0, "candidate": "proportional", "round": round, "loss": loss}
+        trial["num_steps"] = 40
         progress.add({**common, **trial, "probability": {"proportional": 0.75} if round else None, **last})
     return Snapshot(FOLDER, progress, NOW + later, False)
 
