@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from textwrap import indent
 from typing import Any
 
@@ -178,7 +179,7 @@ class Snapshot:
         parts = [self.title, self.status, ", ".join(self.facts)]
         if self.progress.updates:
             parts += ["mixture:", indent(aligned(rows, flush_left=(0, 1, 2)), "  ")]
-            parts.append("losses: " + ", ".join(f"{name.strip()} {values[-1]:.3f}" for name, values in self.losses.items()))
+            parts.append(f"losses: {self._last_losses()}")
         for one in self.standings:
             likely = "" if one.probability is None else f", the best with a probability of {one.probability:.0%}"
             parts.append(f"trials of {one.name}: {', '.join(f'{loss:.3f}' for loss in one.losses)}{likely}")
@@ -187,5 +188,13 @@ class Snapshot:
     def line(self) -> str:
         """One line, for a log."""
         mixture = ", ".join(f"{name} {share:.1%}" for name, share, _ in self.shares[:3])
-        losses = ", ".join(f"{name.strip()} {values[-1]:.3f}" for name, values in list(self.losses.items())[:2])
-        return "; ".join(part for part in [self.status, *self.facts, losses, mixture if self.progress.updates else ""] if part)
+        return "; ".join(
+            part
+            for part in [self.status, *self.facts, self._last_losses(most=2), mixture if self.progress.updates else ""]
+            if part
+        )
+
+    def _last_losses(self, *, most: int | None = None) -> str:
+        """Names and numbers; a target that was in no batch yet has none."""
+        known = [(name.strip(), values[-1]) for name, values in self.losses.items() if isfinite(values[-1])]
+        return ", ".join(f"{name} {loss:.3f}" for name, loss in known[:most])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
+
 from rich.box import ROUNDED
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -55,7 +58,18 @@ def _header(snapshot: Snapshot, width: int) -> RenderableType:
         return Group(title, status)
     filled = round(width * snapshot.progress.share_done)
     done = Text.assemble(("━" * filled, colour), ("━" * (width - filled), "grey23"))
-    return Group(title, status, done, Text(" · ".join(snapshot.facts)))
+    return Group(title, status, done, Text("\n".join(_packed(snapshot.facts, width))))
+
+
+def _packed(facts: Sequence[str], width: int) -> list[str]:
+    """Facts in lines, none of them broken."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + 3 + len(fact) <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines.append(fact)
+    return lines
 
 
 def _mixture_title(snapshot: Snapshot) -> str:
@@ -94,7 +108,9 @@ def _losses(snapshot: Snapshot, width: int) -> Table:
     for number, (name, values) in enumerate(snapshot.losses.items()):
         colour = "dim" if number == 0 else "magenta"
         drawn = sparkline(values, width=line_width)
-        table.add_row(_cut(name, name_width), Text(drawn.ljust(line_width), colour), f"{values[-1]:.3f}")
+        table.add_row(
+            _cut(name, name_width), Text(drawn.ljust(line_width), colour), f"{values[-1]:.3f}" if isfinite(values[-1]) else ""
+        )
     return table
 
 
@@ -118,4 +134,8 @@ def _grid(*justify: str) -> Table:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    """A name that fits, with its beginning and its end: names of sources differ in either."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
