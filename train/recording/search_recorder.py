@@ -272,11 +272,11 @@ class SearchRecorder:
         return self._flops.training * (self._tokens - self._pace.tokens) if self._flops is not None else None
 
     def _rates(self, flops: float | None) -> Line:
-        """What was made of the time since the last line that has rates."""
+        """What was made of the time since the last line that has rates; null where there was none."""
         now, tokens = time.monotonic(), self._tokens
         seconds, num_tokens = now - self._pace.seconds, tokens - self._pace.tokens
         if num_tokens <= 0:
-            return {}
+            return dict.fromkeys(("tokens_per_second", "mfu", "seconds_left", "peak_memory_bytes"))
         self._pace = _Pace(now, tokens)
         rate = num_tokens / max(seconds, 1e-9)
         self._rate = rate if self._rate is None else _REMEMBERED * self._rate + (1 - _REMEMBERED) * rate
