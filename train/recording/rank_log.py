@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from fastmix_data.errors import FastmixError
+from fastmix_data.errors import FastmixError, Interrupted
 from train.recording.model_flops import own_device_name
 
 _OWN = ("fastmix_data", "train", "pipelines")
@@ -66,6 +66,9 @@ def rank_log(path: Path | None, *, rank: int, world_size: int) -> Iterator[None]
         _log_start(rank, world_size)
         yield
         _log.info("done")
+    except Interrupted as error:
+        _log.info("stopped: %s", error)
+        raise
     except FastmixError as error:
         _log.error("%s", error, exc_info=error)
         raise

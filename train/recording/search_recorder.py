@@ -75,7 +75,8 @@ class SearchRecorder:
         folder: SearchFolder,
         *,
         proxy: ProxyPlan,
-        identity: Mapping[str, Any],
+        made_from: Mapping[str, str],
+        num_ranks: int,
         targets: Sequence[str],
         trial_steps: int,
         has_reference: bool,
@@ -86,10 +87,11 @@ class SearchRecorder:
 
         Args:
             proxy: with the whole budget, trials included.
-            identity: what the search must share with the lines that lie there to go on with them.
+            made_from: what the search must share with the lines that lie there to go on with them; ranks may be another number.
             is_first: whether this rank tells the metrics.
         """
-        self._folder, self._proxy, self._identity, self._targets = folder, proxy, dict(identity), list(targets)
+        self._folder, self._proxy, self._made_from, self._targets = folder, proxy, dict(made_from), list(targets)
+        self._num_ranks = num_ranks
         training = proxy.training
         self._per_step = training.tokens_per_step
         of_trials = trial_steps * self._per_step
@@ -107,7 +109,7 @@ class SearchRecorder:
         self._flops: ModelFlops | None = None
         self._device = own_device_name()
         peak = peak_flops(self._device)
-        self._peak = peak * identity["number_of_ranks"] if peak else None
+        self._peak = peak * num_ranks if peak else None
         self._pace = _Pace(time.monotonic(), 0)
         self._rate: float | None = None
         self._logged_at = 0.0
@@ -117,7 +119,7 @@ class SearchRecorder:
         if self._file is not None:
             lines = read_lines(self._folder.metrics)
             first = next((line for line in lines if line["event"] == "begin"), None)
-            if first is None or first["identity"] != self._identity:
+            if first is None or first["made_from"] != self._made_from:
                 first = None
                 self._folder.metrics.unlink(missing_ok=True)
                 shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
@@ -132,11 +134,11 @@ class SearchRecorder:
                 "begin",
                 schema_version=SCHEMA_VERSION,
                 run=run,
-                identity=self._identity,
+                made_from=self._made_from,
                 sources=list(self._proxy.catalog.sources),
                 targets=self._targets,
                 seed=training.seed,
-                num_ranks=self._identity["number_of_ranks"],
+                num_ranks=self._num_ranks,
                 device=self._device,
                 tokens_per_step=self._per_step,
                 num_steps=self._stages["search"] // self._per_step,

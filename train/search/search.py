@@ -194,7 +194,8 @@ def _run_rank(
         recorder = SearchRecorder(
             plan.folder,
             proxy=plan.proxy,
-            identity=identity,
+            made_from={"recipe": plan.recipe_hash, "data": plan.catalog.fingerprint},
+            num_ranks=world_size,
             targets=list(plan.target.weights()),
             trial_steps=plan.trial_steps,
             has_reference=plan.target.reference_mixture is not None,
