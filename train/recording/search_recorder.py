@@ -119,7 +119,7 @@ class SearchRecorder:
         if self._file is not None:
             lines = read_lines(self._folder.metrics)
             first = next((line for line in lines if line["event"] == "begin"), None)
-            if first is None or first["made_from"] != self._made_from:
+            if first is None or first.get("made_from") != self._made_from:
                 first = None
                 self._folder.metrics.unlink(missing_ok=True)
                 shutil.rmtree(self._folder.tensorboard, ignore_errors=True)
