@@ -8,10 +8,12 @@ import os
 import platform
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 from fastmix_data.errors import FastmixError, Interrupted
 from train.recording.model_flops import own_device_name
@@ -31,19 +33,48 @@ _LAUNCHED_BY = (
 _log = logging.getLogger(__name__)
 
 
+class _RankFile(logging.Handler):
+    """Appends to a file that is opened, and begun with who writes, for the first message: a command with nothing to do leaves nothing."""
+
+    def __init__(self, path: Path, *, rank: int, world_size: int) -> None:
+        super().__init__()
+        self._path, self._rank, self._world_size = path, rank, world_size
+        self.stream: IO[str] | None = None
+        self._watches_crashes = False
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = self._path.open("a", encoding="utf-8")
+            self.stream.writelines(f"{line}\n" for line in _who_writes(self._rank, self._world_size))
+            self._watches_crashes = not faulthandler.is_enabled()
+            if self._watches_crashes:  # NCCL aborts the process where a peer is gone
+                faulthandler.enable(self.stream)
+        try:
+            self.stream.write(f"{self.format(record)}\n")
+            self.stream.flush()
+        except OSError:  # a full disk is the command's to tell
+            self.handleError(record)
+
+    def close(self) -> None:
+        if self._watches_crashes:
+            faulthandler.disable()
+        if self.stream is not None:
+            self.stream.close()
+        super().close()
+
+
 @contextmanager
 def rank_log(path: Path | None, *, rank: int, world_size: int) -> Iterator[None]:
-    """Write to `path` what this process logs within the block: its start, our messages, everybody's warnings, and the error it ends with.
+    """Write to `path` what this process logs within the block: our messages, everybody's warnings, and the error it ends with.
 
     What would have gone to the terminal still does on the first rank. With None nothing is changed.
     """
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = path.open("a", encoding="utf-8")
-    file = logging.StreamHandler(stream)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file = _RankFile(path, rank=rank, world_size=world_size)
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
     # The error is the command's to show, on one line.
@@ -59,13 +90,10 @@ def rank_log(path: Path | None, *, rank: int, world_size: int) -> Iterator[None]
     for logger in apart:
         logger.addHandler(file)
     logging.captureWarnings(True)
-    watches_crashes = not faulthandler.is_enabled()
-    if watches_crashes:  # NCCL aborts the process where a peer is gone
-        faulthandler.enable(stream)
     try:
-        _log_start(rank, world_size)
         yield
-        _log.info("done")
+        if file.stream is not None:
+            _log.info("done")
     except Interrupted as error:
         _log.info("stopped: %s", error)
         raise
@@ -76,8 +104,6 @@ def rank_log(path: Path | None, *, rank: int, world_size: int) -> Iterator[None]
         _log.exception("ended by %s", type(error).__name__)
         raise
     finally:
-        if watches_crashes:
-            faulthandler.disable()
         logging.captureWarnings(False)
         for logger in apart:
             logger.removeHandler(file)
@@ -85,15 +111,18 @@ def rank_log(path: Path | None, *, rank: int, world_size: int) -> Iterator[None]
             logger.setLevel(level)
         for handler in handlers:
             root.removeHandler(handler)
-        stream.close()
+        file.close()
 
 
-def _log_start(rank: int, world_size: int) -> None:
-    versions = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
-    _log.info("rank %d of %d on %s, process %d, %s", rank, world_size, socket.gethostname(), os.getpid(), own_device_name())
-    _log.info("%s, python %s", versions, platform.python_version())
+def _who_writes(rank: int, world_size: int) -> list[str]:
+    """Rank, machine, versions and command."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
     launched_by = " ".join(f"{name}={os.environ[name]}" for name in _LAUNCHED_BY if name in os.environ)
-    _log.info("%s", " ".join(sys.argv) + (f"  [{launched_by}]" if launched_by else ""))
+    return [
+        f"{now} rank {rank} of {world_size} on {socket.gethostname()}, process {os.getpid()}, {own_device_name()}",
+        f"{now} python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _VERSIONS),
+        f"{now} " + " ".join(sys.argv) + (f"  [{launched_by}]" if launched_by else ""),
+    ]
 
 
 def _version(package: str) -> str:
