@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO
@@ -44,24 +44,28 @@ class _RankFile(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.stream is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = self._path.open("a", encoding="utf-8")
-            self.stream.writelines(f"{line}\n" for line in _who_writes(self._rank, self._world_size))
-            self._watches_crashes = not faulthandler.is_enabled()
-            if self._watches_crashes:  # NCCL aborts the process where a peer is gone
-                faulthandler.enable(self.stream)
         try:
-            self.stream.write(f"{self.format(record)}\n")
-            self.stream.flush()
-        except OSError:  # a full disk is the command's to tell
-            self.handleError(record)
+            stream = self.stream or self._opened()
+            stream.write(f"{self.format(record)}\n")
+            stream.flush()
+        except OSError:
+            pass  # a full disk stops the search's own files, and those say so
+
+    def _opened(self) -> IO[str]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self._path.open("a", encoding="utf-8")
+        self.stream.writelines(f"{line}\n" for line in _who_writes(self._rank, self._world_size))
+        self._watches_crashes = not faulthandler.is_enabled()
+        if self._watches_crashes:  # NCCL aborts the process where a peer is gone
+            faulthandler.enable(self.stream)
+        return self.stream
 
     def close(self) -> None:
         if self._watches_crashes:
             faulthandler.disable()
         if self.stream is not None:
-            self.stream.close()
+            with suppress(OSError):
+                self.stream.close()
         super().close()
 
 
