@@ -22,6 +22,9 @@ class SearchFolder:
         recipe: the sections that the search went by.
         trials: short proxies on the mixtures proposed, as far as they are made.
         reference: losses of the reference run.
+        metrics: what happened so far, a line of JSON each; grows while the search runs.
+        logs: folder with what each rank has to say.
+        tensorboard: folder of event files, where they are asked for.
         checkpoints: folder that a stopped search goes on from.
         lock: held while a search works here.
     """
@@ -34,12 +37,24 @@ class SearchFolder:
         self.recipe = root / "recipe.json"
         self.trials = root / "trials.json"
         self.reference = root / "reference.json"
+        self.metrics = root / "metrics.jsonl"
+        self.logs = root / "logs"
+        self.tensorboard = root / "tensorboard"
         self.checkpoints = root / "checkpoints"
         self.lock = root / ".lock"
 
     def of_seed(self, seed: int) -> SearchFolder:
         """Folder of one of several searches."""
         return SearchFolder(self.root / f"seed-{seed}")
+
+    def running(self) -> SearchFolder:
+        """The folder that was written to last: this one, or that of one of several searches."""
+        folders = [self, *(SearchFolder(path.parent) for path in self.root.glob(f"seed-*/{self.metrics.name}"))]
+        return max(folders, key=lambda folder: folder.metrics.stat().st_mtime_ns if folder.metrics.exists() else 0)
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank has to say."""
+        return self.logs / f"rank-{rank:05d}.log"
 
 
 class RunFolder:

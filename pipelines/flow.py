@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmix_data.errors import MismatchError, RecipeError
+from fastmix_data.loading.sinks import SinkKind, require_package
 from fastmix_data.machine import Workers
 from fastmix_data.manifest.continuation import continue_after
 from fastmix_data.manifest.emit import check_emit, emit_manifest
@@ -125,6 +126,7 @@ def run(
     workers: Workers,
     num_ranks: int,
     num_seeds: int | None = None,
+    sinks: tuple[SinkKind, ...] = (),
     replace: bool,
     say: Callable[..., None],
 ) -> RunResult:
@@ -133,9 +135,12 @@ def run(
     from pipelines.preprocess.plan import plan_preprocess
     from pipelines.preprocess.run import preprocess
     from pipelines.report.page import write_report
+    from train.recording.search_recorder import Told
     from train.search.plan import plan_search
     from train.search.search import search
 
+    for kind in sinks:
+        require_package(kind)
     check_search_sections(recipe, num_ranks=num_ranks)
     section, files = recipe.required("emit"), phase_mixtures(recipe)
     for wanted in recipe.exports:
@@ -145,7 +150,8 @@ def run(
     catalog = preprocessed.catalog
     check_emit(catalog, section)
     plan = plan_search(recipe, catalog)
-    searched = search(plan, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=workers.quiet)
+    told = Told(sinks=sinks, logs=plan.folder)
+    searched = search(plan, num_seeds=num_seeds, num_ranks=num_ranks, replace=replace, quiet=workers.quiet, told=told)
     say(*searched.warnings, searched.message)
     manifest = _emit(catalog, searched.mixture, section, recipe.paths.manifest.root, files=files, replace=replace)
     say(manifest.message)

@@ -39,9 +39,10 @@ ARROWS = {
         "proxy": "",
         "scores": "proxy",
         "mixture": "proxy scores",
-        "target": "proxy scores mixture",
+        "recording": "proxy",
+        "target": "proxy scores mixture recording",
         "trials": "proxy scores mixture target",
-        "search": "proxy scores mixture target trials",
+        "search": "proxy scores mixture recording target trials",
         "baselines": "proxy scores mixture target",
     },
     "pipelines": {
@@ -52,6 +53,7 @@ ARROWS = {
         "rendering": "",
         "preprocess": "cluster inputs reading rendering",
         "report": "",
+        "watch": "report",
         "compare": "cluster report",
         "export": "cluster",
         "fit": "",
@@ -59,7 +61,7 @@ ARROWS = {
         "init_recipe": "inputs reading guessed_fields",
         "demo": "inputs preprocess report compare init_recipe",
         "flow": "cluster preprocess report compare export demo",
-        "cli": "cluster console preprocess report compare export fit demo init_recipe flow",
+        "cli": "cluster console preprocess report watch compare export fit demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines
@@ -68,7 +70,7 @@ ARTEFACTS = {
     "catalog.parquet", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "origin.json", "preprocess.recipe.json",
     ".preprocess.lock", "receipts", "mixture.json", "trajectory.parquet", "recipe.json", "trials.json", "reference.json",
     "checkpoints", ".lock", "compare.json", "compare.svg", "proxy.pt", "run.json", "losses.json", "likelihoods.json",
-    "manifest.json", "parts.parquet", "report.html", "begun.json", "export.json", "sample.json", "plan.json",
+    "metrics.jsonl", "manifest.json", "parts.parquet", "report.html", "begun.json", "export.json", "sample.json", "plan.json",
 }  # fmt: skip
 WORKDIR = ROOT / "fastmix_data" / "workdir.py"
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmix_data.errors import RecipeError
 from fastmix_data.machine import Workers, launched_rank
-from pipelines.cli.options import NumRanks, NumSearches, PathType, Replace, command, read_recipe, recipe_command, with_workers
+from pipelines.cli.options import (
+    NumRanks,
+    NumSearches,
+    PathType,
+    Replace,
+    Sinks,
+    command,
+    read_recipe,
+    recipe_command,
+    with_workers,
+)
 from pipelines.console import Console, fit_summary, mixture_notes, mixture_table
 
 if TYPE_CHECKING:
@@ -38,15 +48,19 @@ def preprocess(recipe: Recipe, workers: Workers, is_whole: bool, replace: bool, 
 @click.command()
 @NumRanks
 @NumSearches
+@Sinks
 @Replace
 @click.option("--local_rank", hidden=True, expose_value=False, help="Given by the deepspeed launcher, beside its environment.")
 @recipe_command
-def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool, console: Console) -> None:
+def search(
+    recipe: Recipe, num_ranks: int, num_seeds: int | None, sinks: tuple[Any, ...], replace: bool, console: Console
+) -> None:
     """Learn the mixture: counts propose, a proxy's scores propose, and short trials decide.
 
     On several nodes, start it on each with a launcher: `torchrun --nnodes ... -m train.search RECIPE`, or
     `deepspeed --module train.search RECIPE`. Either takes the options of this command.
     """
+    from train.recording.search_recorder import Told
     from train.search.plan import plan_search
     from train.search.search import search as work
 
@@ -56,7 +70,10 @@ def search(recipe: Recipe, num_ranks: int, num_seeds: int | None, replace: bool,
             f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"
         )
     plan = plan_search(recipe)
-    result = work(plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=console.is_quiet)
+    told = Told(sinks=sinks, logs=plan.folder)
+    result = work(
+        plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=console.is_quiet, told=told
+    )
     console.say(*result.warnings, result.message)
     mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
     console.result({**contents, **mixture.model_dump()}, "\n".join([mixture_table(mixture), *mixture_notes(mixture)]))

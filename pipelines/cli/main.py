@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastmix_data.machine import let_waiting_threads_sleep
-from pipelines.cli import find, manifest, ship, start
+from pipelines.cli import find, manifest, ship, start, watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +24,7 @@ for command in (
     start.demo,
     find.preprocess,
     find.search,
+    watch.watch,
     find.compare,
     find.fit,
     ship.emit,

@@ -35,6 +35,13 @@ NumSearches = click.option(
     type=click.IntRange(1),
     help="Searches to average, with training.seed and the numbers after it; 1 unless more are finished.",
 )
+Sinks = click.option(
+    "--log",
+    "sinks",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Send the search's figures there too; repeat it for both. wandb stays offline unless WANDB_MODE says otherwise.",
+)
 Overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, as training.seed=1."
 )

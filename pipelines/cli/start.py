@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from pipelines.cli.options import (
     Overrides,
     PathType,
     Replace,
+    Sinks,
     command,
     read_recipe,
     recipe_command,
@@ -31,14 +32,25 @@ if TYPE_CHECKING:
 @click.command()
 @NumRanks
 @NumSearches
+@Sinks
 @Replace
 @recipe_command
 @with_workers
-def run(recipe: Recipe, workers: Workers, num_ranks: int, num_seeds: int | None, replace: bool, console: Console) -> None:
+def run(
+    recipe: Recipe,
+    workers: Workers,
+    num_ranks: int,
+    num_seeds: int | None,
+    sinks: tuple[Any, ...],
+    replace: bool,
+    console: Console,
+) -> None:
     """Preprocess, search, emit, report and export in one go."""
     from pipelines import flow
 
-    result = flow.run(recipe, workers=workers, num_ranks=num_ranks, num_seeds=num_seeds, replace=replace, say=console.say)
+    result = flow.run(
+        recipe, workers=workers, num_ranks=num_ranks, num_seeds=num_seeds, sinks=sinks, replace=replace, say=console.say
+    )
     console.result(*run_summary(result.mixture, result.manifest, result.report, result.exports))
 
 

@@ -16,6 +16,7 @@ from fastmix_data.manifest.manifest import Manifest, ManifestSource, load_manife
 from fastmix_data.recipe.constraints import GroupSection
 from fastmix_data.results.comparison import Comparison, load_comparison
 from fastmix_data.results.mixture import Certainty, Mixture, Origin, TargetRecord, TrialsRecord, load_mixture
+from fastmix_data.results.search_progress import SearchProgress, read_progress
 from fastmix_data.results.searched_recipe import SearchedRecipe, load_searched_recipe
 from fastmix_data.results.trajectory import TrajectoryTable, read_trajectory
 from fastmix_data.shards.catalog import Catalog, load_catalog
@@ -36,6 +37,7 @@ class ReportInputs:
     Attributes:
         unreadable: remarks about artefacts that are there but left out.
         plan: what the manifest will be about, where a sample is there.
+        progress: of a search that has not come to its mixture yet, whose trajectory so far is the trajectory then.
     """
 
     paths: Workdir
@@ -47,12 +49,16 @@ class ReportInputs:
     comparison: Comparison | None
     unreadable: tuple[str, ...] = ()
     plan: EmitPlan | None = None
+    progress: SearchProgress | None = None
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """Names by falling weight; without a mixture by falling size."""
         if self.mixture is not None:
             weights = self.mixture.weights
+            return tuple(sorted(weights, key=lambda name: (-weights[name], name)))
+        if self.progress is not None and self.progress.updates:
+            weights = dict(zip(self.progress.sources, self.progress.weights_K.tolist(), strict=True))
             return tuple(sorted(weights, key=lambda name: (-weights[name], name)))
         catalog = self.catalog
         if catalog is None:
@@ -142,8 +148,8 @@ class ReportInputs:
         """What is not there yet, each with the command that makes it."""
         wanted = (
             (self.catalog, "no catalog: `fastmix preprocess` makes it"),
-            (self.mixture, "no mixture: `fastmix search` learns it"),
-            (self.trajectory, "no trajectory: `fastmix search` records it"),
+            (self.mixture or self.progress, "no mixture: `fastmix search` learns it"),
+            (self.trajectory or self.progress, "no trajectory: `fastmix search` records it"),
             (
                 self.manifest,
                 "no manifest: `fastmix emit` writes it" + (" after `fastmix preprocess --all`" if self.estimated else ""),
@@ -197,17 +203,21 @@ def read_inputs(paths: Workdir) -> ReportInputs:
         FastmixError: an artefact is damaged.
     """
     search = paths.search
+    mixture = _if_there(search.mixture, load_mixture)
+    progress = read_progress(search.running()) if mixture is None else None
     recipe, unreadable = _read_recipe(search.recipe)
     inputs = ReportInputs(
         paths=paths,
         catalog=_if_there(paths.catalog, load_catalog),
-        mixture=_if_there(search.mixture, load_mixture),
-        trajectory=_if_there(search.trajectory, read_trajectory),
+        mixture=mixture,
+        # An earlier search's lies there until this one has an answer.
+        trajectory=progress.trajectory() if progress is not None else _if_there(search.trajectory, read_trajectory),
         manifest=_if_there(paths.manifest.manifest, load_manifest),
         plan=_if_there(paths.manifest.plan, load_plan),
         recipe=recipe,
         comparison=_if_there(paths.compare.comparison, load_comparison),
         unreadable=unreadable,
+        progress=progress,
     )
     if inputs.catalog is None and inputs.mixture is None and inputs.manifest is None:
         raise InputError(paths.root, "nothing to report on yet", "run `fastmix run` or `fastmix preprocess` first")

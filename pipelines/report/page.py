@@ -24,18 +24,19 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _ROWS_AT_FIRST = 40
 
 
-def write_report(paths: Workdir, output: Path | None = None) -> Path:
+def write_report(paths: Workdir, output: Path | None = None, *, refresh_seconds: float | None = None) -> Path:
     """Write a self-contained HTML page about whatever the workdir holds; the same bytes for the same artefacts.
 
     Args:
         output: the file to write; the workdir's own `report.html` when not given.
+        refresh_seconds: have a browser that shows the page load it again so often.
 
     Raises:
         InputError: the workdir holds nothing to report on.
         FastmixError: an artefact is damaged.
     """
     path = output if output is not None else paths.report
-    page = render_report(read_inputs(paths))
+    page = render_report(read_inputs(paths), refresh_seconds=refresh_seconds)
     with atomic_file(path) as file:
         file.write(page.encode())
     return path
@@ -55,7 +56,7 @@ def report_pictures(paths: Workdir, directory: Path) -> list[Path]:
     return written
 
 
-def render_report(inputs: ReportInputs) -> str:
+def render_report(inputs: ReportInputs, *, refresh_seconds: float | None = None) -> str:
     """The page as text."""
     import jinja2
 
@@ -76,6 +77,7 @@ def render_report(inputs: ReportInputs) -> str:
         if name in plots or name in tables
     ]
     return environment.get_template("report.html.j2").render(
+        refresh_seconds=refresh_seconds,
         title=inputs.paths.root.resolve().name,
         headline=headline(inputs),
         lead=lead(inputs),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
 from fastmix_data.messages import joined
 from fastmix_data.results.mixture import TRIED, Mixture, TrialsRecord
+from fastmix_data.results.search_progress import STAGES, SearchProgress
 from pipelines.report.format import duration, percent, tokens
 from pipelines.report.inputs import ReportInputs
 
@@ -14,14 +18,17 @@ _MOST_CAPPED = 3
 
 def headline(inputs: ReportInputs) -> str:
     """The answer in one sentence."""
-    mixture = inputs.mixture
+    mixture, progress = inputs.mixture, inputs.progress
+    if mixture is None and progress is not None:
+        how = "is running" if progress.state == "running" else f"has {progress.state}"
+        weights = dict(zip(progress.sources, progress.weights_K.tolist(), strict=True))
+        leading = joined([f"{percent(weights[name])} {name}" for name in _named(inputs.sources, weights)])
+        so_far = f"; so far the mixture is {leading}" if progress.updates else ""
+        return f"The search {how}, {progress.share_done:.0%} done{so_far}."
     if mixture is None:
         num_tokens = f"{'about ' if inputs.estimated else ''}{tokens(sum(inputs.sizes.values()))}"
         return f"{len(inputs.sources)} sources with {num_tokens} training tokens are ready; their mixture is not known yet."
-    named: list[str] = []
-    for name in inputs.sources[:_NAMED_SOURCES]:
-        if sum(mixture.weights[other] for other in named) < _ENOUGH:
-            named.append(name)
+    named = _named(inputs.sources, mixture.weights)
     answer = f"The mixture is {joined([f'{percent(mixture.weights[name])} {name}' for name in named])}"
     rest = len(inputs.sources) - len(named)
     if not rest:
@@ -30,12 +37,23 @@ def headline(inputs: ReportInputs) -> str:
     return f"{answer}; the other {rest} sources share {share}." if rest > 1 else f"{answer}; {inputs.sources[-1]} has {share}."
 
 
+def _named(sources: Sequence[str], weights: Mapping[str, float]) -> list[str]:
+    """The first sources, by falling weight, that are most of the mixture."""
+    named: list[str] = []
+    for name in sources[:_NAMED_SOURCES]:
+        if sum(weights[other] for other in named) < _ENOUGH:
+            named.append(name)
+    return named
+
+
 def lead(inputs: ReportInputs) -> str:
     """What it cost and what came of it, in a few sentences."""
     sentences: list[str] = []
     mixture, manifest = inputs.mixture, inputs.manifest
     if mixture is not None:
         sentences += _about_search(mixture) if mixture.search.num_updates else ["The mixture was given, not learned."]
+    elif inputs.progress is not None:
+        sentences += _about_progress(inputs.progress)
     if manifest is not None:
         capped = [source.name for source in manifest.sources if source.capped]
         which = joined(capped) if 0 < len(capped) <= _MOST_CAPPED else f"{len(capped)} sources" if capped else "no source"
@@ -45,6 +63,25 @@ def lead(inputs: ReportInputs) -> str:
         planned = tokens(inputs.plan.num_tokens)
         sentences.append(f"A manifest of {planned} tokens is planned; how often it reads each source is estimated from a sample.")
     return " ".join(sentences)
+
+
+def _about_progress(progress: SearchProgress) -> list[str]:
+    """How far a search is that has not ended."""
+    last, rates = progress.last, progress.rates
+    assert last is not None
+    at = datetime.fromtimestamp(last["time"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    count = len(progress.updates)
+    told = f"{STAGES.get(progress.stage, progress.stage)}, {tokens(last['tokens'])} of {tokens(last['total_tokens'])} training tokens"
+    sentences = [f"As of {at}: {told}, {count} update{'' if count == 1 else 's'} of the mixture."]
+    if progress.end is not None:
+        message = str(progress.end["message"])
+        sentences.append(f"{message[:1].upper()}{message[1:].rstrip('.')}.")
+    elif rates.get("seconds_left") is not None:
+        speed = f"{tokens(rates['tokens_per_second'])} tokens per second"
+        sentences.append(f"At {speed} it is done in {duration(rates['seconds_left'])} at most.")
+    if progress.trials:
+        sentences.append(f"{len(progress.trials)} trial{'' if len(progress.trials) == 1 else 's'} made so far.")
+    return sentences
 
 
 def _about_search(mixture: Mixture) -> list[str]:
@@ -96,6 +133,8 @@ def facts(inputs: ReportInputs) -> list[tuple[str, str]]:
             ("ranks", f"{search.world_size}"),
             ("updates", f"{search.num_updates}"),
         ]
+    if inputs.progress is not None:
+        found += [("done", f"{inputs.progress.share_done:.0%}"), ("updates", f"{len(inputs.progress.updates)}")]
     if inputs.manifest is not None:
         found.append(("shipped tokens", tokens(inputs.manifest.num_tokens)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from train.proxy.engine import ProxyEngine
 _POINTER = "latest.json"
 _STATE = "fastmix.json"
 _TENSORS = "fastmix.pt"
+_log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -43,6 +45,7 @@ def save_checkpoint(
             if other != folder:
                 shutil.rmtree(other)
     engine.barrier()
+    _log.info("checkpoint of step %d in %s", step, folder)
 
 
 def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyEngine) -> dict[str, Any] | None:
@@ -56,6 +59,7 @@ def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyE
     check_checkpoint(directory, identity=identity)
     folder = directory / read_json(directory / _POINTER)["folder"]
     engine.load(folder)
+    _log.info("goes on from %s", folder)
     _restore_random_state(torch.load(folder / f"random-{engine.rank:05d}.pt"))
     state: dict[str, Any] = read_json(folder / _STATE)
     return {**state, "tensors": torch.load(folder / _TENSORS, map_location="cpu")}

@@ -104,6 +104,7 @@ class ProxyEngine:
     Attributes:
         module: the bare model, for passes that must not feed the optimiser.
         num_micro_batches: forward and backward passes of one optimiser step on this rank.
+        num_trained: of the `num_parameters`, those that are not frozen.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class ProxyEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         use_bf16 = computes_in_bf16(training)
         # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What
         # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
@@ -216,6 +218,12 @@ class ProxyEngine:
         # DeepSpeed counts micro-batches by itself, and moves the parameters when its own count says so.
         assert self._engine.is_gradient_accumulation_boundary() == last_micro_batch
         self._engine.step()
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Of the last step, over all ranks and before clipping; None where ZeRO does not keep it. Waits for a GPU's step to end."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def second_moments(self, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
         """Adam's bias-corrected mean square of each parameter's gradient, in the parameter's whole shape; None before the first step.

@@ -104,8 +104,18 @@ class ProxyRun:
         """Optimiser steps done."""
         return self._training.step
 
-    def run(self, *, advance: Advance, stop_asked: Callable[[], bool], checkpoint: Callable[[], None]) -> bool:
+    def run(
+        self,
+        *,
+        advance: Advance,
+        stop_asked: Callable[[], bool],
+        checkpoint: Callable[[], None],
+        updated: Callable[[TrajectoryRow], None] = lambda _: None,
+    ) -> bool:
         """Train to the end of the budget, to a mixture that stands still, or to the first update after a stop was asked for on any rank.
+
+        Args:
+            updated: called after each update, before a checkpoint has it.
 
         Returns:
             Whether the search is complete.
@@ -114,6 +124,8 @@ class ProxyRun:
         while self.step < num_steps and self.still is None:
             scored, stopping = self.search_step(stop_asked)
             advance(self._section.tokens_per_step, note=self._note() if scored else "")
+            if scored:
+                updated(self.trajectory.rows[-1])
             if scored and (still := self._find_stand_still()):
                 self.still = still
                 return True

@@ -170,8 +170,8 @@ class RunRecord:
 
 def write_result(
     plan: SearchPlan, *, start: Start, found: RunRecord, trials: Trials | None, num_tokens: int, seconds: float
-) -> None:
-    """Write trajectory and, last, the mixture; checkpoints have served then.
+) -> Mixture:
+    """Write trajectory and, last, the mixture, which is returned; checkpoints have served then.
 
     Args:
         start: where the run started.
@@ -240,6 +240,7 @@ def write_result(
     )
     save_mixture(folder.mixture, mixture)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return mixture
 
 
 def _ends(trials: Trials, verdict: Verdict) -> tuple[Float64s, Float64s]:

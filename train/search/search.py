@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from fastmix_data.atomic_files import exclusive_lock
 from fastmix_data.errors import Interrupted
+from fastmix_data.loading.sinks import require_package
 from fastmix_data.machine import LaunchedRank
 from fastmix_data.progress import progress
 from fastmix_data.results.mixture import Mixture, load_mixture
@@ -27,6 +28,7 @@ from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.loss_model import whole_logits_remark
 from train.proxy.training import micro_batch
+from train.recording.search_recorder import SearchRecorder, Told
 from train.search.plan import SearchPlan, check_proxy, check_search
 from train.search.proposals import propose
 from train.search.proxy_run import ProxyRun
@@ -57,6 +59,7 @@ def search(
     launched: LaunchedRank | None = None,
     replace: bool = False,
     quiet: bool = False,
+    told: Told | None = None,
 ) -> SearchResult:
     """Learn the mixture of a preprocessed workdir, or go on with a search that was stopped.
 
@@ -66,15 +69,24 @@ def search(
         num_ranks: processes started on this machine.
         launched: which rank this process is, where a launcher started it; all of them call this together.
         replace: discard a mixture or checkpoint that was made from another recipe or other data.
+        told: where it tells what it does; nowhere but in its metrics when not given.
 
     Raises:
         RecipeError: the recipe cannot work; found before anything is trained.
         MismatchError: another search lies in the workdir.
         Interrupted: stopped by a signal; the same command goes on.
     """
-    ranks = _Ranks(launched.world_size if launched else num_ranks, launched, replace=replace, quiet=quiet)
+    told = told or Told()
+    ranks = _Ranks(launched.world_size if launched else num_ranks, launched, replace=replace, quiet=quiet, told=told)
+    for kind in told.sinks:
+        require_package(kind)
+    with ranks.own_log():
+        return _search_on(ranks, plan, num_seeds=num_seeds)
+
+
+def _search_on(ranks: _Ranks, plan: SearchPlan, *, num_seeds: int | None) -> SearchResult:
     check_search(plan, num_ranks=ranks.number)
-    done = finished_mixture(plan, num_seeds=num_seeds, replace=replace)
+    done = finished_mixture(plan, num_seeds=num_seeds, replace=ranks.replace)
     if done is not None:
         message = f"{plan.folder.mixture} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
@@ -110,11 +122,18 @@ class _Ranks:
     launched: LaunchedRank | None
     replace: bool
     quiet: bool
+    told: Told
 
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes what is not of a single rank."""
         return self.launched is None or self.launched.rank == 0
+
+    def own_log(self) -> AbstractContextManager[None]:
+        """A block in which this process logs, if it is a rank; those that it starts do so themselves."""
+        if self.launched is None and self.number > 1:
+            return nullcontext()
+        return self.told.rank_log(self.launched.rank if self.launched else 0, world_size=self.number)
 
     def meeting(self) -> AbstractContextManager[None]:
         """A block that all processes leave together."""
@@ -124,10 +143,10 @@ class _Ranks:
     def run(self, plan: SearchPlan) -> None:
         """One search, from first to last step."""
         if self.launched is None and self.number > 1:
-            launch_ranks(_run_rank, plan, self.replace, self.quiet, num_ranks=self.number)
+            launch_ranks(_run_started_rank, plan, self.replace, self.quiet, self.told, num_ranks=self.number)
         else:
             rank = 0 if self.launched is None else self.launched.rank
-            _run_rank(plan, self.replace, self.quiet, rank, self.number, None)
+            _run_rank(plan, self.replace, self.quiet, self.told, rank, self.number, None)
 
 
 def _search_seeds(plan: SearchPlan, ranks: _Ranks, *, num_seeds: int) -> None:
@@ -165,7 +184,17 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _run_rank(plan: SearchPlan, replace: bool, quiet: bool, rank: int, world_size: int, rendezvous: str | None) -> None:
+def _run_started_rank(
+    plan: SearchPlan, replace: bool, quiet: bool, told: Told, rank: int, world_size: int, rendezvous: str
+) -> None:
+    """A rank that this machine's first process has started."""
+    with told.rank_log(rank, world_size=world_size):
+        _run_rank(plan, replace, quiet, told, rank, world_size, rendezvous)
+
+
+def _run_rank(
+    plan: SearchPlan, replace: bool, quiet: bool, told: Told, rank: int, world_size: int, rendezvous: str | None
+) -> None:
     """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
     identity = plan.identity(world_size)
     with (
@@ -175,10 +204,24 @@ def _run_rank(plan: SearchPlan, replace: bool, quiet: bool, rank: int, world_siz
         if rank == 0:  # the others wait for it when they build the engine
             discard_other_search(plan.folder, identity=identity, replace=replace)
             save_searched_recipe(plan.folder.recipe, plan.sections)
-        _search(plan, identity=identity, quiet=quiet or rank > 0)
+        recorder = SearchRecorder(
+            plan.folder,
+            proxy=plan.proxy,
+            made_from={"recipe": plan.recipe_hash, "data": plan.catalog.fingerprint},
+            num_ranks=world_size,
+            targets=list(plan.target.weights()),
+            trial_steps=plan.trial_steps,
+            has_reference=plan.target.reference_mixture is not None,
+            is_first=rank == 0,
+            sinks=told.sinks,
+        )
+        with recorder:
+            _search(plan, recorder, identity=identity, quiet=quiet or rank > 0)
 
 
-def _reference(plan: SearchPlan, target: Target, identity: dict[str, Any], *, quiet: bool) -> ReferenceRun | None:
+def _reference(
+    plan: SearchPlan, target: Target, recorder: SearchRecorder, *, identity: dict[str, Any], quiet: bool
+) -> ReferenceRun | None:
     """The reference run, where the recipe asks for one; what an earlier call of it finished is read."""
     mixture = plan.target.reference_mixture
     if mixture is None:
@@ -193,6 +236,7 @@ def _reference(plan: SearchPlan, target: Target, identity: dict[str, Any], *, qu
             identity=identity,
             stop_asked=stop_asked,
             quiet=quiet,
+            recorder=recorder,
         )
 
 
@@ -208,28 +252,41 @@ def build_run(
     return run, engine, target
 
 
-def _search(plan: SearchPlan, *, identity: dict[str, Any], quiet: bool) -> None:
+def _search(plan: SearchPlan, recorder: SearchRecorder, *, identity: dict[str, Any], quiet: bool) -> None:
     """Go on from where an earlier call was stopped, or from the start, to the end of the budget, and write the result."""
     fixed = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=identity["number_of_ranks"])
-    reference, start = _reference(plan, fixed, identity, quiet=quiet), find_start(plan)
-    found = _follow_scores(plan, start, reference, identity=identity, quiet=quiet)
+    reference = _reference(plan, fixed, recorder, identity=identity, quiet=quiet)
+    recorder.enter("count")
+    start = find_start(plan)
+    found = _follow_scores(plan, start, reference, recorder, identity=identity, quiet=quiet)
+    recorder.settle("search", num_tokens=found.num_steps * plan.main.training.tokens_per_step)
     trials: Trials | None = None
     if plan.trial_steps:
         with _stop_on_signal() as stop_asked:
             candidates = propose(plan, start=start, scores_K=found.weights_K)
-            trials = run_trials(plan, candidates, target=fixed, identity=identity, stop_asked=stop_asked, quiet=quiet)
+            trials = run_trials(
+                plan, candidates, target=fixed, identity=identity, stop_asked=stop_asked, quiet=quiet, recorder=recorder
+            )
     if dist.get_rank() == 0:
         num_tokens = found.num_tokens + (reference.num_tokens if reference else 0)
         seconds = found.seconds + start.seconds + (reference.seconds if reference else 0.0)
-        write_result(plan, start=start, found=found, trials=trials, num_tokens=num_tokens, seconds=seconds)
+        mixture = write_result(plan, start=start, found=found, trials=trials, num_tokens=num_tokens, seconds=seconds)
+        recorder.finished(mixture)
 
 
 def _follow_scores(
-    plan: SearchPlan, start: Start, reference: ReferenceRun | None, *, identity: dict[str, Any], quiet: bool
+    plan: SearchPlan,
+    start: Start,
+    reference: ReferenceRun | None,
+    recorder: SearchRecorder,
+    *,
+    identity: dict[str, Any],
+    quiet: bool,
 ) -> RunRecord:
     """Train one proxy while its mixture moves along the scores."""
     training, num_sequences, started = plan.main.training, plan.search.eval_sequences, time.monotonic()
     run, engine, target = build_run(plan, identity["number_of_ranks"], start=start, reference=reference)
+    recorder.describe_model(engine)
     checkpoints = plan.folder.checkpoints
     saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
     if saved is None:
@@ -237,6 +294,8 @@ def _follow_scores(
     else:
         run.load_state_dict(saved["run"], tensors=saved["tensors"])
         seconds_before, losses = saved["seconds"], saved["losses"]
+
+    recorder.enter("search", done=run.step * training.tokens_per_step)
 
     def seconds() -> float:
         return float(seconds_before) + time.monotonic() - started
@@ -250,7 +309,12 @@ def _follow_scores(
         _stop_on_signal() as stop_asked,
         progress(_label(plan), total=training.num_tokens, done=run.step * per_step, quiet=quiet) as advance,
     ):
-        finished = run.run(advance=advance, stop_asked=stop_asked, checkpoint=checkpoint)
+        finished = run.run(
+            advance=advance,
+            stop_asked=stop_asked,
+            checkpoint=checkpoint,
+            updated=lambda row: recorder.update(row, engine, search=plan.search),
+        )
     if not finished:
         saved_at = f"the search is saved at step {run.step} of {training.num_steps}"
         raise Interrupted("", saved_at, "the same command goes on from there")

@@ -47,6 +47,9 @@ def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> N
     for path, target in ((folder.reference, first.folder.reference), (folder.trials, first.folder.trials)):
         if path.exists() and not target.exists():
             shutil.copy2(path, target)
+    for path, target in ((folder.metrics, first.folder.metrics), (folder.tensorboard, first.folder.tensorboard)):
+        if path.exists() and not target.exists():
+            path.rename(target)
     if single is None:
         folder.mixture.unlink(missing_ok=True)
     elif not single.certainty.seed_weights and not is_done:

@@ -22,6 +22,7 @@ from fastmix_data.permutation import derive_keys
 from fastmix_data.progress import Advance, progress
 from fastmix_data.recipe.search import FEWEST_TRIAL_STEPS
 from train.proxy.engine import any_rank
+from train.recording.search_recorder import SearchRecorder
 from train.search.plan import SearchPlan
 from train.target.target import Target
 from train.trials.round_losses import Measured, TrialRunner
@@ -109,6 +110,7 @@ def run_trials(
     stop_asked: Callable[[], bool],
     quiet: bool,
     side_by_side: bool | None = None,
+    recorder: SearchRecorder | None = None,
 ) -> Trials:
     """Make the trials on all ranks together; those that are kept in the search's folder are not made again.
 
@@ -117,6 +119,7 @@ def run_trials(
         target: with fixed weights.
         identity: what a run must share with the kept ones to use them.
         side_by_side: as of `TrialRunner`.
+        recorder: tells of them, if given.
 
     Raises:
         Interrupted: a stop was asked for.
@@ -126,8 +129,11 @@ def run_trials(
     trials = _kept(plan, identity) or Trials({name: weights_K.tolist() for name, weights_K in candidates.items()})
     spent = sum(trial.num_steps for trial in trials.done)
     per_step = plan.proxy.training.tokens_per_step
+    if recorder is not None:
+        recorder.enter("trials", done=spent * per_step)
     with progress("trials", total=budget * per_step, done=spent * per_step, quiet=quiet) as advance:
-        watch = _StopBetweenSteps(plan, stop_asked, advance)
+        watch = _StopBetweenSteps(plan, stop_asked, advance, recorder)
+        watch.num_tokens = spent * per_step
         runner = TrialRunner(watch, side_by_side=side_by_side)
         while (coming := next_round(trials, budget_steps=budget, horizon_steps=horizon)) is not None:
             made = {trial.candidate for trial in trials.done if trial.round == coming.number}
@@ -147,10 +153,26 @@ def run_trials(
                 for loss in losses:
                     trial = Trial(names.pop(0), coming.number, coming.num_steps, loss)
                     trials = trials.after(trial, num_tokens=cost, seconds=(time.monotonic() - started) / len(losses))
+                    if recorder is not None:  # before it is saved: a line too many is cut off, one too few would be missed
+                        _tell(recorder, trials, horizon_steps=horizon, per_step=per_step)
                 watch.num_done, started = len(trials.done), time.monotonic()
                 if dist.get_rank() == 0:
                     write_json(plan.folder.trials, {"identity": identity, **asdict(trials)})
     return trials
+
+
+def _tell(recorder: SearchRecorder, trials: Trials, *, horizon_steps: int, per_step: int) -> None:
+    """Tell of the newest trial, and of how they stand."""
+    newest, verdict = trials.done[-1], trials.verdict(horizon_steps=horizon_steps)
+    likely = dict(zip(verdict.names, verdict.probability_C.tolist(), strict=True)) if verdict is not None else None
+    recorder.tried(
+        newest.candidate,
+        round=newest.round,
+        num_steps=newest.num_steps,
+        loss=newest.loss,
+        num_tokens=sum(trial.num_steps for trial in trials.done) * per_step,
+        probability=likely,
+    )
 
 
 class _StopBetweenSteps:
@@ -158,17 +180,24 @@ class _StopBetweenSteps:
 
     Attributes:
         num_done: trials that are saved.
+        num_tokens: that trials were trained on.
     """
 
-    def __init__(self, plan: SearchPlan, stop_asked: Callable[[], bool], advance: Advance) -> None:
+    def __init__(
+        self, plan: SearchPlan, stop_asked: Callable[[], bool], advance: Advance, recorder: SearchRecorder | None
+    ) -> None:
+        self._recorder = recorder
         self._per_step = plan.proxy.training.tokens_per_step
         # At least once in each trial, however seldom the mixture is moved.
         self._interval = min(plan.search.update_interval, FEWEST_TRIAL_STEPS)
         self._stop_asked, self._advance = stop_asked, advance
-        self.num_done = 0
+        self.num_done = self.num_tokens = 0
 
     def __call__(self, step: int, num_trials: int) -> None:
         self._advance(num_trials * self._per_step)
+        self.num_tokens += num_trials * self._per_step
+        if self._recorder is not None:
+            self._recorder.trained(self.num_tokens)
         if step % self._interval == 0 and any_rank(self._stop_asked()):
             saved = "1 trial of the search is saved" if self.num_done == 1 else f"{self.num_done} trials of the search are saved"
             raise Interrupted("", saved, "the same command goes on from there")

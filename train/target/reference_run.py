@@ -15,6 +15,7 @@ from fastmix_data.recipe.search import SearchSection
 from train.mixture.named_mixtures import stated_weights
 from train.proxy.engine import ProxyEngine, any_rank
 from train.proxy.training import ProxyPlan, train_on_mixture
+from train.recording.search_recorder import SearchRecorder
 from train.target.target import Target
 from train.target.target_weights import ReferenceLosses, measured_steps, num_measured_sequences
 
@@ -33,7 +34,7 @@ class ReferenceRun:
     seconds: float
 
 
-class _Recorder:
+class _Measuring:
     """Measures the targets at the steps at which a search will."""
 
     def __init__(
@@ -44,7 +45,9 @@ class _Recorder:
         *,
         stop_asked: Callable[[], bool],
         advance: Callable[[int], None],
+        recorder: SearchRecorder | None,
     ) -> None:
+        self._recorder = recorder
         self._training, self._interval, self._target = plan.training, search.update_interval, target
         self._stop_asked, self._advance = stop_asked, advance
         self.steps_S = measured_steps(search, plan.training, num_targets=len(target.names))
@@ -56,12 +59,17 @@ class _Recorder:
         self._advance(self._training.tokens_per_step)
         if step % self._interval:
             return
+        if self._recorder is not None:
+            self._recorder.describe_model(engine)
+            self._recorder.trained(step * self._training.tokens_per_step)
         if any_rank(self._stop_asked()):
             ended = f"the reference run ended at step {step} of {self._training.num_steps}"
             raise Interrupted("", ended, "the same command starts it again")
         if step in self.steps_S:
             losses_G = self._target.evaluate_each(engine, half="search", num_sequences=self.num_sequences)
             self.losses_SG.append(losses_G.tolist())
+            if self._recorder is not None:
+                self._recorder.measured(step, losses_G.tolist())
 
 
 def reference_run(
@@ -74,6 +82,7 @@ def reference_run(
     identity: dict[str, Any],
     stop_asked: Callable[[], bool],
     quiet: bool,
+    recorder: SearchRecorder | None = None,
 ) -> ReferenceRun:
     """The reference run that a recipe asks for: read from `path`, or trained on all ranks together and written there.
 
@@ -81,6 +90,7 @@ def reference_run(
         plan: of the search's proxy, whose seed and budget the run has too.
         target: with fixed weights and the search's seed, so that both runs are measured on the same sequences.
         path: where it is kept.
+        recorder: tells of it, if given.
         identity: what a run must share with the file to use it; one of another recipe is made anew.
 
     Raises:
@@ -90,14 +100,16 @@ def reference_run(
     saved = read_json(path) if path.exists() else {}
     if saved.get("identity") == identity:
         return ReferenceRun(ReferenceLosses(**saved["losses"]), saved["num_tokens"], saved["seconds"])
+    if recorder is not None:
+        recorder.enter("reference", done=0)
     started, weights_K = time.monotonic(), stated_weights(plan.catalog, mixture, unit=search.weight_unit)
     with progress(f"reference run ({mixture})", total=plan.training.num_tokens, quiet=quiet) as advance:
-        recorder = _Recorder(plan, search, target, stop_asked=stop_asked, advance=advance)
-        engine = train_on_mixture(plan, weights_K, seed=plan.training.seed, on_step=recorder.after_step).engine
+        measuring = _Measuring(plan, search, target, stop_asked=stop_asked, advance=advance, recorder=recorder)
+        engine = train_on_mixture(plan, weights_K, seed=plan.training.seed, on_step=measuring.after_step).engine
     losses = ReferenceLosses(
-        steps_S=recorder.steps_S,
-        losses_SG=recorder.losses_SG,
-        num_sequences=recorder.num_sequences,
+        steps_S=measuring.steps_S,
+        losses_SG=measuring.losses_SG,
+        num_sequences=measuring.num_sequences,
         end_G=target.evaluate_each(engine, half="search", num_sequences=search.eval_sequences).tolist(),
     )
     is_first = engine.rank == 0

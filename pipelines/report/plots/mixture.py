@@ -39,7 +39,7 @@ def mixture_plot(inputs: ReportInputs, trajectory: TrajectoryTable) -> Canvas:
         with plot.canvas.group(label):
             plot.band(label, lower_U, upper_U, f"area {colour(rank)}")
         middles.append((plot.y(upper_U[-1]) + plot.y(lower_U[-1])) / 2)
-    if inputs.recipe is not None:
+    if inputs.recipe is not None and inputs.progress is None:  # of a search that runs, nobody knows yet which part that will be
         is_answer = inputs.trials is None or inputs.trials.winner == "scores"
         _averaged_bracket(
             plot, inputs.recipe.search.average_fraction, f"averaged {'into the answer' if is_answer else 'and tried'}"

@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastmix_data.errors import FastmixError, MismatchError, RecipeError
 from fastmix_data.recipe.load import load_recipe
+from fastmix_data.results.metrics_file import read_lines
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.results.trajectory import read_trajectory
+from train.recording.search_recorder import Told
 from train.search.plan import SearchPlan, plan_search
 from train.search.search import search
 
@@ -92,7 +96,7 @@ def content(mixture: Mixture) -> dict[str, Any]:
 
 def test_killed_and_stopped_a_search_comes_to_the_identical_end(planted_recipe: MakeRecipe) -> None:
     """One process is killed as it follows the scores and one stopped with ctrl-C among its trials before a third finishes; another search
-    was left alone. The part of the data that is seen and the bounds must come back too.
+    was left alone. The part of the data that is seen and the bounds must come back too, and what is told of it is told once.
     """
     settings: dict[str, Any] = {
         "initial_weights": "count",
@@ -105,21 +109,58 @@ def test_killed_and_stopped_a_search_comes_to_the_identical_end(planted_recipe: 
     recipes = [planted_recipe(name=name, **settings) for name in ("whole", "killed")]
     whole, killed = (plan_search(load_recipe(recipe)) for recipe in recipes)
 
-    process = start(recipes[1])
+    process = start(recipes[1], "--log", "tensorboard")
     wait_for("checkpoints/latest.json", recipes[1], process)
     time.sleep(np.random.default_rng().uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process = start(recipes[1], PYTHONPROFILEIMPORTTIME="1")
+    with killed.folder.metrics.open("ab") as file:
+        file.write(b'{"event":"update","step":')  # a line that was torn
+    process = start(recipes[1], "--log", "tensorboard", PYTHONPROFILEIMPORTTIME="1")
     wait_for("trials.json", recipes[1], process)
     time.sleep(np.random.default_rng().uniform(0, 0.2))
     packages = imported(press_ctrl_c(recipes[1], process, saved=r"\d trials? of the search (is|are) saved"))
     assert {"torch", "deepspeed"} <= packages and not {"dask", "distributed"} & packages
 
-    expected, found = (search(plan, quiet=True).mixture for plan in (whole, killed))
+    told = Told(sinks=("tensorboard",))
+    expected, found = (search(plan, quiet=True, told=told).mixture for plan in (whole, killed))
     assert killed.folder.trajectory.read_bytes() == whole.folder.trajectory.read_bytes()
     assert content(found) == content(expected) and found.trials is not None
     assert not killed.folder.checkpoints.exists()
+    log = killed.folder.rank_log(0).read_text()
+    assert log.count("rank 0 of 1 on ") == 2 and "checkpoint of step 8" in log and "goes on from " in log
+    assert_told_once(whole, killed)
+
+
+WHEN = {"time", "tokens_per_second", "seconds_left", "peak_memory_bytes", "run", "gradient_norm"}
+
+
+def assert_told_once(whole: SearchPlan, killed: SearchPlan) -> None:
+    """Metrics and TensorBoard's events of a search that was killed and stopped say what those of one say that was left alone."""
+    expected, found = (read_lines(plan.folder.metrics) for plan in (whole, killed))
+    events = ("update", "trial")
+    assert [without_times(line) for line in found if line["event"] in events] == [
+        without_times(line) for line in expected if line["event"] in events
+    ]
+    assert [line["event"] for line in found].count("begin") == 3 and found[-1]["outcome"] == "finished"
+    assert len({line["run"] for line in found if line["event"] == "begin"}) == 1
+    assert all(line["tokens"] <= later["tokens"] for line, later in pairwise(line for line in found if line["event"] in events))
+    trajectory = read_trajectory(whole.folder.trajectory)
+    assert trajectory is not None
+    updates = [line for line in expected if line["event"] == "update"]
+    assert [line["tokens"] for line in updates] == trajectory.tokens_U.tolist()
+    weights_UK = [[line["weights"][name] for name in trajectory.sources] for line in updates]
+    assert np.allclose(weights_UK, trajectory.weights_UK, atol=1e-6)
+    left_alone, gone_on = (EventAccumulator(str(plan.folder.tensorboard)).Reload() for plan in (whole, killed))
+    assert set(gone_on.Tags()["scalars"]) == set(left_alone.Tags()["scalars"])
+    for tag in ("search_weight/same", "search_train_loss", "search_trial_loss/start"):
+        points = [[(event.step, event.value) for event in of.Scalars(tag)] for of in (left_alone, gone_on)]
+        assert len(points[0]) >= 2 and points[0] == points[1]
+    assert left_alone.Scalars("search_train_loss")[-1].step == updates[-1]["step"]
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in WHEN}
 
 
 def test_ctrl_c_stops_all_ranks_at_one_step_and_they_go_on_together(planted_recipe: MakeRecipe) -> None:

@@ -21,8 +21,10 @@ from stopped_search import stop_after_a_checkpoint
 
 from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import MismatchError
+from fastmix_data.results.metrics_file import read_lines
 from fastmix_data.results.mixture import Limit, Mixture, WorstTarget, load_mixture
 from fastmix_data.shards.catalog import Catalog
+from fastmix_data.workdir import SearchFolder
 from train.search.plan import SearchPlan
 from train.search.search import search
 from train.search.seeds import mean_of_searches
@@ -227,6 +229,11 @@ def test_a_stopped_search_becomes_the_first_of_several(planted_plan: MakePlan) -
     assert mean.certainty.seed_weights["0"] == whole.weights
     assert read_json(plan.folder.of_seed(0).trials) == read_json(plan.folder.trials)
     assert not list(plan.folder.root.rglob("checkpoints"))
+    assert not plan.folder.metrics.exists() and plan.folder.running().root == plan.folder.of_seed(1).root
+    for seed in (0, 1):
+        lines = read_lines(plan.folder.of_seed(seed).metrics)
+        steps = [line["step"] for line in lines if line["event"] == "update"]
+        assert steps == list(range(4, steps[-1] + 1, 4)) and lines[0]["seed"] == seed and lines[-1]["outcome"] == "finished"
 
 
 def test_ranks_of_a_launcher_search_all_seeds_together_and_one_of_them_speaks(planted_recipe: Callable[..., Path]) -> None:
@@ -236,7 +243,11 @@ def test_ranks_of_a_launcher_search_all_seeds_together_and_one_of_them_speaks(pl
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    mean = load_mixture(path.with_suffix("") / "search" / "mixture.json")
+    folder = SearchFolder(path.with_suffix("") / "search")
+    mean = load_mixture(folder.mixture)
+    for rank in (0, 1):
+        log = folder.rank_log(rank).read_text()
+        assert f"rank {rank} of 2 on " in log and log.count("finished: ") == (2 if rank == 0 else 0) and log.endswith(": done\n")
     assert mean.search.world_size == 2 and set(mean.certainty.seed_weights) == {"4", "5"}
     printed = json.loads(finished.stdout)  # one object, not one for each rank
     assert printed["did_work"] and printed["weights"] == mean.weights
@@ -255,3 +266,5 @@ def test_what_is_wrong_is_said_by_the_first_rank_that_a_launcher_started(planted
     assert "--nproc 2: this process is a rank that a launcher started; give the number to the launcher" in told
     assert "training.global_batch: 15 cannot be divided over 2 ranks" in refusal(0, "--set", "training.global_batch=15")
     assert refusal(1, "--nproc", "2") == refusal(1, "--set", "training.global_batch=15") == ""
+    log = SearchFolder(planted_recipe().with_suffix("") / "search").rank_log(1).read_text()
+    assert "rank 1 of 2 on " in log and "Traceback" in log and "15 cannot be divided over 2 ranks" in log

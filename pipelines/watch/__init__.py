@@ -1,0 +1,1 @@
+"""`fastmix watch`: a search as it runs, in the terminal."""
