@@ -1,4 +1,4 @@
-"""Ranges of bytes of objects in S3, another store that Arrow reads, or a shared folder; with retries, and one line where they do not help."""
+"""Ranges of bytes of objects in S3, another store that Arrow reads, or a shared folder; with retries, and one line at their end."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ class ObjectStore:
                 if seconds is None:
                     times = f"{len(self._retry_seconds) + 1} times in {sum(self._retry_seconds):.0f} s"
                     problem = f"the store does not answer, tried {times} ({_said(error)})"
-                    raise FastmixError(self.address(path), problem, "see that it is reachable, and run the same command again") from error
+                    raise FastmixError(
+                        self.address(path), problem, "see that it is reachable, and run the same command again"
+                    ) from error
                 if not self._has_warned:
                     self._has_warned = True
                     warnings.warn(f"{self.address(path)}: {_said(error)}; trying again", stacklevel=4)
@@ -125,7 +127,9 @@ class ObjectStore:
             raise InputError(where, "access is denied", _CREDENTIALS) from error
         if isinstance(error, FileNotFoundError) or _NO_BUCKET in said:
             if not self._has_root():
-                raise InputError(self.address("").rstrip("/"), "there is no such bucket or folder", "check storage.shards") from error
+                raise InputError(
+                    self.address("").rstrip("/"), "there is no such bucket or folder", "check storage.shards"
+                ) from error
             remedy = "copy WORKDIR/shards there, for example with `aws s3 sync`"
             raise CorruptArtefactError(where, "there is no such object, which the catalog names", remedy) from error
 

@@ -18,7 +18,8 @@ from fastmix_data.remote.object_store import ObjectStore, StoredObject
 from fastmix_data.remote.slot_files import SlotFiles
 from fastmix_data.workdir import SHARDS_FOLDER
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 DEFAULT_CACHE_BYTES = 10 * 10**9
 # Enough to hide 20 ms behind 3,000 requests a second, and few enough for the connections that S3 gives a client.
 _REQUESTS_AT_ONCE = 64

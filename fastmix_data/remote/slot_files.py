@@ -32,6 +32,7 @@ _LARGEST_FILE = 16 << 20
 # free for them.
 _WRITTEN_PART, _FREE_PART = 128, 8
 _TOUCHED_SECONDS = 5.0
+_FETCHING, _ROOM = ".fetching", ".making-room"  # locks
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,9 +70,11 @@ class SlotFiles:
         self.keeps = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".lock").touch()
+            (folder / _FETCHING).touch()
         except OSError as error:
-            raise FastmixError(folder, f"the cache cannot be written to ({error.strerror})", "name another with storage.cache") from error
+            raise FastmixError(
+                folder, f"the cache cannot be written to ({error.strerror})", "name another with storage.cache"
+            ) from error
         self._make_room()
 
     def slots_per_file(self, slot_bytes: int) -> int:
@@ -107,10 +110,15 @@ class SlotFiles:
                     self._write(key, number, per_file, here.start % per_file * (slot_bytes + HASH_BYTES), piece, version=version)
         except OSError as error:
             if error.errno not in _FULL:
-                raise FastmixError(self._folder, f"the cache cannot be written to ({error.strerror})", "see to its disk") from error
+                raise FastmixError(
+                    self._folder, f"the cache cannot be written to ({error.strerror})", "see to its disk"
+                ) from error
             self.keeps = False
             remedy = "free some, or lower storage.cache_bytes"
-            warnings.warn(f"{self._folder}: no space left on the cache's disk, so shards are read without keeping more; {remedy}", stacklevel=3)
+            warnings.warn(
+                f"{self._folder}: no space left on the cache's disk, so shards are read without keeping more; {remedy}",
+                stacklevel=3,
+            )
 
     def _write(self, key: str, number: int, per_file: int, offset: int, piece: bytes, *, version: str) -> None:
         file = self._file(key, number, per_file, makes=True)
@@ -123,7 +131,7 @@ class SlotFiles:
             os.pwrite(file.descriptor, head, 0)
         os.pwrite(file.descriptor, piece, _HEADER + offset)
         with self._lock:
-            self._written += -(-len(piece) // _PAGE) * _PAGE
+            self._written += (-(-len(piece) // _PAGE) + 1) * _PAGE  # it may begin in the middle of a page
             is_due = self._written >= self._max_bytes // _WRITTEN_PART
             self._written = 0 if is_due else self._written
         if is_due:
@@ -141,7 +149,7 @@ class SlotFiles:
         """Keep other threads and processes from fetching what has one of these names, until the block ends."""
         # Ranges of one lock file, taken in ascending order so that nobody waits in a circle. Locks of the open file, not of the process:
         # those would not keep its own threads apart, and would be gone with the first of them that closes the file.
-        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(self._folder / _FETCHING, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             command = getattr(fcntl, "F_OFD_SETLKW", None)
             if command is None:
@@ -176,12 +184,10 @@ class SlotFiles:
             os.utime(file.descriptor)
 
     def _make_room(self) -> None:
-        """Remove the files that were not used for longest until an eighth is free; one process at a time does it."""
-        with (self._folder / ".room").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
+        """Remove the files that were not used for longest until an eighth is free."""
+        with (self._folder / _ROOM).open("w") as lock:
+            # Waited for: who went on writing while another looks could be past the bound before its next turn.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             found = sorted(_files_in(self._folder))
             # Disk blocks, not lengths: of a file with few slots in it most is a hole.
             total, bound = sum(num_bytes for _, num_bytes, _ in found), self._max_bytes - self._max_bytes // _FREE_PART

@@ -189,7 +189,9 @@ def _fetch(missing: Sequence[Wanted], contents: dict[Wanted, bytes]) -> None:
     units: dict[CachedShard, set[range]] = {}
     for shard, slot in missing:
         units.setdefault(shard, set()).add(_unit(shard, slot))
-    found = dict(zip(units, opened.at_once(_find, [(shard, min(unit.start for unit in units[shard])) for shard in units]), strict=True))
+    found = dict(
+        zip(units, opened.at_once(_find, [(shard, min(unit.start for unit in units[shard])) for shard in units]), strict=True)
+    )
     asked = set(missing)
     slots_of = {shard: sorted(slot for unit in units[shard] for slot in unit) for shard in units}
     runs = [

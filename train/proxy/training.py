@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from fastmix_data.shards.table_rows import column_of
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import ModelInputs, sequence_losses, to_tensors
 from train.proxy.model import build_proxy, proxy_config
+
+_MOST_LEFT_OVER = 0.08  # of the sequences trained on, what may be fetched for nothing
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,17 @@ class ProxyPlan:
             sequence_length=self.training.sequence_length,
             share_seen=self.catalog.share_of_sample_K(self.share_seen),
             document_attention=self.training.document_attention,
+            window=self._window_read_here(),
         )
+
+    def _window_read_here(self) -> int:
+        """Neighbouring sequences of a source that may be fetched together, as this machine trains on nearly all of them; else 1."""
+        training, num_sources = self.training, len(self.catalog.sources)
+        # Of each source, half a window is left over when training ends; ranks of several machines divide every window among them.
+        left_over, drawn = num_sources * training.locality_window / 2, training.num_steps * training.global_batch
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        is_one_machine = ranks == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == ranks
+        return max(1, training.locality_window) if is_one_machine and left_over <= _MOST_LEFT_OVER * drawn else 1
 
     @property
     def kept_apart(self) -> dict[str, bool]:
