@@ -51,6 +51,11 @@ class ShardStore:
         return path.startswith(f"{SHARDS_FOLDER}/") and not is_foreign(storage)
 
 
+def is_on_one_machine(num_ranks: int) -> bool:
+    """Whether all ranks of a run share this machine's cache; launchers say so."""
+    return num_ranks == 1 or os.environ.get("LOCAL_WORLD_SIZE") == str(num_ranks)
+
+
 @lru_cache(maxsize=4)
 def _opened(settings: ShardStore, process: int) -> OpenStore:  # noqa: ARG001
     return OpenStore(settings)

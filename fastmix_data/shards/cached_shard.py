@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.foreign.storage import Stored
 from fastmix_data.remote.object_store import StoredObject
 from fastmix_data.remote.shard_store import OpenStore, ShardStore
-from fastmix_data.shards.shard_format import SequenceViews, ShardLayout
+from fastmix_data.shards.shard_format import NAME_BYTES, SequenceViews, ShardLayout, tag_digits
 
 _MOST_FETCHED = 1.1  # bytes of a request over those that were asked for
+_MOST_FETCHED_WITH_NAMES = 1.3  # a name and its block's array are one request
 _FETCHED_AT_ONCE = 8 << 20
 _LOCKED_AT_ONCE = 512
 
@@ -65,8 +67,22 @@ class CachedShard:
         key, slot_bytes: of its slots in the cache.
     """
 
-    def __init__(self, store: ShardStore, stored: Stored, *, layout: ShardLayout, length: int, neighbours: Neighbours) -> None:
-        """Work out where everything lies; nothing is looked up."""
+    def __init__(
+        self,
+        store: ShardStore,
+        stored: Stored,
+        *,
+        layout: ShardLayout,
+        length: int,
+        neighbours: Neighbours,
+        has_tags: bool = False,
+    ) -> None:
+        """Work out where everything lies; nothing is looked up.
+
+        Args:
+            has_tags: fetch the names of the blocks too, which end with a tag. Such shards are read from front to back, with all that
+                lies between their arrays.
+        """
         self._store, self.stored, self.layout, self.neighbours = store, stored, layout, neighbours
         self._length, self._per_block = length, layout.block_tokens // length
         self._members: list[_Member] = []
@@ -76,7 +92,20 @@ class CachedShard:
             size = (length + 1) * itemsize
             self._members.append(_Member(member.data_offset, length * itemsize, size, self.slot_bytes, member.dtype))
             self.slot_bytes += size
-        identity = (store.url, stored.path, stored.sha256, layout.block_tokens, layout.dtype.str, layout.has_mask, length)
+        self._has_tags = has_tags
+        if has_tags:
+            self._members.append(_Member(0, 0, NAME_BYTES, self.slot_bytes, np.dtype("u1")))
+            self.slot_bytes += NAME_BYTES
+        identity = (
+            store.url,
+            stored.path,
+            stored.sha256,
+            layout.block_tokens,
+            layout.dtype.str,
+            layout.has_mask,
+            length,
+            has_tags,
+        )
         self.key = xxhash.xxh3_128_hexdigest("\0".join(map(str, identity)).encode(errors="surrogateescape"))
 
     @property
@@ -96,8 +125,20 @@ class CachedShard:
 
     def arrays(self, content: bytes) -> tuple[Any, ...]:
         """Tokens, and mask and starts where there are any, of a slot's content; None in their place where not."""
-        found = [np.frombuffer(content, m.dtype, self._length + 1, m.slot_offset) for m in self._members]
+        members = self._members[:-1] if self._has_tags else self._members
+        found = [np.frombuffer(content, m.dtype, self._length + 1, m.slot_offset) for m in members]
         return (*found, *([None] * (3 - len(found))))
+
+    def tag(self, content: bytes) -> npt.NDArray[np.uint8] | None:
+        """The digits, as ASCII, of the tag in a slot's content, if it has one."""
+        return tag_digits(content[self._members[-1].slot_offset :]) if self._has_tags else None
+
+    def requests(self, slots: Iterable[int]) -> list[tuple[int, int]]:
+        """Ranges of the file to ask for."""
+        intervals = (interval for slot in slots for interval in self.intervals(slot))
+        if not self._has_tags:
+            return merged(intervals)
+        return merged(intervals, most_fetched=float("inf") if self.neighbours.window > 1 else _MOST_FETCHED_WITH_NAMES)
 
     def check(self, found: StoredObject, *, known: str | None) -> None:
         """Refuse an object that is not the shard.
@@ -194,11 +235,7 @@ def _fetch(missing: Sequence[Wanted], contents: dict[Wanted, bytes]) -> None:
     )
     asked = set(missing)
     slots_of = {shard: sorted(slot for unit in units[shard] for slot in unit) for shard in units}
-    runs = [
-        (shard, run)
-        for shard, slots in slots_of.items()
-        for run in merged(interval for slot in slots for interval in shard.intervals(slot))
-    ]
+    runs = [(shard, run) for shard, slots in slots_of.items() for run in shard.requests(slots)]
 
     def read(task: tuple[CachedShard, tuple[int, int]]) -> bytes:
         shard, (start, stop) = task
@@ -242,31 +279,46 @@ class _Held:
         return self.found[key[:2]][key[2:]]
 
 
-def fetch_together(
-    opened: Callable[[int], SequenceViews | CachedShard], places: Iterable[tuple[int, int, int]]
-) -> Callable[[int], SequenceViews]:
-    """Views of shards by their number, in which those of a store have the sequences of the given places; raises as `contents_of`.
+class Fetched:
+    """Views of shards by their number, in which those of a store have the sequences that were asked for.
 
-    Args:
-        places: shard, block of the shard, and sequence within the block.
+    Attributes:
+        tags: digits of the tags of blocks, by shard and block, where shards have some.
     """
-    shards: dict[int, SequenceViews | CachedShard] = {}
-    wanted: dict[tuple[int, int, int], Wanted] = {}
-    for place in places:
-        number, block, within = place
-        shard = shards.get(number)
-        if shard is None:
-            shard = shards[number] = opened(number)
-        if isinstance(shard, CachedShard):
-            wanted[place] = (shard, shard.slot(block, within))
-    contents = contents_of(list(dict.fromkeys(wanted.values())))
-    held: dict[int, tuple[_Held, _Held, _Held]] = {}
-    for (number, block, within), (shard, slot) in wanted.items():
-        kept = held.setdefault(number, (_Held(), _Held(), _Held()))
-        for array, values in zip(kept, shard.arrays(contents[shard, slot]), strict=True):
-            array.found[block, within] = values
-    views: dict[int, Any] = {number: shard for number, shard in shards.items() if not isinstance(shard, CachedShard)}
-    for number, arrays in held.items():
-        has_mask = shards[number].layout.has_mask  # type: ignore[union-attr]
-        views[number] = SequenceViews(*arrays) if has_mask else SequenceViews(arrays[0], None, None)  # type: ignore[arg-type]
-    return views.__getitem__
+
+    def __init__(self, opened: Callable[[int], SequenceViews | CachedShard], places: Iterable[tuple[int, int, int]]) -> None:
+        """Fetch what is not in the cache, many requests at once; raises as `contents_of`.
+
+        Args:
+            places: shard, block of the shard, and sequence within the block.
+        """
+        self._views: dict[int, SequenceViews] = {}
+        self.tags: dict[int, dict[int, npt.NDArray[np.uint8]]] = {}
+        shards: dict[int, SequenceViews | CachedShard] = {}
+        wanted: dict[tuple[int, int, int], Wanted] = {}
+        for place in places:
+            number, block, within = place
+            shard = shards.get(number)
+            if shard is None:
+                shard = shards[number] = opened(number)
+            if isinstance(shard, CachedShard):
+                wanted[place] = (shard, shard.slot(block, within))
+            else:
+                self._views[number] = shard
+        contents = contents_of(list(dict.fromkeys(wanted.values())))
+        held: dict[int, tuple[_Held, _Held, _Held]] = {}
+        for (number, block, within), (cached, slot) in wanted.items():
+            content = contents[cached, slot]
+            if number not in held:
+                held[number] = (_Held(), _Held(), _Held())
+                tokens, mask, starts = cast(tuple[Any, Any, Any], held[number])
+                has_mask = cached.layout.has_mask
+                self._views[number] = SequenceViews(tokens, mask if has_mask else None, starts if has_mask else None)
+            for array, values in zip(held[number], cached.arrays(content), strict=True):
+                array.found[block, within] = values
+            if (digits := cached.tag(content)) is not None:
+                self.tags.setdefault(number, {})[block] = digits
+
+    def __call__(self, number: int) -> SequenceViews:
+        """The views of a shard."""
+        return self._views[number]

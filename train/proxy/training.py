@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from fastmix_data.arrays import Bools, Float64s, Int64s
 from fastmix_data.errors import FastmixError, RecipeError
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.remote.shard_store import is_on_one_machine
 from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
@@ -104,8 +104,8 @@ class ProxyPlan:
         # Of each source, half a window is left over when training ends; ranks of several machines divide every window among them.
         left_over, drawn = num_sources * training.locality_window / 2, training.num_steps * training.global_batch
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        is_one_machine = ranks == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == ranks
-        return max(1, training.locality_window) if is_one_machine and left_over <= _MOST_LEFT_OVER * drawn else 1
+        is_worth_it = is_on_one_machine(ranks) and left_over <= _MOST_LEFT_OVER * drawn
+        return max(1, training.locality_window) if is_worth_it else 1
 
     @property
     def kept_apart(self) -> dict[str, bool]:
