@@ -20,6 +20,7 @@ T = TypeVar("T")
 # Two minutes in all, each shortened at random so that ranks do not come back at once: a store that throttles or a switch that restarts
 # is there again by then, and what takes longer somebody has to look at.
 RETRY_SECONDS = (0.1, 0.4, 1.5, 5.0, 10.0, 20.0, 40.0, 40.0)
+_TIMEOUT_SECONDS = 10
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "EXPIRED_TOKEN")
 _NO_BUCKET = "NO_SUCH_BUCKET"
 _CREDENTIALS = "check the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and that they may read it"
@@ -167,6 +168,8 @@ def _filesystem_of(url: str) -> tuple[Any, str]:
             region=filesystem.region,
             scheme=options.get("scheme") or scheme or None,
             endpoint_override=options.get("endpoint_override") or host or None,
+            connect_timeout=_TIMEOUT_SECONDS,
+            request_timeout=_TIMEOUT_SECONDS,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
     return filesystem, folder.rstrip("/")

@@ -49,6 +49,7 @@ class PreprocessPlan:
         sequence_length: tokens of a training sequence; None if the recipe has no training section (yet).
         example_tokens: tokens of the windows that examples are packed into; None if no source or target is of examples.
         sections: the parts of the recipe that decide what is written, as JSON.
+        shards_are_elsewhere: shards that were copied to the recipe's storage need not be in the workdir any more.
     """
 
     workdir: Workdir
@@ -62,6 +63,7 @@ class PreprocessPlan:
     sequence_length: int | None
     example_tokens: int | None
     sections: Mapping[str, Any]
+    shards_are_elsewhere: bool = False
 
     @property
     def sources(self) -> list[SourceInputs]:
@@ -110,6 +112,7 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
         sequence_length=None if recipe.training is None else recipe.training.sequence_length,
         example_tokens=example_tokens,
         sections=_sections(recipe, target_files, chat_templates, example_tokens=example_tokens),
+        shards_are_elsewhere=recipe.storage is not None and recipe.storage.shards is not None,
     )
 
 

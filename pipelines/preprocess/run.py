@@ -310,7 +310,7 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, is_whole: bool
         if receipt.fingerprint == fingerprints.get(label)
         and label not in changed
         and receipt.suits(ways[label])
-        and receipt.outputs_are_there(plan.workdir.root)
+        and receipt.outputs_are_there(plan.workdir.root, shards_are_elsewhere=plan.shards_are_elsewhere)
     }
     return run
 

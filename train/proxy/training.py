@@ -95,23 +95,23 @@ class ProxyPlan:
             sequence_length=self.training.sequence_length,
             share_seen=self.catalog.share_of_sample_K(self.share_seen),
             document_attention=self.training.document_attention,
-            window=self._window_read_here(),
+            window=window_read_here(self.training, num_sources=len(self.catalog.sources)),
         )
-
-    def _window_read_here(self) -> int:
-        """Neighbouring sequences of a source that may be fetched together, as this machine trains on nearly all of them; else 1."""
-        training, num_sources = self.training, len(self.catalog.sources)
-        # Of each source, half a window is left over when training ends; ranks of several machines divide every window among them.
-        left_over, drawn = num_sources * training.locality_window / 2, training.num_steps * training.global_batch
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        is_worth_it = is_on_one_machine(ranks) and left_over <= _MOST_LEFT_OVER * drawn
-        return max(1, training.locality_window) if is_worth_it else 1
 
     @property
     def kept_apart(self) -> dict[str, bool]:
         """What attention has to stay within, as `check_proxy` takes it."""
         has_examples = bool(column_of(self.catalog.rows, "has_mask").any())
         return {"has_examples": has_examples, "document_attention": self.training.document_attention}
+
+
+def window_read_here(training: TrainingSection, *, num_sources: int) -> int:
+    """Neighbouring sequences of a source that may be fetched together, as this machine trains on nearly all of them; else 1."""
+    # Of each source, half a window is left over when training ends; ranks of several machines divide every window among them.
+    left_over, drawn = num_sources * training.locality_window / 2, training.num_steps * training.global_batch
+    num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    is_worth_it = is_on_one_machine(num_ranks) and left_over <= _MOST_LEFT_OVER * drawn
+    return max(1, training.locality_window) if is_worth_it else 1
 
 
 def micro_batch(training: TrainingSection, num_ranks: int) -> int:
