@@ -17,6 +17,10 @@ def test_a_search_from_s3_finds_what_one_from_the_disk_does_and_says_what_is_wro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_corpus(tmp_path)
+    recipe = read_recipe(tmp_path)
+    recipe["training"]["token_budget"] = "2K"
+    recipe["search"] |= {"trial_fraction": 0, "eval_sequences": 4}
+    write_recipe(tmp_path, recipe)
     fastmix("preprocess", "recipe.yaml", cwd=tmp_path)
     fastmix("search", "recipe.yaml", cwd=tmp_path)
     mixture = tmp_path / "run" / "search" / "mixture.json"
@@ -26,14 +30,13 @@ def test_a_search_from_s3_finds_what_one_from_the_disk_does_and_says_what_is_wro
             monkeypatch.setenv(name, value)
         server.upload(tmp_path / "run" / "shards", "corpora", "here")
         shutil.rmtree(tmp_path / "run" / "shards")
-        recipe = read_recipe(tmp_path)
 
         def search(shards: str, *options: str, code: int = 0) -> str:
             shard_store._opened.cache_clear()
             write_recipe(tmp_path, {**recipe, "storage": {"shards": shards, "cache": "cache", "cache_bytes": "8MiB"}})
             return fastmix("search", "recipe.yaml", "--replace", *options, cwd=tmp_path, code=code).output
 
-        assert "s3://nowhere: there is no such bucket or folder; check storage.shards" in search("s3://nowhere/here", code=2)
+        assert "s3://nowhere/here: there is no such bucket or folder; check storage.shards" in search("s3://nowhere/here", code=2)
         assert "there is no such object, which the catalog names; copy WORKDIR/shards" in search("s3://corpora/else", code=2)
         with monkeypatch.context() as patch:
             patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
