@@ -28,7 +28,7 @@ from train.proxy.engine import ProxyEngine
 from train.proxy.losses import ModelInputs, sequence_losses, to_tensors
 from train.proxy.model import build_proxy, proxy_config
 
-_MOST_LEFT_OVER = 0.08  # of the sequences trained on, what may be fetched for nothing
+_MOST_LEFT_OVER = 0.045  # of the sequences trained on, what may be fetched for nothing
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class ProxyPlan:
 
 def window_read_here(training: TrainingSection, *, num_sources: int) -> int:
     """Neighbouring sequences of a source that may be fetched together, as this machine trains on nearly all of them; else 1."""
-    # Of each source, half a window is left over when training ends; ranks of several machines divide every window among them.
-    left_over, drawn = num_sources * training.locality_window / 2, training.num_steps * training.global_batch
+    # Of each source, up to a window is left over when training ends; ranks of several machines divide every window among them.
+    left_over, drawn = num_sources * training.locality_window, training.num_steps * training.global_batch
     num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     is_worth_it = is_on_one_machine(num_ranks) and left_over <= _MOST_LEFT_OVER * drawn
     return max(1, training.locality_window) if is_worth_it else 1
