@@ -171,17 +171,22 @@ def merged(intervals: Iterable[tuple[int, int]], *, most_fetched: float = _MOST_
     >>> merged([(0, 100), (105, 205), (230, 330)])
     [(0, 205), (230, 330)]
     """
+    pieces: list[tuple[int, int]] = []
+    for start, stop in sorted(intervals):
+        # What touches is one piece first: a block of many sequences is worth the gap before it, its first sequence alone may not be.
+        if pieces and start <= pieces[-1][1]:
+            pieces[-1] = (pieces[-1][0], max(stop, pieces[-1][1]))
+        else:
+            pieces.append((start, stop))
     runs: list[tuple[int, int]] = []
     useful = 0
-    for start, stop in sorted(intervals):
-        if runs:
-            first, last = runs[-1]
-            wanted, end = useful + max(0, stop - max(start, last)), max(stop, last)
-            if end - first <= min(most_fetched * wanted, _FETCHED_AT_ONCE):
-                runs[-1], useful = (first, end), wanted
-                continue
-        runs.append((start, stop))
-        useful = stop - start
+    for start, stop in pieces:
+        wanted = useful + stop - start
+        if runs and stop - runs[-1][0] <= min(most_fetched * wanted, _FETCHED_AT_ONCE):
+            runs[-1], useful = (runs[-1][0], stop), wanted
+        else:
+            runs.append((start, stop))
+            useful = stop - start
     return runs
 
 
