@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -22,12 +21,14 @@ from fastmix_data.loading.transformers_inputs import IGNORED_LABEL, Item
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.order import Located
 from fastmix_data.manifest.written_order import order_of
+from fastmix_data.remote.shard_store import ShardStore, is_on_one_machine
+from fastmix_data.shards.cached_shard import Fetched
 from fastmix_data.shards.examples import restarting_positions
 from fastmix_data.shards.open_shard import max_open_shards
-from fastmix_data.shards.shard_format import SequenceViews, StridedShard
+from fastmix_data.shards.shard_format import StridedShard
 from fastmix_data.shards.table_rows import distinct
 
-__all__ = ["IGNORED_LABEL", "Item", "ManifestDataset", "ManifestLoader"]
+__all__ = ["IGNORED_LABEL", "Item", "ManifestDataset", "ManifestLoader", "ShardStore"]
 _PLANNED_SEQUENCES = 4096
 _PLANNED_NUMBERS = 1 << 26
 
@@ -35,8 +36,8 @@ _PLANNED_NUMBERS = 1 << 26
 class _OpenPart(NamedTuple):
     """What is read of a part's shard; with the sources of its sequences if it is materialized."""
 
-    views: SequenceViews
-    tag_digits_ND: npt.NDArray[np.uint8]
+    views: Any  # SequenceViews, or a CachedShard
+    tag_digits_ND: Any  # (num_blocks, 5), or those of some blocks by their number
 
 
 _NO_TAGS = np.zeros((0, 0), np.uint8)
@@ -78,6 +79,7 @@ class ManifestDataset(IterableDataset[Item]):
         keep_rest: bool = False,
         read_ahead: int = 0,
         root: str | Path | None = None,
+        store: ShardStore | None = None,
     ) -> None:
         """Read the manifest; shards are mapped when first needed.
 
@@ -91,6 +93,7 @@ class ManifestDataset(IterableDataset[Item]):
             keep_rest: leave nothing out: the last item of some ranks has a sequence more, or they yield an item more than others.
             read_ahead: items that a thread makes while the loop is busy with those before; for loops without workers.
             root: where the shards are, if not where the manifest says.
+            store: where `shards` of that folder was copied to, and a cache of this machine: `ShardStore("s3://bucket/prefix", "/nvme")`.
 
         Raises:
             InputError, CorruptArtefactError: as `load_manifest`.
@@ -103,6 +106,7 @@ class ManifestDataset(IterableDataset[Item]):
         assert read_ahead >= 0
         self.manifest: Manifest = load_manifest(Path(path))
         self._root = self.manifest.root_path if root is None else Path(root)
+        self._store = store
         self._length = sequence_length or self.manifest.default_sequence_length
         self._order = order_of(self.manifest, sequence_length=self._length, seed=seed)
         self._seed = self.manifest.seed if seed is None else seed
@@ -209,8 +213,11 @@ class ManifestDataset(IterableDataset[Item]):
         has_examples = self.manifest.has_masks
         mask_BT, starts_BT = (np.ones(shape, np.uint8), np.zeros(shape, np.uint8)) if has_examples else (None, None)
         chosen = (located.part_N, located.block_N, located.within_N)
+        places = list(zip(*(values[start:stop].tolist() for values in chosen), strict=True))
+        if self._store is not None:
+            opened = self._fetched(opened, places)
         # Most of the time of reading goes into this loop, so it does no more than it must.
-        for row, (part, block, within) in enumerate(zip(*(values[start:stop].tolist() for values in chosen), strict=True)):
+        for row, (part, block, within) in enumerate(places):
             (tokens, mask, starts), _ = opened(part)
             tokens_BS[row] = tokens[block, within]
             if mask is not None and starts is not None and mask_BT is not None and starts_BT is not None:
@@ -245,10 +252,18 @@ class ManifestDataset(IterableDataset[Item]):
         return self._counting_BT
 
     def _open(self, number: int) -> _OpenPart:
-        shard = self.manifest.open(self.manifest.parts[number], root=self._root)
-        is_materialized = bool(self.manifest.sequence_sources)
+        part, is_materialized = self.manifest.parts[number], bool(self.manifest.sequence_sources)
+        if self._store is not None:
+            window = is_materialized and is_on_one_machine(self._world)
+            views = self.manifest.sequences(part, store=self._store, root=self._root, length=self._length, window=window)
+            return _OpenPart(views, _NO_TAGS)
+        shard = self.manifest.open(part, root=self._root)
         tags_ND = shard.tag_digits_ND() if is_materialized and isinstance(shard, StridedShard) else _NO_TAGS
         return _OpenPart(shard.sequences(self._length), tags_ND)
+
+    def _fetched(self, opened: _Opened, places: list[tuple[int, int, int]]) -> _Opened:
+        fetched = Fetched(lambda part: opened(part).views, places)
+        return lambda part: _OpenPart(fetched(part), fetched.tags.get(part, _NO_TAGS))
 
     def state_after(self, num_items: int) -> dict[str, Any]:
         """JSON-able state for when every rank has consumed `num_items` items of the latest iteration; the same on every rank."""

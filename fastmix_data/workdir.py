@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CATALOG_FILE, MANIFEST_FILE, PLAN_FILE = "catalog.parquet", "manifest.json", "plan.json"
+SHARDS_FOLDER = "shards"
 _PREPROCESS_RECIPE, _PREPROCESS_LOCK = "preprocess.recipe.json", ".preprocess.lock"
 # What preprocessing makes before anything else. A catalog is none of them: a user's table may have its name.
 _MARKS = frozenset({_PREPROCESS_RECIPE, _PREPROCESS_LOCK})
@@ -140,7 +141,7 @@ class MaterializedFolder(ManifestFolder):
 
     def shard(self, number: int) -> Path:
         """A shard, by its place in the run."""
-        return self.root / "shards" / f"run-{number:06d}.tar"
+        return self.root / SHARDS_FOLDER / f"run-{number:06d}.tar"
 
 
 class ExportFolder:
@@ -195,7 +196,7 @@ class Workdir:
         self.preprocess_recipe = root / _PREPROCESS_RECIPE
         self.preprocess_lock = root / _PREPROCESS_LOCK
         self.sample = root / "sample.json"
-        self.shards, self.documents, self.receipts = root / "shards", root / "documents", root / "receipts"
+        self.shards, self.documents, self.receipts = root / SHARDS_FOLDER, root / "documents", root / "receipts"
         self.quarantine = root / "quarantine"
         self.search = SearchFolder(root / "search")
         self.compare = CompareFolder(root / "compare")

@@ -22,8 +22,10 @@ import numpy as np
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.parts import Part
+from fastmix_data.remote.shard_store import ShardStore
+from fastmix_data.shards.cached_shard import CachedShard, Neighbours
 from fastmix_data.shards.open_shard import Shard, open_shard
-from fastmix_data.shards.shard_format import ShardLayout, shard_layout
+from fastmix_data.shards.shard_format import SequenceViews, ShardLayout, shard_layout
 from fastmix_data.shards.table_rows import TableRows, column_of
 from fastmix_data.units import format_count
 from fastmix_data.workdir import ManifestFolder
@@ -231,6 +233,22 @@ class Manifest:
             remedy = "restore the shard, or run `fastmix preprocess` and `fastmix emit` again"
             raise CorruptArtefactError(shard.path, problem, remedy)
         return shard
+
+    def sequences(
+        self, part: Part, *, store: ShardStore | None, root: Path, length: int, window: bool
+    ) -> SequenceViews | CachedShard:
+        """The sequences of a part's shard, from a store if there is one, else mapped; raises as `open`.
+
+        Args:
+            window: all of the part is going to be read here, from front to back.
+        """
+        if store is None or not store.has(part.path, part.storage):
+            return self.open(part, root=root).sequences(length)
+        per_block = self.block_tokens // length
+        first, last = part.block_start * per_block, part.block_stop * per_block
+        neighbours = Neighbours(last if window else 1, base=0, first=first, last=last)
+        has_tags = bool(self.sequence_sources)
+        return CachedShard(store, part, layout=self.layout(part), length=length, neighbours=neighbours, has_tags=has_tags)
 
 
 _NOT_IN_FILE = ("parts", "directory", "did_work", "sha256")

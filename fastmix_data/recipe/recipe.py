@@ -20,9 +20,10 @@ from fastmix_data.recipe.exports import Exports, ExportSection
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.search import PAPER, SearchSection
 from fastmix_data.recipe.section import Section
-from fastmix_data.recipe.sources import ShardsSection, SourceSection, TokenizerSection
+from fastmix_data.recipe.sources import ShardsSection, SourceSection, StorageSection, TokenizerSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.remote.shard_store import ShardStore
 from fastmix_data.workdir import Workdir
 
 SOURCE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")
@@ -46,6 +47,7 @@ class Recipe(Section):
     tokenizer: TokenizerSection
     sources: dict[str, SourceSection] = Field(min_length=1, description="Training corpora by name.")
     shards: ShardsSection = Field(default_factory=lambda: ShardsSection())
+    storage: StorageSection | None = Field(None, description="Where the shards are read, if not in the workdir.")
     target: TargetSection | None = None
     proxy: ProxySection = Field(default_factory=lambda: ProxySection.model_validate({}))
     deepspeed: DeepspeedSection = Field(default_factory=lambda: DeepspeedSection())
@@ -204,6 +206,11 @@ class Recipe(Section):
     def paths(self) -> Workdir:
         """Where everything that the run makes lies."""
         return Workdir(self.resolve(self.workdir))
+
+    @property
+    def store(self) -> ShardStore | None:
+        """What shards are read from, if not straight from the workdir."""
+        return None if self.storage is None else self.storage.store(base=self.base, shards=self.paths.shards)
 
     def export_directory(self, section: ExportSection) -> Path:
         """Folder that an export is written to."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fastmix_data.recipe.fields import Field as TextField
 from fastmix_data.recipe.fields import Key, parse_field, parse_key
 from fastmix_data.recipe.section import FilePatterns, Section, require_one
 from fastmix_data.recipe.tokens import TokensSection
+from fastmix_data.remote.shard_store import DEFAULT_CACHE_BYTES, ShardStore
 from fastmix_data.units import ByteCount, TokenCount
 
 OnLongExample = Literal["truncate", "skip", "split"]
@@ -224,3 +227,43 @@ class ShardsSection(Section):
         "out of a target, up to the source's share. Sizes are estimated; `fastmix preprocess --all` makes the rest.",
     )
     sample_seed: int = Field(0, ge=0, description="Another seed draws another `sample`.")
+
+
+class StorageSection(Section):
+    """Where search and comparison read the shards. `fastmix preprocess` writes WORKDIR/shards as ever; what is copied is up to you."""
+
+    shards: str | None = Field(
+        None,
+        description="What WORKDIR/shards was copied to: s3://BUCKET/PREFIX, another URL that Arrow reads (gs://, abfs://, hdfs://), or a "
+        "folder, relative to the recipe. When not given, WORKDIR/shards itself, for a workdir on a shared file system.",
+    )
+    cache: str = Field(
+        description="Folder on each machine that keeps what was fetched, for all processes of the machine and for later runs; relative "
+        "to the recipe, and with environment variables ($SLURM_TMPDIR/fastmix)."
+    )
+    cache_bytes: ByteCount = Field(
+        DEFAULT_CACHE_BYTES,
+        ge=1 << 20,
+        description="What the cache may take of its disk; what was not used for longest goes first. Hold at least locality_window "
+        "sequences of every source, and the held-out text of the targets, twice.",
+    )
+
+    @field_validator("cache")
+    @classmethod
+    def _known_variables(cls, cache: str) -> str:
+        if "$" in os.path.expandvars(cache):
+            raise ValueError(f"{cache!r} has an environment variable that is not set; set it, or name the folder")
+        return cache
+
+    def store(self, *, base: Path, shards: Path) -> ShardStore:
+        """What is read.
+
+        Args:
+            base: folder that relative paths start from.
+            shards: the workdir's own.
+        """
+        url = self.shards or str(shards)
+        if "://" not in url:
+            url = os.path.normpath(base / Path(url).expanduser())
+        cache = os.path.normpath(base / Path(os.path.expandvars(self.cache)).expanduser())
+        return ShardStore(url, cache, self.cache_bytes)

@@ -17,9 +17,11 @@ from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.foreign.storage import SHARD, is_foreign
+from fastmix_data.remote.shard_store import ShardStore
+from fastmix_data.shards.cached_shard import CachedShard, Neighbours
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.sample import CatalogSample, load_record
-from fastmix_data.shards.shard_format import ShardLayout, shard_layout
+from fastmix_data.shards.shard_format import SequenceViews, ShardLayout, shard_layout
 from fastmix_data.shards.table_rows import TableRows, column_of, distinct, places_of, schema_of
 from fastmix_data.weight_units import WeightUnit, counted_shares
 from fastmix_data.workdir import CATALOG_FILE, Workdir
@@ -93,17 +95,22 @@ class Catalog:
         root: the folder that the rows' paths start from.
         sources: names of the training sources, in the order of the recipe; arrays of shape (K,) follow it.
         targets_from_files: names that only have a held-out split.
+        store: where shards of ours are read from, if not from the root.
     """
 
-    def __init__(self, root: Path, info: CatalogInfo, rows: Sequence[ShardRow]) -> None:
+    def __init__(self, root: Path, info: CatalogInfo, rows: Sequence[ShardRow], *, store: ShardStore | None = None) -> None:
         """Keep rows in the given order, which the sampler's sequence numbers follow."""
-        self.root, self.info, self.rows = root, info, TableRows.of(ShardRow, rows)
+        self.root, self.info, self.rows, self.store = root, info, TableRows.of(ShardRow, rows), store
         self.sources = info.sources
         self.targets_from_files = info.target_files
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes read the file themselves: rows of 100,000 shards need not travel with every piece of work."""
-        return _load_same, (self.root / CATALOG_FILE, self.fingerprint)
+        return _load_same, (self.root / CATALOG_FILE, self.fingerprint, self.store)
+
+    def read_from(self, store: ShardStore | None) -> Catalog:
+        """The same catalog with its shards in a store."""
+        return self if store == self.store else Catalog(self.root, self.info, self.rows, store=store)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -195,6 +202,12 @@ class Catalog:
         info = self.info
         return open_shard(self.root, row, num_blocks=row.num_blocks, block_tokens=info.block_tokens, eos_id=info.eos_id)
 
+    def sequences(self, row: ShardRow, *, length: int, neighbours: Neighbours) -> SequenceViews | CachedShard:
+        """A shard's sequences, from the store if there is one, else mapped; raises as `open_shard` does."""
+        if self.store is not None and self.store.has(row.path, row.storage):
+            return CachedShard(self.store, row, layout=self.layout(row), length=length, neighbours=neighbours)
+        return self.open(row).sequences(length)
+
     def save(self, path: Path) -> None:
         """Write the catalog atomically."""
         metadata = {_METADATA_KEY: orjson.dumps(asdict(self.info))}
@@ -231,8 +244,8 @@ def _identity(
 
 
 @lru_cache(maxsize=1)
-def _load_same(path: Path, fingerprint: str) -> Catalog:
-    catalog = load_catalog(path)
+def _load_same(path: Path, fingerprint: str, store: ShardStore | None) -> Catalog:
+    catalog = load_catalog(path).read_from(store)
     if catalog.fingerprint != fingerprint:
         raise MismatchError(path, "the catalog changed while it was in use", "run the same command again")
     return catalog

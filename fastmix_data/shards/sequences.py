@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fastmix_data.arrays import Bools, Float64s, Int64s, Tokens
 from fastmix_data.errors import InputError, MismatchError
 from fastmix_data.permutation import derive_keys
+from fastmix_data.shards.cached_shard import CachedShard, Fetched, Neighbours
 from fastmix_data.shards.catalog import Catalog, ShardRow, Split
 from fastmix_data.shards.examples import restarting_positions
 from fastmix_data.shards.open_shard import max_open_shards
@@ -86,6 +87,7 @@ class SequenceReader:
         half: Half | None = None,
         share_seen: float | Float64s = 1.0,
         document_attention: bool = False,
+        window: int = 1,
     ) -> None:
         """Look up the shards; files are mapped when first read.
 
@@ -93,6 +95,7 @@ class SequenceReader:
             share_seen: part of every source's sequences that can be read, in (0, 1], at least one sequence; one number, or one for each
                 source. Which ones depends on the source's place among the sources and on their number, not on a seed.
             document_attention: give positions that begin anew after each end-of-text token too, where examples do not tell them.
+            window: neighbours of a source that are all going to be read here, and are fetched together where shards lie in a store.
 
         Raises:
             InputError: a source has no sequence of this length in the split.
@@ -135,6 +138,8 @@ class SequenceReader:
         self._num_all_K: Int64s = np.diff(self._start_K, append=self._end_S[-1])
         self.num_sequences_K: Int64s = np.maximum(1, np.rint(self._num_all_K * share_seen)).astype(np.int64)
         self.mean_loss_tokens_K = np.array([_mean_loss_tokens(catalog.shards(name, split), sequence_length) for name in sources])
+        # Spread over the source, neighbours in the part lie apart.
+        self._window = window if np.array_equal(self.num_sequences_K, self._num_all_K) else 1
         self._opened = lru_cache(maxsize=max_open_shards())(self._open)
         self._dtype = np.result_type(*{row.dtype for row in self._rows})  # an import may be wider than it need be
 
@@ -144,16 +149,18 @@ class SequenceReader:
         return self._length
 
     def read(self, source_B: Int64s, sequence_B: Int64s) -> Sequences:
-        """Read sequences, each by the index of its source and its number within the source."""
+        """Read sequences, each by the index of its source and its number within the source. Many threads may do so."""
         line_B = self._start_K[source_B] + self._within_source(source_B, sequence_B)
         shard_B = np.searchsorted(self._end_S, line_B, side="right")
         block_B, within_B = np.divmod(line_B - self._start_S[shard_B] + self._first_S[shard_B], self._per_block)
         tokens_BS = np.empty((len(source_B), self._length + 1), self._dtype)
         carries_loss_BT = np.ones((len(source_B), self._length), np.bool_)
         begins_BT = np.zeros((len(source_B), self._length), np.bool_) if self._has_positions else None
+        places = list(zip(shard_B.tolist(), block_B.tolist(), within_B.tolist(), strict=True))
+        opened: Any = self._opened if self._catalog.store is None else Fetched(self._opened, places)
         # one small copy per sequence: measured twice as fast as a gather per shard, which copies everything once more
-        for i, (shard, block, within) in enumerate(zip(shard_B.tolist(), block_B.tolist(), within_B.tolist(), strict=True)):
-            tokens, mask, starts = self._opened(shard)
+        for i, (shard, block, within) in enumerate(places):
+            tokens, mask, starts = opened(shard)
             tokens_BS[i] = tokens[block, within]
             if mask is not None:
                 carries_loss_BT[i] = mask[block, within, 1:]
@@ -189,8 +196,12 @@ class SequenceReader:
             source_N=source_B,
         )
 
-    def _open(self, shard: int) -> SequenceViews:
-        return self._catalog.open(self._rows[shard]).sequences(self._length)
+    def _open(self, shard: int) -> SequenceViews | CachedShard:
+        first, count = int(self._first_S[shard]), int(self._end_S[shard] - self._start_S[shard])
+        source = int(np.searchsorted(self._start_K, self._start_S[shard], side="right")) - 1
+        in_source = int(self._start_S[shard] - self._start_K[source])
+        neighbours = Neighbours(self._window, base=in_source - first, first=first, last=first + count)
+        return self._catalog.sequences(self._rows[shard], length=self._length, neighbours=neighbours)
 
 
 def _require_whole_windows(catalog: Catalog, sequence_length: int) -> None:

@@ -30,6 +30,7 @@ _HEADER = 512  # bytes of a tar header; members are padded to its multiples
 _END = 1024  # two empty headers end a tar
 _CHECKSUM = slice(148, 156)  # of a USTAR header
 _KEY_DIGITS, _TAG_DIGITS = 10, 5
+NAME_BYTES = 100  # of a tar header, which begins with it
 _WRITTEN_AT_ONCE = 1 << 18
 TOKENS_MEMBER = "tokens.npy"
 MASK_MEMBER = "loss_mask.npy"
@@ -357,6 +358,12 @@ class StridedShard:
         """The digits, as ASCII, of the tags that the samples' keys end with, shape (num_blocks, 5): a view of the file."""
         offset = len(self.key(0)) - _TAG_DIGITS
         return np.ndarray((self.num_blocks, _TAG_DIGITS), np.uint8, self._map, offset, (self.layout.stride, 1))
+
+
+def tag_digits(name: bytes) -> npt.NDArray[np.uint8]:
+    """The digits, as ASCII, of the tag that a sample's key ends with, given the name of its first member, shape (5,)."""
+    key = name.rstrip(b"\0").removesuffix(f".{TOKENS_MEMBER}".encode())
+    return np.frombuffer(key[-_TAG_DIGITS:], np.uint8)
 
 
 def cut_shard(shard: StridedShard, *, start: int, stop: int) -> bytes:

@@ -14,6 +14,7 @@ from fastmix_data.recipe.recipe import Recipe
 from fastmix_data.recipe.sources import ShardsSection, SourceSection, TokenizerSection
 from fastmix_data.recipe.target import TargetFiles, TargetSection
 from fastmix_data.recipe.tokens import TokensSection
+from fastmix_data.remote.shard_store import ShardStore
 from fastmix_data.shards.shard_format import token_dtype
 from fastmix_data.tokens.tokenizer import TokenizerInfo, byte_tokenizer_info, describe_tokenizer, load_tokenizer
 from fastmix_data.workdir import Workdir
@@ -49,6 +50,7 @@ class PreprocessPlan:
         sequence_length: tokens of a training sequence; None if the recipe has no training section (yet).
         example_tokens: tokens of the windows that examples are packed into; None if no source or target is of examples.
         sections: the parts of the recipe that decide what is written, as JSON.
+        store: what the recipe says that the shards were copied to, if it does; they need not be in the workdir any more then.
     """
 
     workdir: Workdir
@@ -62,6 +64,7 @@ class PreprocessPlan:
     sequence_length: int | None
     example_tokens: int | None
     sections: Mapping[str, Any]
+    store: ShardStore | None = None
 
     @property
     def sources(self) -> list[SourceInputs]:
@@ -110,6 +113,7 @@ def plan_preprocess(recipe: Recipe) -> PreprocessPlan:
         sequence_length=None if recipe.training is None else recipe.training.sequence_length,
         example_tokens=example_tokens,
         sections=_sections(recipe, target_files, chat_templates, example_tokens=example_tokens),
+        store=None if recipe.storage is None or recipe.storage.shards is None else recipe.store,
     )
 
 

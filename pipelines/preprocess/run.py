@@ -232,7 +232,7 @@ def preprocess(plan: PreprocessPlan, *, workers: Workers, replace: bool = False,
         run = _compare_with_workdir(plan, replace=replace, is_whole=is_whole, quiet=workers.quiet)
         finished = _finished_catalog(run)
         if finished is not None:
-            require_usable(plan, finished)
+            require_usable(plan, finished if workdir.shards.is_dir() else finished.read_from(plan.store))
             message = f"preprocess: nothing to do; {workdir.catalog} is complete and matches the recipe"
             return PreprocessResult(finished, False, message, (*settled, *sample_lines(finished)))
         # A catalog says that everything is there: it goes before the first change and comes back after the last.
@@ -310,7 +310,7 @@ def _compare_with_workdir(plan: PreprocessPlan, *, replace: bool, is_whole: bool
         if receipt.fingerprint == fingerprints.get(label)
         and label not in changed
         and receipt.suits(ways[label])
-        and receipt.outputs_are_there(plan.workdir.root)
+        and receipt.outputs_are_there(plan.workdir.root, shards_are_elsewhere=plan.store is not None)
     }
     return run
 

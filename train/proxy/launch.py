@@ -79,7 +79,7 @@ def _run_rank(
     rendezvous: str,
     errors: SimpleQueue[FastmixError],
 ) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     try:
         work(*arguments, rank, world_size, rendezvous)
     except FastmixError as error:

@@ -19,6 +19,7 @@ from fastmix_data.arrays import Bools, Float64s, Int64s
 from fastmix_data.errors import FastmixError, RecipeError
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.training import TrainingSection
+from fastmix_data.remote.shard_store import is_on_one_machine
 from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
@@ -26,6 +27,8 @@ from fastmix_data.shards.table_rows import column_of
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import ModelInputs, to_tensors
 from train.proxy.model import build_proxy, proxy_config
+
+_MOST_LEFT_OVER = 0.045  # of the sequences trained on, what may be fetched for nothing
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class ProxyPlan:
             sequence_length=self.training.sequence_length,
             share_seen=self.catalog.share_of_sample_K(self.share_seen),
             document_attention=self.training.document_attention,
+            window=window_read_here(self.training, num_sources=len(self.catalog.sources)),
         )
 
     @property
@@ -99,6 +103,15 @@ class ProxyPlan:
         """What attention has to stay within, as `check_proxy` takes it."""
         has_examples = bool(column_of(self.catalog.rows, "has_mask").any())
         return {"has_examples": has_examples, "document_attention": self.training.document_attention}
+
+
+def window_read_here(training: TrainingSection, *, num_sources: int) -> int:
+    """Neighbouring sequences of a source that may be fetched together, as this machine trains on nearly all of them; else 1."""
+    # Of each source, up to a window is left over when training ends; ranks of several machines divide every window among them.
+    left_over, drawn = num_sources * training.locality_window, training.num_steps * training.global_batch
+    num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    is_worth_it = is_on_one_machine(num_ranks) and left_over <= _MOST_LEFT_OVER * drawn
+    return max(1, training.locality_window) if is_worth_it else 1
 
 
 def micro_batch(training: TrainingSection, num_ranks: int) -> int:

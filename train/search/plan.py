@@ -104,7 +104,7 @@ def plan_search(recipe: Recipe, catalog: Catalog | None = None) -> SearchPlan:
         MismatchError: there are no shards yet, or they were made from another recipe.
     """
     target, training = recipe.required("target"), recipe.required("training")
-    catalog = catalog or load_catalog(recipe.paths.catalog)
+    catalog = (catalog or load_catalog(recipe.paths.catalog)).read_from(recipe.store)
     if catalog.info.block_tokens != recipe.shards.block_tokens or set(catalog.sources) != set(recipe.sources):
         raise MismatchError(catalog.root, "the catalog was made from another recipe", "run `fastmix preprocess --replace` first")
     constraints = constraints_of(recipe.search.constraints, catalog, recipe.emit)
