@@ -36,12 +36,13 @@ ARROWS = {
         "trainers": "loader",
     },
     "train": {
+        "ranks": "",
         "proxy": "",
         "scores": "proxy",
         "mixture": "proxy scores",
         "target": "proxy scores mixture",
         "trials": "proxy scores mixture target",
-        "search": "proxy scores mixture target trials",
+        "search": "ranks proxy scores mixture target trials",
         "baselines": "proxy scores mixture target",
     },
     "pipelines": {
