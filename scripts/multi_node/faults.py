@@ -1,0 +1,3 @@
+from dataclasses import dataclass
+FAULTS={}
+def run_fault(*a): ...
