@@ -32,7 +32,7 @@ def main(wanted: Sequence[str]) -> int:
         return 77
     with tempfile.TemporaryDirectory(prefix="fastmix-nodes-") as folder, two_hosts() as hosts:
         corpus = prepare(Path(folder))
-        expected = trajectory(corpus / "local", "local")
+        expected = trajectory(corpus / "local")
         rows = [("launcher", "updates", "largest difference of a share", "")]
         for name in (name for name in LAUNCHERS if name in wanted or not wanted):
             rows.append((name, *compared(name, corpus, hosts, expected)))
@@ -78,14 +78,14 @@ def compared(name: str, corpus: Path, hosts: tuple[Host, Host], expected: np.nda
     if code:
         print((folder / "log").read_text()[-4000:], file=sys.stderr)
         return "", f"exit code {code}", "WRONG"
-    found = trajectory(folder, name)
+    found = trajectory(folder)
     if found.shape != expected.shape:
         return str(len(found)), f"expected {len(expected)} updates", "WRONG"
     difference = float(np.abs(found - expected).max())
     return str(len(found)), f"{difference:.2g}", "same" if difference <= _TOLERANCE else "WRONG"
 
 
-def trajectory(folder: Path, name: str) -> np.ndarray:
+def trajectory(folder: Path) -> np.ndarray:
     """Shares after every update, (updates, K)."""
     search: SearchFolder = Workdir(folder / "run").search
     table = pq.read_table(search.trajectory)

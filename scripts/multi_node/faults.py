@@ -1,3 +1,6 @@
 from dataclasses import dataclass
-FAULTS={}
+
+FAULTS = {}
+
+
 def run_fault(*a): ...

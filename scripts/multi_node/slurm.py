@@ -36,7 +36,8 @@ def slurm_cluster(folder: Path, hosts: Sequence[Host], *, cpus: int = 2, gpus: i
         (folder / name).mkdir()
     daemons = [hosts[0].start(["slurmctld", "-D", "-i"], log=folder / "slurmctld.out", cwd=folder, **environment)]
     daemons += [
-        host.start(["slurmd", "-D", "-N", host.name], log=folder / f"{host.name}.out", cwd=folder, **environment) for host in hosts
+        host.start(["slurmd", "-D", "-N", host.name], log=folder / f"{host.name}.out", cwd=folder, **environment)
+        for host in hosts
     ]
     try:
         _wait_until_idle(folder, hosts, environment)
@@ -68,7 +69,8 @@ def _wait_until_idle(folder: Path, hosts: Sequence[Host], environment: dict[str,
 def _configuration(folder: Path, hosts: Sequence[Host], *, cpus: int, gpus: int) -> str:
     gres = f" Gres=gpu:{gpus}" if gpus else ""
     nodes = "".join(
-        f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} CPUs={cpus} RealMemory=4000{gres}\n" for host in hosts
+        f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} CPUs={cpus} RealMemory=4000{gres}\n"
+        for host in hosts
     )
     return f"""\
 ClusterName=fastmix

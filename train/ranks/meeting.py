@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from train.ranks.facts import RankFacts, check_facts, own_facts, set_own_variabl
 _SECONDS = "FASTMIX_RENDEZVOUS_SECONDS"
 _MOST_NAMED, _LONGEST_VALUE = 8, 12
 FAILED = "failed"
+_SECONDS_BETWEEN_ATTEMPTS = 0.5
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ def peer_error(failed: Mapping[str, Any]) -> PeerError:
     return PeerError(f"rank {failed['rank']} on {failed['host']}", "it failed, and this rank stops too", "see its line or log")
 
 
-def meet(launched: LaunchedRank) -> Meeting:
-    """Wait for all ranks of a run, and refuse what cannot work; all ranks call this together.
+def open_meeting(launched: LaunchedRank) -> Meeting:
+    """A meeting of which this rank has found the store, and knows nobody yet.
 
     Raises:
-        FastmixError: ranks are missing, the address does not work, or ranks do not fit together.
+        FastmixError: the address does not work.
     """
     seconds = float(os.environ.get(_SECONDS, "300"))
     set_own_variables(launched)
@@ -120,12 +121,20 @@ def meet(launched: LaunchedRank) -> Meeting:
     # Torchrun may start the ranks again, and finds the keys of the first time in its store.
     prefix = f"fastmix/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     own, watched = PrefixStore(prefix, store), PrefixStore(prefix, connect.open(keeps=False))
-    meeting = Meeting(launched.rank, launched.world_size, own, watched, (), seconds)
+    return Meeting(launched.rank, launched.world_size, own, watched, (), seconds)
+
+
+def meet(meeting: Meeting, launched: LaunchedRank) -> Meeting:
+    """Wait for all ranks of a run, and refuse what cannot work; all ranks call this together.
+
+    Raises:
+        FastmixError: ranks are missing, or do not fit together.
+    """
     facts = own_facts(launched)
     _check_number(meeting, facts)
     facts_R = tuple(RankFacts(**said) for said in meeting.exchange("facts", asdict(facts)))
     check_facts(facts_R)
-    return Meeting(launched.rank, launched.world_size, own, watched, facts_R, seconds)
+    return replace(meeting, facts=facts_R)
 
 
 def _check_number(meeting: Meeting, facts: RankFacts) -> None:
@@ -190,15 +199,29 @@ class _Connection:
         Raises:
             FastmixError: the port is in use, or nobody answers.
         """
-        where = f"{self.address}:{self.port}"
+        where, host = f"{self.address}:{self.port}", socket.gethostname()
+        if not keeps:
+            self._reach(where, host)
+        timeout = timedelta(seconds=self.seconds)
         try:
-            return TCPStore(
-                self.address, self.port, is_master=keeps, timeout=timedelta(seconds=self.seconds), wait_for_workers=False
-            )
-        except (dist.DistError, RuntimeError, ValueError) as error:
+            return TCPStore(self.address, self.port, is_master=keeps, timeout=timeout, wait_for_workers=False)
+        except (dist.DistError, RuntimeError) as error:
             if keeps and "EADDRINUSE" in str(error):
                 remedy = "another run or a left-over process listens there; give the launcher another --master-port (MASTER_PORT)"
-                raise FastmixError(where, f"the port is in use on {socket.gethostname()}", remedy) from error
-            problem = f"no rank 0 answers there after {self.seconds:g} s, asked from {socket.gethostname()}"
-            remedy = "see that rank's log, whether the name leads to its node, and whether a firewall closes the port"
-            raise FastmixError(where, problem, f"{remedy} ({_SECONDS})") from error
+                raise FastmixError(where, f"the port is in use on {host}", remedy) from error
+            problem = f"{host} finds no run of ranks there ({first_line(error)})"
+            raise FastmixError(where, problem, "see the log of rank 0; give each run a port of its own (MASTER_PORT)") from error
+
+    def _reach(self, where: str, host: str) -> None:
+        """Wait until something listens there. Torch would wait too, and tell each attempt and nothing of the reason."""
+        deadline = time.monotonic() + self.seconds
+        while True:
+            try:
+                socket.create_connection((self.address, self.port), timeout=max(1.0, deadline - time.monotonic())).close()
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    problem = f"{host} reaches no rank 0 there within {self.seconds:g} s ({first_line(error)})"
+                    remedy = "see that rank's log, whether the name leads to its node, and whether a firewall closes the port"
+                    raise FastmixError(where, problem, f"{remedy} ({_SECONDS})") from error
+            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)

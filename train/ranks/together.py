@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ import torch.distributed as dist
 
 from fastmix_data.errors import FastmixError, PeerError, ToldElsewhere
 from fastmix_data.machine import LaunchedRank
-from train.ranks.meeting import FAILED, Meeting, meet, peer_error
+from fastmix_data.messages import first_line
+from train.ranks.meeting import FAILED, Meeting, meet, open_meeting, peer_error
 from train.ranks.watch import Watch, lost_store, stopped_beats
 
 _SECONDS_FOR_THE_FIRST = 2.0  # for rank 0 to fail in the same way and tell it for all
@@ -33,10 +35,11 @@ def together(launched: LaunchedRank) -> Iterator[Meeting]:
         PeerError: another rank failed or is gone, and this one therefore.
         ToldElsewhere: all ranks failed alike, and another one tells it.
     """
-    meeting = meet(launched)
-    watch = Watch(meeting)
-    watch.start()
+    meeting, watch = open_meeting(launched), None
     try:
+        meeting = meet(meeting, launched)
+        watch = Watch(meeting)
+        watch.start()
         yield meeting
         _leave(meeting)
     except PeerError:
@@ -50,7 +53,8 @@ def together(launched: LaunchedRank) -> Iterator[Meeting]:
         _tell(meeting, error)
         raise
     finally:
-        watch.end()
+        if watch is not None:
+            watch.end()
 
 
 def _leave(meeting: Meeting) -> None:
@@ -71,7 +75,7 @@ def _tell(meeting: Meeting, error: BaseException) -> None:
         ToldElsewhere: rank 0 fails in the same way, and tells it.
     """
     line, rank = " ".join(str(error).split()), meeting.rank
-    mine = {"rank": rank, "host": meeting.facts[rank].host, "line": line}
+    mine = {"rank": rank, "host": socket.gethostname(), "line": line}
     try:
         meeting.store.set(f"line/{rank}", line)
         first = json.loads(meeting.store.compare_set(FAILED, "", json.dumps(mine)))
@@ -99,16 +103,14 @@ def _says_the_same(meeting: Meeting, line: str) -> bool:
 def _peer_of(meeting: Meeting, error: BaseException) -> FastmixError:
     """Whose end a failed collective is due to: a rank that said so, or one that went without a word."""
     try:
-        gone = [] if meeting.store.check([FAILED]) else stopped_beats(meeting, seconds=_SECONDS_OF_BEATS)
+        gone = [] if not meeting.facts or meeting.store.check([FAILED]) else stopped_beats(meeting, seconds=_SECONDS_OF_BEATS)
         if meeting.store.check([FAILED]):
             return peer_error(json.loads(meeting.store.get(FAILED)))
     except (dist.DistError, RuntimeError):
         return PeerError(str(lost_store(meeting).where), "it is gone", _REMEDY)
-    facts = meeting.facts[gone[0]] if gone else None
-    where = str(facts) if facts is not None else "a rank"
-    return PeerError(
-        where, "it is gone without a word" if gone else f"no connection to it ({str(error).splitlines()[0]})", _REMEDY
-    )
+    where = str(meeting.facts[gone[0]]) if gone else "a rank"
+    what = "it is gone without a word" if gone else f"no connection to it ({first_line(error)})"
+    return PeerError(where, what, _REMEDY)
 
 
 _REMEDY = (

@@ -74,7 +74,8 @@ class Watch(threading.Thread):
 
 def lost_store(meeting: Meeting) -> PeerError:
     """What is said where the store is gone, which is kept by rank 0 or by torchrun on its node."""
-    return peer_error({"rank": 0, "host": meeting.facts[0].host})
+    where = meeting.facts[0] if meeting.facts else "rank 0"
+    return PeerError(where, "it failed or is gone, and this rank stops too", "see its line or log")
 
 
 def stopped_beats(meeting: Meeting, *, seconds: float, wait: Callable[[float], None] = time.sleep) -> list[int]:
