@@ -46,7 +46,8 @@ ARROWS = {
         "baselines": "proxy scores mixture target",
     },
     "pipelines": {
-        "cluster": "",
+        "slurm": "",
+        "cluster": "slurm",
         "console": "",
         "inputs": "",
         "reading": "inputs",
@@ -60,7 +61,7 @@ ARROWS = {
         "init_recipe": "inputs reading guessed_fields",
         "demo": "inputs preprocess report compare init_recipe",
         "flow": "cluster preprocess report compare export demo",
-        "cli": "cluster console preprocess report compare export fit demo init_recipe flow",
+        "cli": "slurm cluster console preprocess report compare export fit demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines

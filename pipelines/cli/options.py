@@ -30,7 +30,11 @@ NumWorkers = click.option(
     type=click.IntRange(1),
     help="Dask worker processes; all cores by default, for compare all GPUs where there are any.",
 )
-Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
+Scheduler = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Use a running Dask cluster, as tcp://host:port, or `srun` for one worker on each task of this SLURM allocation.",
+)
 NumRanks = click.option("--nproc", "num_ranks", type=click.IntRange(1), default=1, help="Training ranks on this machine.")
 NumSearches = click.option(
     "--seeds",

@@ -57,14 +57,15 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def copied(folder: Path, name: str) -> Path:
-    """A folder with the recipe and the shards, and no search in it."""
+def copied(folder: Path, name: str, *, with_shards: bool = True) -> Path:
+    """A folder with the recipe, its data and perhaps its shards, and no search in it."""
     run = folder / name
     run.mkdir()
     shutil.copy(folder / "recipe.yaml", run)
     for path in folder.glob("*.jsonl"):
         (run / path.name).symlink_to(path)
-    shutil.copytree(folder / "run", run / "run")
+    if with_shards:
+        shutil.copytree(folder / "run", run / "run")
     return run
 
 
