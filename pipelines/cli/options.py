@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fastmix_data.recipe.recipe import Recipe
     from train.ranks.meeting import Meeting
 
+_SECONDS_TO_HEAR = 3.0  # longer than ranks take to look
 Work = Callable[..., None]
 PathType = click.Path(path_type=Path)
 Replace = click.option("--replace", is_flag=True, help="Replace artefacts made from another recipe or other data.")
@@ -120,10 +122,15 @@ def _meeting(launched: LaunchedRank | None) -> AbstractContextManager[Meeting | 
 
 
 def _end(code: int, launched: LaunchedRank | None) -> None:
-    """End the process, of several ranks without taking connections down: peers leave too, or are gone, and gloo aborts over it."""
+    """End the process, of several ranks without taking connections down: peers leave too, or are gone, and gloo aborts over it.
+
+    Where rank 0 keeps the store, others look there for the reason of the failure.
+    """
     if launched is not None and launched.world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
+        if code and launched.rank == 0:
+            time.sleep(_SECONDS_TO_HEAR)
         os._exit(code)
     if code:
         sys.exit(code)

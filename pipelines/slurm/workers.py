@@ -15,7 +15,7 @@ import distributed
 from fastmix_data.errors import FastmixError
 
 SRUN = "srun"
-_SECONDS_TO_START = 300
+_SECONDS_TO_START, _SECONDS_TO_END = 300, 20
 _WHERE = f"--scheduler {SRUN}"
 
 
@@ -34,20 +34,25 @@ def srun_workers(environment: Mapping[str, str]) -> Iterator[distributed.Client]
     num_workers = int(os.environ.get("SLURM_NTASKS", "1"))
     address = socket.gethostbyname(socket.gethostname())
     quiet = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__DAEMON": "False"}
-    with distributed.LocalCluster(
+    cluster = distributed.LocalCluster(
         n_workers=0, host=address, dashboard_address=None, scheduler_kwargs={"dashboard_address": f"{address}:0"}, silence_logs=50
-    ) as cluster:
-        # Each task gets a GPU of its own where the allocation has some, and sees no other.
-        gpus = ["--gpus-per-task=1"] if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0" else []
-        step = ["srun", "--overlap", f"--ntasks={num_workers}", *gpus]
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
-        options = ["--nthreads=1", "--no-nanny", "--no-dashboard", "--memory-limit=0", f"--death-timeout={_SECONDS_TO_START}"]
-        started = subprocess.Popen([*step, *worker, *options], env={**os.environ, **quiet, **environment})
+    )
+    # Each task gets a GPU of its own where the allocation has some, and sees no other.
+    gpus = ["--gpus-per-task=1"] if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0" else []
+    step = ["srun", "--overlap", f"--ntasks={num_workers}", *gpus]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+    options = ["--nthreads=1", "--no-nanny", "--no-dashboard", "--memory-limit=0", f"--death-timeout={_SECONDS_TO_START}"]
+    started = subprocess.Popen([*step, *worker, *options], env={**os.environ, **quiet, **environment})
+    try:
+        with distributed.Client(cluster) as client:
+            _wait_for(client, started, num_workers)
+            yield client
+            client.retire_workers()  # else they are killed, which srun reports as a failure
+    finally:
+        cluster.close()
         try:
-            with distributed.Client(cluster) as client:
-                _wait_for(client, started, num_workers)
-                yield client
-        finally:
+            started.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
             started.terminate()
             started.wait()
 

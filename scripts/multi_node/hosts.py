@@ -27,6 +27,10 @@ class Host:
         # `ip netns exec` would mount another /sys, in which slurmd finds no control groups.
         return ["nsenter", f"--net=/run/netns/{self.name}", *named, *map(str, arguments)]
 
+    def set_link(self, state: str) -> None:
+        """Put the interface up or down."""
+        _run("ip", "-n", self.name, "link", "set", self.interface, state)
+
     @property
     def environment(self) -> dict[str, str]:
         """What a user has to set where a node has several interfaces."""

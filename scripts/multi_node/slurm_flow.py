@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from check import copied, prepare, trajectory
+from folders import copied, prepare, trajectory
 from hosts import Host, can_make_hosts, two_hosts
 from slurm import missing_for_slurm, slurm_cluster
 
@@ -32,7 +33,8 @@ def main() -> int:
         print(f"SLURM cannot be tried here: {problem}")
         return 77
     with tempfile.TemporaryDirectory(prefix="fastmix-slurm-") as folder, two_hosts() as hosts:
-        corpus = prepare(Path(folder))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        corpus = prepare(Path(folder), token_budget="24K")
         run = copied(corpus, _FOLDER, with_shards=False)
         with slurm_cluster(Path(folder) / "cluster", hosts) as environment:
             cluster = Cluster(hosts[0], run, environment)
@@ -125,24 +127,20 @@ class Cluster:
 
 def disturb(cluster: Cluster, job: str) -> None:
     """Stop a search as SLURM does before a time limit, and then as for a job of higher priority."""
-    stops = (("scancel", "--batch", "--signal=USR1", job), ("scontrol", "requeue", job))
-    for number, stop in enumerate(stops):
-        cluster.wait(
-            "an update of the search", lambda: cluster.log(job).count("search: ") > 2 * number and is_running(cluster, job)
-        )
-        time.sleep(1)
+    for number, stop in enumerate((("scancel", "--batch", "--signal=USR1", job), ("scontrol", "requeue", job)), start=1):
+        before = _num_updates(cluster, job)
+        cluster.wait("news of the search", lambda before=before: _num_updates(cluster, job) > before)  # type: ignore[misc]
         cluster.call(*stop)
-        cluster.wait("the search in the queue again", lambda n=number + 1: cluster.field(job, "Restarts") == str(n))  # type: ignore[misc]
-        # SLURM lets two minutes pass before a job that was queued again.
-        cluster.wait(
-            "its start",
-            lambda: is_running(cluster, job) or not cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now"),
-        )
+        cluster.wait("the search in the queue again", lambda number=number: cluster.field(job, "Restarts") == str(number))  # type: ignore[misc]
+        cluster.wait("its place there", lambda: cluster.state(job) == "PENDING")
+        # SLURM lets two minutes pass before a job starts again, counted from when all of its processes have ended.
+        time.sleep(5)
+        cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+        cluster.wait("its start", lambda: cluster.state(job) == "RUNNING")
 
 
-def is_running(cluster: Cluster, job: str) -> bool:
-    """Whether a job has its nodes."""
-    return cluster.state(job) == "RUNNING"
+def _num_updates(cluster: Cluster, job: str) -> int:
+    return cluster.log(job).count("search: ")
 
 
 def is_right(run: Path, corpus: Path) -> bool:

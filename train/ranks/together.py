@@ -17,7 +17,6 @@ from train.ranks.meeting import FAILED, Meeting, meet, open_meeting, peer_error
 from train.ranks.watch import Watch, lost_store, stopped_beats
 
 _SECONDS_FOR_THE_FIRST = 2.0  # for rank 0 to fail in the same way and tell it for all
-_SECONDS_TO_HEAR = 3.0  # longer than the others take to look
 _SECONDS_OF_BEATS = 4.0
 _SECONDS_TO_LEAVE = 60.0
 # What collectives say of a peer that is gone; torch has no class of errors for it that gloo and NCCL share.
@@ -86,8 +85,6 @@ def _tell(meeting: Meeting, error: BaseException) -> None:
         raise ToldElsewhere(line, "") from error
     if first["rank"] != rank and not isinstance(error, FastmixError | OSError | KeyboardInterrupt):
         raise peer_error(first) from error
-    if rank == 0:
-        time.sleep(_SECONDS_TO_HEAR)
 
 
 def _says_the_same(meeting: Meeting, line: str) -> bool:

@@ -33,6 +33,7 @@ class Watch(threading.Thread):
         super().__init__(name="fastmix-watch", daemon=True)
         self._meeting, self._ended = meeting, threading.Event()
         self._beats: dict[int, tuple[bytes, float]] = {}
+        self._answered = time.monotonic()
 
     def end(self) -> None:
         """From here on the main thread ends the process by itself."""
@@ -40,6 +41,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Until the main thread ends it."""
+        threading.Thread(target=self._guard, name="fastmix-guard", daemon=True).start()
         number = 0
         while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
             number += 1
@@ -47,10 +49,17 @@ class Watch(threading.Thread):
                 self._beat(number)
                 failed = self._meeting.watched.check([FAILED])
                 error = peer_error(json.loads(self._meeting.watched.get(FAILED))) if failed else None
+                self._answered = time.monotonic()
             except (dist.DistError, RuntimeError):
                 error = lost_store(self._meeting)
             if error is not None and not self._ended.wait(_SECONDS_TO_END_BY_ITSELF):
                 _exit(f"error on rank {self._meeting.rank}: {error}")
+
+    def _guard(self) -> None:
+        """End the process where the store does not answer: a question to a node that vanished waits for ever."""
+        while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
+            if time.monotonic() - self._answered > _SECONDS_OF_SILENCE:
+                _exit(f"error on rank {self._meeting.rank}: {lost_store(self._meeting)}")
 
     def _beat(self, number: int) -> None:
         store = self._meeting.watched
