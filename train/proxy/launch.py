@@ -58,8 +58,15 @@ def check_gpus(num_ranks: int, *, num_gpus: int) -> None:
 
 
 def _join(context: Any, errors: SimpleQueue[FastmixError]) -> None:
-    # ctrl-C reaches the ranks too, which save their state and end; until then the parent waits
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    def pass_on(number: int, _: object) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    # Ranks that are told to stop save their state and end; until then the parent waits. Ctrl-C reaches them by itself, what SLURM
+    # and `kill` send reaches only the parent.
+    answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on}
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
         while not context.join():
             pass
@@ -68,7 +75,8 @@ def _join(context: Any, errors: SimpleQueue[FastmixError]) -> None:
             raise
         raise errors.get() from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 def _run_rank(
