@@ -25,7 +25,7 @@ def wait_for_signals(folder: Path, rank: int, world_size: int, rendezvous: str) 
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: heard.append(number))
     (folder / f"ready-{rank}").touch()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 60
     while len(heard) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     (folder / f"heard-{rank}").write_text(str(sorted(heard)))
