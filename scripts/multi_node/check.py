@@ -34,11 +34,15 @@ def main(wanted: Sequence[str]) -> int:
         rows = [("launcher", "updates", "largest difference of a share", "")]
         for name in (name for name in LAUNCHERS if name in wanted or not wanted):
             rows.append((name, *compared(name, corpus, hosts, expected)))
-        print(aligned(rows) if len(rows) > 1 else "")
-        faults = [run_fault(name, corpus, hosts) for name in FAULTS if not wanted or "faults" in wanted or name in wanted]
-        for fault in faults:
-            print(fault.text())
-    return int(any(row[3] == "WRONG" for row in rows) or not all(fault.is_fine for fault in faults))
+        if len(rows) > 1:
+            print(aligned(rows), flush=True)
+        is_fine = True
+        for name in FAULTS:
+            if not wanted or "faults" in wanted or name in wanted:
+                outcome = run_fault(name, corpus, hosts)
+                is_fine &= outcome.is_fine
+                print(outcome.text(), flush=True)
+    return int(any(row[3] == "WRONG" for row in rows) or not is_fine)
 
 
 def compared(name: str, corpus: Path, hosts: tuple[Host, Host], expected: np.ndarray) -> tuple[str, str, str]:
