@@ -103,7 +103,11 @@ class Meeting:
 
 def peer_error(failed: Mapping[str, Any]) -> PeerError:
     """What a rank says when another has failed."""
-    return PeerError(f"rank {failed['rank']} on {failed['host']}", "it failed, and this rank stops too", "see its line or log")
+    return PeerError(
+        f"rank {failed['rank']} on {failed['host']}",
+        f"{failed.get('what', 'it failed')}, and this rank stops too",
+        "see its line or log",
+    )
 
 
 def open_meeting(launched: LaunchedRank) -> Meeting:

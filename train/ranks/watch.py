@@ -68,8 +68,9 @@ class Watch(threading.Thread):
             return
         silent = self._silent(time.monotonic())
         if silent is not None:
-            host, line = self._meeting.facts[silent].host, f"it has not been heard of for {_SECONDS_OF_SILENCE:g} s"
-            store.compare_set(FAILED, "", json.dumps({"rank": silent, "host": host, "line": line}))
+            what = f"it has not been heard of for {_SECONDS_OF_SILENCE:g} s"
+            said = {"rank": silent, "host": self._meeting.facts[silent].host, "line": "", "what": what}
+            store.compare_set(FAILED, "", json.dumps(said))
 
     def _silent(self, now: float) -> int | None:
         """A rank whose beats stopped."""
