@@ -48,3 +48,11 @@ class InfeasibleBudgetError(FastmixError):
 
 class Interrupted(FastmixError):
     """The user stopped a run; the remedy says how to go on."""
+
+
+class PeerError(FastmixError):
+    """Another rank of the run failed, and says why."""
+
+
+class ToldElsewhere(FastmixError):
+    """This rank failed as another did, which has said all there is to say."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastmix_data.errors import FastmixError
+
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of batch scripts and the like
 
 
 def num_cores(root: Path = Path("/")) -> int:
@@ -64,17 +68,64 @@ def let_waiting_threads_sleep() -> None:
 
 @dataclass(frozen=True)
 class LaunchedRank:
-    """Which rank this process is, of how many, in a run that torchrun or the deepspeed launcher started."""
+    """Which rank this process is, of how many, in a run that torchrun, the deepspeed launcher or srun started.
+
+    Attributes:
+        local_rank: its number among those of this machine.
+        launcher: the command that users know it by.
+    """
 
     rank: int
     world_size: int
+    local_rank: int
+    launcher: str
 
 
-def launched_rank() -> LaunchedRank | None:
-    """This process's rank, if a launcher started it: only launchers name a master's address."""
-    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+def launched_rank(environment: Mapping[str, str] = os.environ) -> LaunchedRank | None:
+    """This process's rank, if a launcher started it; a step of SLURM with one task is no run of ranks.
+
+    Raises:
+        FastmixError: the launcher's variables are incomplete, or no ranks.
+    """
+    # Only launchers name a master's address. Torchrun started by srun has the last word: its variables are the process's own.
+    if "MASTER_ADDR" in environment and "RANK" in environment:
+        names, launcher = (
+            ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+            "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed",
+        )
+    elif _is_task_of_srun(environment):
+        names, launcher = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), "srun"
+    else:
         return None
-    return LaunchedRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    rank, world_size, local_rank = (_number(environment, name) for name in names)
+    if not rank < world_size:
+        problem = f"there are {world_size} ranks, numbered from 0 ({names[1]})"
+        raise FastmixError(f"{names[0]}={rank}", problem, "start ranks with torchrun, deepspeed or srun, which set both")
+    return LaunchedRank(rank, world_size, local_rank, launcher)
+
+
+def prepare_rank(launched: LaunchedRank) -> None:
+    """Set what torch reads when it is loaded, where the user has not: threads for a task of srun, as torchrun sets them for its own.
+
+    Torch's warnings of each attempt to connect are off; what comes of the attempts is told as one line.
+    """
+    if launched.launcher == "srun":
+        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _is_task_of_srun(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process beside others. A batch script, and a shell of salloc, are steps with numbers from the top."""
+    step, tasks = environment.get("SLURM_STEP_ID", ""), environment.get("SLURM_STEP_NUM_TASKS", "")
+    return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP and tasks.isdecimal() and int(tasks) > 1
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not value.isdecimal():
+        problem = f"a number is needed, not {value!r}" if name in environment else "it is not set, though this process is a rank"
+        raise FastmixError(name, problem, "start ranks with torchrun, deepspeed or srun, which set it")
+    return int(value)
 
 
 @dataclass(frozen=True)

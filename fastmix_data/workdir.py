@@ -183,6 +183,7 @@ class Workdir:
         quarantine: folder with a file for each partition that left out bad records, where the recipe wants them kept.
         search, compare, manifest: folders of these commands.
         report: the page about all of it.
+        slurm: folder with scripts and logs of jobs.
     """
 
     def __init__(self, root: Path) -> None:
@@ -202,6 +203,7 @@ class Workdir:
         self.compare = CompareFolder(root / "compare")
         self.manifest = ManifestFolder(root / "manifest")
         self.report = root / "report.html"
+        self.slurm = root / "slurm"
 
     def shard(self, source: str, split: str, partition: int, number: int) -> Path:
         """A shard; the catalog has this path relative to the workdir."""

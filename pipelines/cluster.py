@@ -17,6 +17,7 @@ import distributed
 
 from fastmix_data.errors import FastmixError
 from fastmix_data.messages import first_line
+from pipelines.slurm.workers import SRUN, srun_workers
 
 # One encoding thread per worker process: pools of many processes that fight for the same cores are slower.
 _ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -37,11 +38,16 @@ def dask_client(*, num_workers: int, scheduler: str | None = None, in_process: b
 
     Args:
         num_workers: worker processes to start on this machine; unused with `scheduler`.
-        scheduler: address of a running cluster, `tcp://host:port`. Its workers see the same file system.
+        scheduler: address of a running cluster, `tcp://host:port`, or "srun" for the SLURM allocation that this runs in. Its workers
+            see the same file system.
         in_process: run the one worker as a thread of this process, which saves its start on small inputs.
     Raises:
         FastmixError: no scheduler answers there.
     """
+    if scheduler == SRUN:
+        with srun_workers(_ONE_THREAD | _KEEP_PAGES) as client:
+            yield client
+        return
     if scheduler is not None:
         with _connect(scheduler) as client:
             yield client

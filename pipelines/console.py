@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-from fastmix_data.errors import Interrupted, RecipeError
+from fastmix_data.errors import Interrupted, ToldElsewhere
 from fastmix_data.messages import joined
 from fastmix_data.text_table import aligned
 
@@ -48,9 +48,7 @@ class Console:
         text = " ".join(str(error).split()) or type(error).__name__
         if self._rank == 0:
             print(f"{kind}: {text}", file=sys.stderr)
-        elif not isinstance(
-            error, RecipeError | Interrupted
-        ):  # those are every rank's; a missing shard may be this machine's alone
+        elif not isinstance(error, ToldElsewhere):  # a missing shard may be this machine's alone
             print(f"{kind} on rank {self._rank}: {text}", file=sys.stderr)
         if self.as_json:
             self.result({kind: text})

@@ -37,17 +37,19 @@ ARROWS = {
         "trainers": "loader",
     },
     "train": {
+        "ranks": "",
         "proxy": "",
         "scores": "proxy",
         "mixture": "proxy scores",
         "recording": "proxy",
         "target": "proxy scores mixture recording",
         "trials": "proxy scores mixture target",
-        "search": "proxy scores mixture recording target trials",
+        "search": "ranks proxy scores mixture recording target trials",
         "baselines": "proxy scores mixture target",
     },
     "pipelines": {
-        "cluster": "",
+        "slurm": "",
+        "cluster": "slurm",
         "console": "",
         "inputs": "",
         "reading": "inputs",
@@ -62,7 +64,7 @@ ARROWS = {
         "init_recipe": "inputs reading guessed_fields",
         "demo": "inputs preprocess report compare init_recipe",
         "flow": "cluster preprocess report compare export demo",
-        "cli": "cluster console preprocess report watch compare export fit demo init_recipe flow",
+        "cli": "slurm cluster console preprocess report watch compare export fit demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines

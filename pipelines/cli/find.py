@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from pipelines.console import Console, fit_summary, mixture_notes, mixture_table
 
 if TYPE_CHECKING:
     from fastmix_data.recipe.recipe import Recipe
+    from train.ranks.meeting import Meeting
 
 
 @click.command()
@@ -51,38 +51,37 @@ def preprocess(recipe: Recipe, workers: Workers, is_whole: bool, replace: bool, 
 @Sinks
 @Replace
 @click.option("--local_rank", hidden=True, expose_value=False, help="Given by the deepspeed launcher, beside its environment.")
-@recipe_command
+@functools.partial(recipe_command, on_ranks=True)
 def search(
-    recipe: Recipe, num_ranks: int, num_seeds: int | None, sinks: tuple[Any, ...], replace: bool, console: Console
+    recipe: Recipe,
+    num_ranks: int,
+    num_seeds: int | None,
+    sinks: tuple[Any, ...],
+    replace: bool,
+    meeting: Meeting | None,
+    console: Console,
 ) -> None:
     """Learn the mixture: counts propose, a proxy's scores propose, and short trials decide.
 
-    On several nodes, start it on each with a launcher: `torchrun --nnodes ... -m train.search RECIPE`, or
-    `deepspeed --module train.search RECIPE`. Either takes the options of this command.
+    On several nodes, start it on each with a launcher: `torchrun --nnodes ... -m train.search RECIPE`,
+    `deepspeed --module train.search RECIPE` or `srun fastmix search RECIPE`. Each takes the options of this command.
     """
     from train.recording.search_recorder import Told
     from train.search.plan import plan_search
     from train.search.search import search as work
 
-    launched = launched_rank()
-    if launched is not None and num_ranks > 1:
+    if num_ranks > 1 and launched_rank() is not None:
         raise RecipeError(
             f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"
         )
     plan = plan_search(recipe)
     told = Told(sinks=sinks, logs=plan.folder)
     result = work(
-        plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=launched, replace=replace, quiet=console.is_quiet, told=told
+        plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=meeting, replace=replace, quiet=console.is_quiet, told=told
     )
     console.say(*result.warnings, result.message)
     mixture, contents = result.mixture, {"did_work": result.did_work, "warnings": list(result.warnings)}
     console.result({**contents, **mixture.model_dump()}, "\n".join([mixture_table(mixture), *mixture_notes(mixture)]))
-    if launched is not None and launched.world_size > 1:
-        # The result is on disk and all ranks have met. Taking gloo's connections down while peers leave too has aborted a rank
-        # on a busy machine, which a launcher reports as a failed run.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fastmix_data.machine import let_waiting_threads_sleep
-from pipelines.cli import find, manifest, ship, start, watch
+from pipelines.cli import find, launch, manifest, ship, start, watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +27,7 @@ for command in (
     watch.watch,
     find.compare,
     find.fit,
+    launch.launch,
     ship.emit,
     ship.export,
     ship.materialize,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmix_data.errors import FastmixError, Interrupted
-from fastmix_data.machine import Workers, launched_rank
+from fastmix_data.machine import LaunchedRank, Workers, launched_rank, prepare_rank
 from pipelines.console import Console
 
 if TYPE_CHECKING:
     from fastmix_data.recipe.recipe import Recipe
+    from train.ranks.meeting import Meeting
 
+_SECONDS_TO_HEAR = 3.0  # longer than ranks take to look
 Work = Callable[..., None]
 PathType = click.Path(path_type=Path)
 Replace = click.option("--replace", is_flag=True, help="Replace artefacts made from another recipe or other data.")
@@ -27,7 +32,11 @@ NumWorkers = click.option(
     type=click.IntRange(1),
     help="Dask worker processes; all cores by default, for compare all GPUs where there are any.",
 )
-Scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster, as tcp://host:port.")
+Scheduler = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Use a running Dask cluster, as tcp://host:port, or `srun` for one worker on each task of this SLURM allocation.",
+)
 NumRanks = click.option("--nproc", "num_ranks", type=click.IntRange(1), default=1, help="Training ranks on this machine.")
 NumSearches = click.option(
     "--seeds",
@@ -75,34 +84,71 @@ class TokenCount(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-def command(work: Work) -> Work:
-    """Give a command --json and --debug, and turn what users can put right into one line and exit code 2."""
+def command(work: Work, *, on_ranks: bool = False) -> Work:
+    """Give a command --json and --debug, and turn what users can put right into one line and exit code 2.
+
+    Args:
+        on_ranks: whether a launcher may start it on many ranks; it is then given their `meeting`, None where it is alone.
+    """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     @click.option("--debug", is_flag=True, help="Show tracebacks.")
     @functools.wraps(work)
     def guarded(*args: Any, as_json: bool, debug: bool, **options: Any) -> None:
-        launched = launched_rank()
-        console = Console(as_json=as_json, rank=launched.rank if launched is not None else 0)
+        console, launched = Console(as_json=as_json), None
         try:
-            work(*args, console=console, **options)
+            launched = launched_rank() if on_ranks else None
+            console = Console(as_json=as_json, rank=launched.rank if launched is not None else 0)
+            with _meeting(launched) as meeting:
+                work(*args, console=console, **options, **({"meeting": meeting} if on_ranks else {}))
         except (FastmixError, KeyboardInterrupt, OSError) as error:
             if debug:
                 traceback.print_exc()
             if isinstance(error, KeyboardInterrupt):
                 error = Interrupted("", "interrupted", "what is finished is kept, and the same command goes on from there")
             console.fail(error)
-            sys.exit(2)
+            _end(2, launched)
+        except BaseException:
+            if launched is not None and launched.world_size > 1:
+                traceback.print_exc()
+                _end(1, launched)
+            raise
+        _end(0, launched)
 
     return guarded
 
 
-def recipe_command(work: Work) -> Work:
-    """A command that is given a recipe, as file and overrides, and gets it read as `recipe`."""
+def _meeting(launched: LaunchedRank | None) -> AbstractContextManager[Meeting | None]:
+    """All ranks of a launched run; nothing where there is one process."""
+    if launched is None or launched.world_size == 1:
+        return nullcontext()
+    prepare_rank(launched)
+    from train.ranks.together import together
+
+    return together(launched)
+
+
+def _end(code: int, launched: LaunchedRank | None) -> None:
+    """End the process, of several ranks without taking connections down: peers leave too, or are gone, and gloo aborts over it.
+
+    Where rank 0 keeps the store, others look there for the reason of the failure.
+    """
+    if launched is not None and launched.world_size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code and launched.rank == 0:
+            time.sleep(_SECONDS_TO_HEAR)
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def recipe_command(work: Work, *, on_ranks: bool = False) -> Work:
+    """A command that is given a recipe, as file and overrides, and gets it read as `recipe`; see `command`."""
 
     @click.argument("recipe_path", metavar="RECIPE", type=PathType)
     @Overrides
-    @command
+    @functools.partial(command, on_ranks=on_ranks)
     @functools.wraps(work)
     def with_recipe(*args: Any, recipe_path: Path, overrides: tuple[str, ...], **options: Any) -> None:
         work(*args, recipe=read_recipe(recipe_path, overrides), **options)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmix_data.machine import cpu_quota, num_cores
+from fastmix_data.errors import FastmixError
+from fastmix_data.machine import LaunchedRank, cpu_quota, launched_rank, num_cores
 
 V2_GROUP, V1_GROUP = "sys/fs/cgroup/pod/box", "sys/fs/cgroup/cpu,cpuacct/docker/box"
 
@@ -62,3 +63,35 @@ def test_a_command_has_openmp_spin_little_unless_the_user_says_otherwise(setting
     environment = {**others, **settings, "OMP_DISPLAY_ENV": "verbose"}
     finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert f"GOMP_SPINCOUNT = '{count}'" in finished.stderr
+
+
+TORCHRUN = {"MASTER_ADDR": "a", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_LOCALID": "0", "SLURM_NTASKS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, LaunchedRank(3, 4, 1, "torchrun")),
+        (SRUN, LaunchedRank(2, 3, 0, "srun")),
+        (SRUN | TORCHRUN, LaunchedRank(3, 4, 1, "torchrun")),  # srun starts torchrun, which starts ranks
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        (SRUN | {"SLURM_STEP_ID": "4294967291"}, None),  # the batch script itself
+        ({name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}, None),
+    ],
+)
+def test_a_launcher_is_known_by_its_variables(environment: dict[str, str], expected: LaunchedRank | None) -> None:
+    assert launched_rank(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, r"WORLD_SIZE: a number is needed, not 'two'; start ranks with torchrun"),
+        ({"RANK": "4"}, r"RANK=4: there are 4 ranks, numbered from 0 \(WORLD_SIZE\)"),
+    ],
+)
+def test_variables_that_make_no_rank_are_refused(wrong: dict[str, str], said: str) -> None:
+    with pytest.raises(FastmixError, match=said):
+        launched_rank(TORCHRUN | wrong)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
@@ -55,13 +55,13 @@ def computes_in_bf16(training: TrainingSection) -> bool:
 
 
 @contextmanager
-def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) -> Iterator[None]:
+def process_group(*, rank: int, world_size: int, rendezvous: str | Store | None = None) -> Iterator[None]:
     """Join the ranks of this run: NCCL with GPUs, gloo without.
 
     DeepSpeed holds on to the first group of a process, so a group lasts as long as the process and serves every run in it.
 
     Args:
-        rendezvous: an address such as file:///tmp/x; None takes the launcher's environment, or nothing for a single rank.
+        rendezvous: an address such as file:///tmp/x, or a store that all ranks see; None for a single rank.
     """
     if not dist.is_initialized():
         _join(rank=rank, world_size=world_size, rendezvous=rendezvous)
@@ -72,16 +72,16 @@ def process_group(*, rank: int, world_size: int, rendezvous: str | None = None) 
         dist.barrier()  # gloo aborts a rank whose peers have left
 
 
-def _join(*, rank: int, world_size: int, rendezvous: str | None) -> None:
+def _join(*, rank: int, world_size: int, rendezvous: str | Store | None) -> None:
     for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world_size)):
         os.environ.setdefault(name, str(value))  # DeepSpeed looks for them; a launcher has set them already
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if rendezvous is not None:
+    if isinstance(rendezvous, Store):
+        dist.init_process_group(backend, store=rendezvous, rank=rank, world_size=world_size)
+    elif rendezvous is not None:
         dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size)
-    elif world_size > 1:
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 

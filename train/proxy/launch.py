@@ -18,6 +18,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from fastmix_data.errors import FastmixError
 from fastmix_data.machine import let_waiting_threads_sleep, num_cores
 
+_SECONDS_BETWEEN_LOOKS = 1.0
+
 
 def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
     """Run `work(*arguments, rank, world_size, rendezvous)` in `num_ranks` processes and wait for them.
@@ -58,17 +60,26 @@ def check_gpus(num_ranks: int, *, num_gpus: int) -> None:
 
 
 def _join(context: Any, errors: SimpleQueue[FastmixError]) -> None:
-    # ctrl-C reaches the ranks too, which save their state and end; until then the parent waits
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    def pass_on(number: int, _: object) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    # Ranks that are told to stop save their state and end; until then the parent waits. Ctrl-C reaches them by itself, what SLURM
+    # and `kill` send reaches only the parent.
+    answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on}
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
-        while not context.join():
+        # Python answers a signal between two waits where the system gave it to another thread than this one.
+        while not context.join(timeout=_SECONDS_BETWEEN_LOOKS):
             pass
     except (ProcessExitedException, ProcessRaisedException):
         if errors.empty():
             raise
         raise errors.get() from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 def _run_rank(

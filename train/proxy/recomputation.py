@@ -142,7 +142,7 @@ def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Ite
 
 def _accumulator(parameter: Any) -> Node:
     """What takes a parameter's gradient at the end of a backward pass, made to do so when the parameter is in parts again."""
-    node = get_gradient_edge(parameter).node
+    node: Any = get_gradient_edge(parameter).node  # whose `metadata` torch's own stubs take for a method
     if _SHAPED not in node.metadata:
         node.metadata[_SHAPED] = True
         parts: list[Tensor] = []

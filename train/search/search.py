@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from fastmix_data.atomic_files import exclusive_lock
 from fastmix_data.errors import Interrupted
 from fastmix_data.loading.sinks import require_package
-from fastmix_data.machine import LaunchedRank
 from fastmix_data.progress import progress
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
@@ -28,6 +28,7 @@ from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.loss_model import whole_logits_remark
 from train.proxy.training import micro_batch
+from train.ranks.meeting import Meeting
 from train.recording.search_recorder import SearchRecorder, Told
 from train.search.plan import SearchPlan, check_proxy, check_search
 from train.search.proposals import propose
@@ -56,7 +57,7 @@ def search(
     *,
     num_seeds: int | None = None,
     num_ranks: int = 1,
-    launched: LaunchedRank | None = None,
+    launched: Meeting | None = None,
     replace: bool = False,
     quiet: bool = False,
     told: Told | None = None,
@@ -67,7 +68,7 @@ def search(
         num_seeds: searches with training.seed, training.seed + 1 and so on, whose mean is the answer; those that are finished are kept.
             None takes a finished answer of any number, or makes one search.
         num_ranks: processes started on this machine.
-        launched: which rank this process is, where a launcher started it; all of them call this together.
+        launched: all ranks, where a launcher started this one; they call this together.
         replace: discard a mixture or checkpoint that was made from another recipe or other data.
         told: where it tells what it does; nowhere but in its metrics when not given.
 
@@ -87,6 +88,16 @@ def search(
 def _search_on(ranks: _Ranks, plan: SearchPlan, *, num_seeds: int | None) -> SearchResult:
     check_search(plan, num_ranks=ranks.number)
     done = finished_mixture(plan, num_seeds=num_seeds, replace=ranks.replace)
+    if ranks.launched is not None:
+        ranks.launched.agree(
+            {
+                "recipe": plan.recipe_hash,
+                "catalog": plan.catalog.fingerprint,
+                "number of searches": str(num_seeds or 1),
+                "--replace": str(ranks.replace),
+                plan.folder.mixture.name: "finished" if done is not None else "not finished",
+            }
+        )
     if done is not None:
         message = f"{plan.folder.mixture} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
@@ -98,7 +109,7 @@ def _search_on(ranks: _Ranks, plan: SearchPlan, *, num_seeds: int | None) -> Sea
         **plan.proxy.kept_apart,
     )
     remark = whole_logits_remark(model, shape=(micro_batch(training, ranks.number), training.sequence_length))
-    if remark and ranks.leads and not quiet:
+    if remark and ranks.leads and not ranks.quiet:
         print(remark, file=sys.stderr, flush=True)
     del model
     if num_seeds in (None, 1):
@@ -115,11 +126,11 @@ class _Ranks:
 
     Attributes:
         number: of all ranks.
-        launched: this process's, where a launcher started it; None where this process starts them.
+        launched: where a launcher started them; None where this process does.
     """
 
     number: int
-    launched: LaunchedRank | None
+    launched: Meeting | None
     replace: bool
     quiet: bool
     told: Told
@@ -138,15 +149,17 @@ class _Ranks:
     def meeting(self) -> AbstractContextManager[None]:
         """A block that all processes leave together."""
         launched = self.launched
-        return process_group(rank=launched.rank, world_size=launched.world_size) if launched else nullcontext()
+        if launched is None:
+            return nullcontext()
+        return process_group(rank=launched.rank, world_size=launched.world_size, rendezvous=launched.group_store)
 
     def run(self, plan: SearchPlan) -> None:
         """One search, from first to last step."""
         if self.launched is None and self.number > 1:
             launch_ranks(_run_started_rank, plan, self.replace, self.quiet, self.told, num_ranks=self.number)
         else:
-            rank = 0 if self.launched is None else self.launched.rank
-            _run_rank(plan, self.replace, self.quiet, self.told, rank, self.number, None)
+            rank, store = (self.launched.rank, self.launched.group_store) if self.launched else (0, None)
+            _run_rank(plan, self.replace, self.quiet, self.told, rank, self.number, store)
 
 
 def _search_seeds(plan: SearchPlan, ranks: _Ranks, *, num_seeds: int) -> None:
@@ -167,7 +180,7 @@ def _search_seeds(plan: SearchPlan, ranks: _Ranks, *, num_seeds: int) -> None:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a question that the run asks at each update; a second one acts at once."""
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a question that the run asks at each update; a second one acts at once."""
     asked = False
 
     def handle(number: int, _: object) -> None:
@@ -176,7 +189,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.default_int_handler(number, None)
         asked = True
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield lambda: asked
     finally:
@@ -193,7 +206,7 @@ def _run_started_rank(
 
 
 def _run_rank(
-    plan: SearchPlan, replace: bool, quiet: bool, told: Told, rank: int, world_size: int, rendezvous: str | None
+    plan: SearchPlan, replace: bool, quiet: bool, told: Told, rank: int, world_size: int, rendezvous: str | Store | None
 ) -> None:
     """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
     identity = plan.identity(world_size)

@@ -1,0 +1,1 @@
+"""A recipe as jobs of SLURM: their scripts, their submission, and Dask workers in an allocation."""
