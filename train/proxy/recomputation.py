@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ def _accumulator(parameter: Any) -> Node:
 
         node.register_prehook(shape)
         node.register_hook(restore)
-    return node
+    return cast(Node, node)
 
 
 def _is_whole(parameter: nn.Parameter) -> bool:
