@@ -63,14 +63,19 @@ _PASSED = frozenset(
     )
 )
 _QUANTIZED = "scores would be of rounded weights or gradients"
+_LEAVES = "ZeRO cannot fetch leaf modules in a pass that does not train, and scores take such passes"
 _ZERO_REFUSED = {
     "cpu_offload": "its name is offload_optimizer: {device: cpu} now",
     "cpu_offload_param": "its name is offload_param: {device: cpu} now",
     "cpu_offload_use_pin_memory": "its name is pin_memory of offload_optimizer and offload_param now",
     "elastic_checkpoint": _OWN_CHECKPOINTS,
+    "leaf_module": _LEAVES,
     "legacy_stage1": _REMOVED,
     "load_from_fp32_weights": _OWN_CHECKPOINTS,
+    "module_granularity_threshold": _LEAVES,
     "pipeline_loading_checkpoint": _OWN_CHECKPOINTS,
+    "round_robin_gradients": "second moments come back as those of other parameters",
+    "stage3_module_granularity_threshold": _LEAVES,
     "mics_hierarchical_params_gather": "the proxy is not built under MiCS",
     "mics_shard_size": "the proxy is not built under MiCS",
     "save_muon_momentum_buffer_in_memory": "the optimiser is AdamW",
@@ -82,16 +87,15 @@ _ZERO_REFUSED = {
 }
 _ZERO_STAGE3 = (
     *("prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"),
-    *("max_reuse_distance", "gather_16bit_weights_on_model_save", "module_granularity_threshold"),
-    *("use_all_reduce_for_fetch_params", "allgather_sequential"),
+    *("max_reuse_distance", "gather_16bit_weights_on_model_save", "use_all_reduce_for_fetch_params", "allgather_sequential"),
 )
 _ZERO_PASSED = frozenset(
     (
         *("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
         *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "compute_grad_norm", "offload_param"),
-        *("offload_optimizer", "sub_group_size", "ignore_unused_parameters", "round_robin_gradients", "parameter_alignment"),
+        *("offload_optimizer", "sub_group_size", "ignore_unused_parameters", "parameter_alignment"),
         *("zero_hpz_partition_size", "memory_efficient_linear", "override_module_apply", "log_trace_cache_warnings"),
-        *("enable_sanity_checks", "leaf_module", *_ZERO_STAGE3, *(f"stage3_{name}" for name in _ZERO_STAGE3)),
+        *("enable_sanity_checks", *_ZERO_STAGE3, *(f"stage3_{name}" for name in _ZERO_STAGE3)),
     )
 )
 
