@@ -1,12 +1,12 @@
 """fastmix's training loop beside `transformers` with DeepSpeed in a loop by hand: same model, batch, precision, ZeRO stage, tokens.
 
-    python scripts/bench/plain_training.py [--size 0.5M] [--stages 0 1 2] [--ranks 1 2] [--rounds 9] [--peak-tflops 989]
+    python scripts/bench/plain_training.py [--size 0.5M] [--stages 0 1 2] [--ranks 1 2] [--rounds 9]
 
 Each round trains a fresh proxy for some steps with each of three, in turning order: `train_on_mixture`; the loop by hand, whose
-`DataLoader` reads the same shards' tokens out of a memory map of one file; and the search, which scores as it trains. Set-up is left
-out, reading is not. The columns are medians over rounds of the ratios within a round; both of the first two would be 1. MFU counts
-6 operations a parameter and token and 12 for each layer, width and position (PaLM, arXiv 2204.02311, appendix B), of a peak that
-is given, or else is that of a product of large matrices on this device, measured on all ranks at once.
+`DataLoader` reads the same shards' tokens out of a memory map of one file; and the search, which scores as it trains. Set-up and the
+first step are left out, reading is not. The columns are medians over rounds, ratios those of ratios within a round. MFU counts 6
+operations a parameter and token and 12 for each layer, width and position (PaLM, arXiv 2204.02311, appendix B), of a peak that is
+given, or else is that of a product of large matrices on this device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.shards.catalog import Catalog
 from train.proxy.deepspeed_config import computes_in_bf16, stage_taken
-from train.proxy.engine import process_group
+from train.proxy.engine import own_device, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.training import train_on_mixture
 from train.search.plan import SearchPlan
@@ -53,6 +53,7 @@ class Setting:
     num_steps: int
     rounds: int
     peak_tflops: float | None
+    cpu_time: bool
 
 
 class MappedTokens(Dataset[torch.Tensor]):
@@ -87,22 +88,41 @@ def plan_of(catalog: Catalog, setting: Setting) -> SearchPlan:
     return replace(plan, proxy=replace(plan.proxy, deepspeed=DeepspeedSection(zero_stage=setting.stage)))
 
 
-def ours(plan: SearchPlan, num_steps: int) -> float:
+class Stopwatch:
+    """Seconds from the end of the first step to that of the last; a first step pays for what allocators keep."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._last, self._clock = setting.num_steps + 1, time.process_time if setting.cpu_time else time.perf_counter
+        self._first_ended = self.seconds = 0.0
+
+    def __call__(self, step: int) -> None:
+        if step in (1, self._last):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds, self._first_ended = self._clock() - self._first_ended, self._clock()
+
+
+def ours(plan: SearchPlan, setting: Setting) -> float:
     """Seconds of our loop."""
-    run = train_on_mixture(plan.proxy.with_steps(num_steps), np.full(NUM_SOURCES, 1 / NUM_SOURCES), seed=0)
+    watch = Stopwatch(setting)
+    weights_K = np.full(NUM_SOURCES, 1 / NUM_SOURCES)
+    run = train_on_mixture(plan.proxy.with_steps(setting.num_steps + 1), weights_K, seed=0, on_step=lambda step, _: watch(step))
     run.engine.close()
-    return run.seconds
+    return watch.seconds
 
 
-def scored(plan: SearchPlan, num_steps: int, start: Start) -> float:
+def scored(plan: SearchPlan, setting: Setting, start: Start) -> float:
     """Seconds of a search's first steps."""
+    watch = Stopwatch(setting)
     run, engine, _ = build_run(plan, dist.get_world_size(), start=start)
-    seconds = timed(run.search_step, num_steps)
+    for step in range(setting.num_steps + 1):
+        run.search_step()
+        watch(step + 1)
     engine.close()
-    return seconds
+    return watch.seconds
 
 
-def by_hand(plan: SearchPlan, num_steps: int, flat: Path) -> float:
+def by_hand(plan: SearchPlan, setting: Setting, flat: Path) -> float:
     """Seconds of the loop that one would write."""
     import deepspeed
 
@@ -132,33 +152,31 @@ def by_hand(plan: SearchPlan, num_steps: int, flat: Path) -> float:
     loader = DataLoader(tokens, size, sampler=sampler, num_workers=workers, pin_memory=on_gpu, drop_last=True)
     batches = chain.from_iterable(repeat(loader))
 
-    def step() -> None:
+    watch = Stopwatch(setting)
+    for step in range(setting.num_steps + 1):
         inputs = next(batches).to(engine.device, non_blocking=True)
         engine.backward(engine(input_ids=inputs, labels=inputs).loss)
         engine.step()
-
-    seconds = timed(step, num_steps)
+        watch(step + 1)
     engine.destroy()
-    return seconds
+    return watch.seconds
 
 
-def timed(step: Any, num_steps: int) -> float:
-    """Seconds of steps, to the end of what a GPU was given to do."""
-    dist.barrier()
-    started = time.perf_counter()
-    for _ in range(num_steps):
-        step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a large product on all ranks together, the best of some tries."""
-    size = 8192 if device.type == "cuda" else 1024
+def peak_of(plan: SearchPlan, setting: Setting) -> float:
+    """Operations a second of all ranks together: as given, or of a product of large matrices, the best of some tries."""
+    if setting.peak_tflops is not None:
+        return setting.peak_tflops * 1e12 * dist.get_world_size()
+    device, size = own_device(), 8192 if torch.cuda.is_available() else 1024
+    dtype = torch.bfloat16 if computes_in_bf16(plan.proxy.training) else torch.float32
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    taken = [timed(lambda: left @ right, 4) / 4 for _ in range(4)]
-    return 2 * size**3 / min(taken[1:]) * dist.get_world_size()
+    taken = []
+    for _ in range(8):
+        watch = Stopwatch(setting)
+        for step in range(setting.num_steps + 1):
+            left @ right
+            watch(step + 1)
+        taken.append(watch.seconds / setting.num_steps)
+    return 2 * size**3 / min(taken) * dist.get_world_size()
 
 
 def flops_per_token(plan: SearchPlan, num_parameters: int) -> float:
@@ -169,26 +187,16 @@ def flops_per_token(plan: SearchPlan, num_parameters: int) -> float:
 
 def measure(plan: SearchPlan, start: Start, flat: Path, setting: Setting, rank: int, world_size: int, rendezvous: str) -> None:
     """A row of the table, by the first rank."""
-    steps = setting.num_steps
-    contestants = (lambda: ours(plan, steps), lambda: by_hand(plan, steps, flat), lambda: scored(plan, steps, start))
+    contestants = (lambda: ours(plan, setting), lambda: by_hand(plan, setting, flat), lambda: scored(plan, setting, start))
     with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
-        for contestant in contestants:  # imports, and what allocators keep
-            contestant()
         taken = np.zeros((setting.rounds, 3))
         for number in range(setting.rounds):
             for place in range(3):
                 which = (place + number) % 3
                 taken[number, which] = contestants[which]()
-        peak = _peak(plan, setting)
+        peak = peak_of(plan, setting)
         if rank == 0:
             say(plan, setting, taken, world_size, peak)
-
-
-def _peak(plan: SearchPlan, setting: Setting) -> float:
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = torch.bfloat16 if computes_in_bf16(plan.proxy.training) else torch.float32
-    measured = matmul_flops(dtype, device)
-    return measured if setting.peak_tflops is None else setting.peak_tflops * 1e12 * dist.get_world_size()
 
 
 def say(plan: SearchPlan, setting: Setting, taken: np.ndarray, world_size: int, peak: float) -> None:
@@ -217,6 +225,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each of the three in a round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peak-tflops", type=float, help="of one device, for MFU; measured when not given")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time of this process's threads, on a machine that others use as well"
+    )
     given = parser.parse_args()
     print(
         "| proxy, batch | precision | ranks | ZeRO | tokens/s | by hand | ours / by hand | scored / ours, time | MFU, ours / by hand |"
@@ -224,7 +235,7 @@ def main() -> None:
     print("|---" * 9 + "|")
     for num_ranks in given.ranks:
         for stage in given.stages:
-            setting = Setting(given.size, stage, given.precision, given.steps, given.rounds, given.peak_tflops)
+            setting = Setting(given.size, stage, given.precision, given.steps, given.rounds, given.peak_tflops, given.cpu_time)
             with tempfile.TemporaryDirectory() as folder:
                 catalog, flat = make_catalog(Path(folder), NUM_SOURCES), Path(folder) / "tokens.bin"
                 catalog.save(catalog.root / "catalog.parquet")  # ranks read it there
