@@ -64,5 +64,5 @@ def refusal(error: Exception) -> RecipeError:
     said = first_line(error)
     if isinstance(error, ValidationError):
         found = error.errors(include_url=False)[0]
-        said = f"{'.'.join(map(str, found['loc'])) or error.title}: {found['msg']}"
+        said = f"{'.'.join(map(str, found['loc']))}: {found['msg']}".removeprefix(": ")
     return RecipeError("deepspeed.config", f"DeepSpeed refuses it ({said})", "mend it, or leave it out")
