@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from fastmix_data.recipe.deepspeed_config import ZERO, checked_config, offloads, read_config
+from fastmix_data.recipe.deepspeed.raw_config import ZERO, checked_config, offloads, read_config
 from fastmix_data.recipe.section import Section, require_one
 
 

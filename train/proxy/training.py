@@ -272,9 +272,8 @@ class MixtureTraining:
         engine, sampler = self._engine, self.sampler
         is_cuda = engine.device.type == "cuda"
         if is_cuda:
-            torch.cuda.set_device(
-                engine.device
-            )  # a thread starts on GPU 0, and pinning memory would make every rank a context there
+            # A thread starts on GPU 0, where pinning memory would make every rank a context.
+            torch.cuda.set_device(engine.device)
         for _ in range(num_steps):
             sampler = sampler.copy()  # a checkpoint must not count what is read and not yet trained on
             mine = sampler.next(sampled_K).slice(engine.rank, engine.world_size)
