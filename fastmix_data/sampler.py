@@ -7,6 +7,7 @@ permutation evaluated at the positions that are needed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -113,9 +114,9 @@ class ManySamplers:
         # Error diffusion: what a source is owed and did not draw it is owed still, so its draws follow the sum of its weights over all
         # steps, whatever way the weights went. Drawing each batch at random would be off by sqrt(draws) instead.
         batch, (num_trainings, num_sources) = self._global_batch, self.credits_NK.shape
-        self.credits_NK += batch * weights_NK
-        counts_NK = apportion(self.credits_NK, num_draws=batch)
-        self.credits_NK -= counts_NK
+        credits_NK = self.credits_NK + batch * weights_NK  # new arrays: copies of a sampler share the old ones
+        counts_NK = apportion(credits_NK, num_draws=batch)
+        self.credits_NK = credits_NK - counts_NK
         counts = counts_NK.reshape(-1)
         source_M = np.repeat(np.tile(np.arange(num_sources), num_trainings), counts)
         # Drawn sequences lie in runs of one training and source, and count up in each from where its stream of epochs is.
@@ -178,6 +179,12 @@ class MixtureSampler:
         """Sequences drawn so far from each source; divided by their number it is the epoch."""
         positions_K: Int64s = self._sampler.positions_NK[0]
         return positions_K
+
+    def copy(self) -> MixtureSampler:
+        """Another one at the same place, for plans that run ahead of what has been used."""
+        other = copy.copy(self)
+        other._sampler = copy.copy(self._sampler)
+        return other
 
     def next(self, weights_K: Float64s) -> BatchPlan:
         """Plan the next global batch, in an order that mixes the sources."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-def read_ahead(items: Iterable[T], *, depth: int) -> Iterator[T]:
+def read_ahead(items: Iterable[T], *, depth: int) -> Generator[T]:
     """Yield the items in their order, while a thread makes up to `depth` of those to come.
 
     The thread starts with the first `next` and ends with the last item, with an error, or when this iterator is closed or thrown away.

@@ -81,7 +81,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(path, "a recipe is a mapping of sections", "`fastmix init DIR` writes one to start from")
     for override in overrides:
         _apply_override(content, override)
-    recipe = parse_recipe(content, name=str(path)).located(path.parent)
+    recipe = parse_recipe(content, name=str(path), base=path.parent).located(path.parent)
     workdir = shown(str(recipe.paths.root))
     if workdir != str(recipe.paths.root):
         raise RecipeError(
@@ -92,13 +92,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-    """Validate a recipe given as nested mappings; `name` starts the error message."""
+def parse_recipe(content: Mapping[str, Any], *, name: str = "recipe", base: Path = Path()) -> Recipe:
+    """Validate a recipe given as nested mappings.
+
+    Args:
+        name: starts the error message.
+        base: folder that a file of DeepSpeed's configuration is looked for from; its content stands in its place afterwards.
+    """
     unknown = _find_moved_keys(content) or _find_gone_keys(content) or _find_unknown_key(content, Recipe, ())
     if unknown is not None:
         raise RecipeError(f"{name}: {unknown.key}", unknown.problem, unknown.remedy)
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(content, context={"base": base})
     except ValidationError as error:
         where, what, remedy = _explain(error)
         raise RecipeError(f"{name}: {where}" if where else name, what, remedy) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
+from fastmix_data.recipe.deepspeed.raw_config import ZERO, checked_config, offloads, read_config
 from fastmix_data.recipe.section import Section, require_one
 
 
@@ -58,9 +60,34 @@ class ProxySection(Section):
         return self
 
 
+def _read_config(value: Any, info: ValidationInfo) -> Any:
+    return read_config(value, base=(info.context or {}).get("base", Path()))
+
+
+def _check_config(config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    # Without a stage there is nothing to check against: that key is refused first.
+    return checked_config(config, zero_stage=info.data["zero_stage"]) if "zero_stage" in info.data else config
+
+
+RawConfig = Annotated[
+    dict[str, Any], BeforeValidator(_read_config, json_schema_input_type=str | dict[str, Any]), AfterValidator(_check_config)
+]
+
+
 class DeepspeedSection(Section):
     """How the proxy is spread over devices."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="ZeRO stage: 0 none (bf16 takes 1 then), 1 optimiser, 2 and gradients, 3 and parameters."
     )
+    config: RawConfig = Field(
+        {},
+        description="A raw DeepSpeed configuration (offload, buckets, data types, profilers), or the path of its JSON file. What the "
+        'recipe sets is left out there or "auto", as is what DeepSpeed is to choose.',
+    )
+
+    def on_one_rank(self) -> DeepspeedSection:
+        """Without ZeRO, which has nothing to spread there and does not change what is computed, unless it holds memory elsewhere."""
+        if offloads(self.config, "optimizer") or offloads(self.config, "param"):
+            return self
+        return DeepspeedSection(zero_stage=0, config={key: value for key, value in self.config.items() if key != ZERO})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fastmix_data.recipe.section import Section
 from fastmix_data.units import TokenCount
@@ -50,6 +50,15 @@ class TrainingSection(Section):
         ge=0,
         description="Shuffle sequences within windows of this many, for storage with slow seeks; 0 shuffles all.",
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if value in ("fp16", "float16", "half"):
+            raise ValueError(
+                f"{value} is too narrow for target gradients, which scores are taken from; use bf16, or fp32 where there is none"
+            )
+        return value
 
     @model_validator(mode="after")
     def _enough_steps(self) -> Self:

@@ -25,6 +25,26 @@ GLOBAL_BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 12, 10, 40, 1e-2
 TRAINING = TrainingSection(token_budget=10**6, global_batch=GLOBAL_BATCH, sequence_length=LENGTH, learning_rate=LEARNING_RATE)
 
 
+_OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
+# Raw configurations by name, for a case to be hashable.
+RAW: dict[str, dict[str, Any]] = {
+    "": {},
+    "small_buckets": {"zero_optimization": {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000, "overlap_comm": True}},
+    "offloaded": {"zero_optimization": _OFFLOADED, "data_types": {"grad_accum_dtype": "fp32"}},
+    "all_offloaded": {
+        "zero_optimization": {
+            **_OFFLOADED,
+            "offload_param": {"device": "cpu"},
+            "stage3_prefetch_bucket_size": 100,
+            "stage3_param_persistence_threshold": 0,
+            "sub_group_size": 500,
+        }
+    },
+    "in_node_groups": {"zero_optimization": {"zero_hpz_partition_size": 2}},
+    "said_no": {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+}
+
+
 def make_model(*, tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -60,10 +80,11 @@ class Case:
     num_pieces: int = 1
     recomputed: bool = False
     persistent: bool = True
+    raw: str = ""
 
     def engine(self) -> ProxyEngine:
         training = TRAINING.model_copy(update={"precision": self.precision, "activation_checkpointing": self.recomputed})
-        deepspeed = DeepspeedSection(zero_stage=self.stage)
+        deepspeed = DeepspeedSection(zero_stage=self.stage, config=RAW[self.raw])
         # Logits that are large in earnest would take a minute.
         loss_model.LARGEST_LOGITS_BYTES = -(-4 * self.micro_batch * LENGTH * VOCABULARY // self.num_pieces)
         engine = ProxyEngine(make_model(tied=self.tied), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)

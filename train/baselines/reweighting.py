@@ -100,7 +100,7 @@ def run_reweighting(
         )
         learning_rate = run.learning_rate
         rule.begin()
-        run.train_step(uniform_K, train_on)
+        run.train_step(uniform_K, train_on, steps_alike=plan.training.num_steps - run.step)
         weights_K = rule.update(weights_K, learning_rate=learning_rate)
         total_K = total_K + weights_K
         on_tokens(plan.training.tokens_per_step)

@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import HashStore, Store
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
+from train.proxy.deepspeed_config import engine_config, refusal, stage_taken
 from train.proxy.loss_model import LossModel
 from train.proxy.losses import ModelInputs
 from train.proxy.recomputation import recompute_blocks
@@ -45,13 +46,6 @@ def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
-
-
-def computes_in_bf16(training: TrainingSection) -> bool:
-    """Whether parameters are bf16 in passes; the optimiser moves ones in float32 whatever the precision."""
-    return training.precision == "bf16" or (
-        training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
 
 
 @contextmanager
@@ -130,25 +124,11 @@ class ProxyEngine:
         self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        use_bf16 = computes_in_bf16(training)
-        # bf16 needs master weights in float32, and ZeRO-1 keeps them: the same arithmetic, the optimiser spread over ranks. What
-        # DeepSpeed takes at stage 0 steps once with no gradient when it is built: weights decay and Adam miscounts its steps.
-        self._zero_stage = max(deepspeed.zero_stage, 1) if use_bf16 else deepspeed.zero_stage
+        self._zero_stage = stage_taken(training, deepspeed)
         self._moments_linked = False
         losses = LossModel(model, shape=(micro_batch, training.sequence_length), whole_logits=whole_logits)
         if training.activation_checkpointing:
             recompute_blocks(model)
-        config = {
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": self.num_micro_batches,
-            "gradient_clipping": training.gradient_clipping,
-            "zero_optimization": {"stage": self._zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": use_bf16},
-            "steps_per_print": 10**12,
-            # DeepSpeed's timer, which nobody reads, has the host wait for the GPU before and after every pass.
-            "timers": {"throughput": {"enabled": False}},
-        }
         optimizer = torch.optim.AdamW(
             _decay_groups(model, training.weight_decay),
             lr=training.learning_rate,
@@ -156,9 +136,15 @@ class ProxyEngine:
             fused=torch.cuda.is_available(),
         )
         self._basic_optimizer = optimizer
-        self._engine, self._optimizer, _, _ = ds.initialize(
-            model=losses, optimizer=optimizer, config=config, dist_init_required=False
-        )
+        config = engine_config(training, deepspeed, micro_batch=micro_batch, num_micro_batches=self.num_micro_batches)
+        try:
+            self._engine, self._optimizer, _, _ = ds.initialize(
+                model=losses, optimizer=optimizer, config=config, dist_init_required=False
+            )
+        except Exception as error:  # its checks of a configuration raise all sorts
+            if not deepspeed.config or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise refusal(error) from error
         self._losses: LossModel = self._engine.module
         self.module: Any = self._losses.model
         self.device = torch.device(self._engine.device)

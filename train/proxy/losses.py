@@ -28,13 +28,37 @@ class ModelInputs(NamedTuple):
     positions_BT: Tensor | None = None
 
 
-def to_tensors(sequences: Sequences, *, device: torch.device) -> tuple[ModelInputs, Tensor]:
-    """Inputs and labels (B, T), int64; labels that carry no loss are -100."""
+class HostBatch(NamedTuple):
+    """Sequences as tensors in the CPU's memory: tokens (B, T + 1), int64; which labels carry loss, (B, T); positions (B, T), if any."""
+
+    tokens_BS: Tensor
+    carries_loss_BT: Tensor
+    positions_BT: Tensor | None
+
+
+def host_batch(sequences: Sequences, *, pinned: bool) -> HostBatch:
+    """Sequences ready to be copied; out of pinned memory a GPU copies by itself, while the host goes on."""
     # Shards hold uint16 or uint32, which embeddings cannot be looked up by.
-    tokens = on_device(sequences.tokens_BS.astype(np.int64), device)
-    carries_loss = on_device(sequences.carries_loss_BT, device)
-    positions = None if sequences.positions_BT is None else on_device(sequences.positions_BT, device)
+    arrays = (sequences.tokens_BS.astype(np.int64), sequences.carries_loss_BT)
+    tokens, carries_loss = (_pinned(torch.from_numpy(array), pinned) for array in arrays)
+    positions = None if sequences.positions_BT is None else _pinned(torch.from_numpy(sequences.positions_BT), pinned)
+    return HostBatch(tokens, carries_loss, positions)
+
+
+def _pinned(tensor: Tensor, pinned: bool) -> Tensor:
+    return tensor.pin_memory() if pinned else tensor
+
+
+def device_batch(batch: HostBatch, *, device: torch.device) -> tuple[ModelInputs, Tensor]:
+    """Inputs and labels (B, T), int64; labels that carry no loss are -100."""
+    tokens, carries_loss = (part.to(device, non_blocking=True) for part in (batch.tokens_BS, batch.carries_loss_BT))
+    positions = None if batch.positions_BT is None else batch.positions_BT.to(device, non_blocking=True)
     return ModelInputs(tokens[:, :-1], positions), tokens[:, 1:].masked_fill(~carries_loss, IGNORED)
+
+
+def to_tensors(sequences: Sequences, *, device: torch.device) -> tuple[ModelInputs, Tensor]:
+    """Inputs and labels (B, T) of sequences that were read just now."""
+    return device_batch(host_batch(sequences, pinned=False), device=device)
 
 
 def has_learned_positions(model: nn.Module) -> bool:

@@ -7,9 +7,7 @@ proxies, and from a CUDA graph without Python.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -19,10 +17,11 @@ import torch
 from torch import Tensor
 
 from fastmix_data.arrays import Bools, Float64s
+from fastmix_data.loading.read_ahead import read_ahead
 from fastmix_data.messages import first_line
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.sampler import ManySamplers
-from train.proxy.engine import computes_in_bf16
+from train.proxy.deepspeed_config import computes_in_bf16
 from train.proxy.losses import ModelInputs, to_tensors
 from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, learning_rate_at, loss_factor
@@ -83,7 +82,7 @@ def train_side_by_side(
         read = to_tensors(reader.read(drawn.source_B, drawn.sequence_B), device=torch.device("cpu"))
         return stack_batches(*read, num_proxies=len(seeds))
 
-    batches = _read_ahead(read_batch, count=training.num_steps)
+    batches = read_ahead((read_batch() for _ in range(training.num_steps)), depth=_BATCHES_AHEAD)
     first = next(batches)
     factor_N = loss_factor(weights_NK, mean_loss_tokens_K=reader.mean_loss_tokens_K, training=training)
     steps = SideBySideSteps(proxies, training=training, factor_N=factor_N, like=first)
@@ -211,14 +210,3 @@ class SideBySideSteps:
         self._square_NP.mul_(second).addcmul_(gradients_NP, gradients_NP, value=1 - second)
         rows_NP.mul_(1 - self._decay * self._proxies.decays_P)
         rows_NP.sub_(self._rate * self._mean_NP / (self._square_NP.sqrt() / self._root_correction + _ADAM_EPSILON))
-
-
-def _read_ahead(read: Callable[[], StackedBatch], *, count: int) -> Iterator[StackedBatch]:
-    """What `read` returns, `count` times, in a thread that is a few batches ahead."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(read) for _ in range(min(_BATCHES_AHEAD, count)))
-        for number in range(count):
-            batch = waiting.popleft().result()
-            if number + _BATCHES_AHEAD < count:
-                waiting.append(thread.submit(read))
-            yield batch

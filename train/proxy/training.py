@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastmix_data.arrays import Bools, Float64s, Int64s
 from fastmix_data.errors import FastmixError, RecipeError
+from fastmix_data.loading.read_ahead import read_ahead
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.remote.shard_store import is_on_one_machine
@@ -25,10 +26,11 @@ from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
 from fastmix_data.shards.table_rows import column_of
 from train.proxy.engine import ProxyEngine
-from train.proxy.losses import ModelInputs, to_tensors
+from train.proxy.losses import HostBatch, ModelInputs, device_batch, host_batch
 from train.proxy.model import build_proxy, proxy_config
 
 _MOST_LEFT_OVER = 0.045  # of the sequences trained on, what may be fetched for nothing
+_PASSES_AHEAD = 8  # that a thread reads before they are trained on
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class ProxyPlan:
         return replace(self, training=self.training.with_steps(num_steps))
 
     def on_one_rank(self) -> ProxyPlan:
-        """Without ZeRO, which has nothing to spread on a single rank and does not change what is computed."""
-        return replace(self, deepspeed=DeepspeedSection(zero_stage=0))
+        """Without ZeRO, unless it offloads."""
+        return replace(self, deepspeed=self.deepspeed.on_one_rank())
 
     def build_model(self, *, seed: int) -> nn.Module:
         """The bare model, its fresh weights fixed by the seed."""
@@ -185,12 +187,24 @@ class MicroBatch:
         return counts_B
 
 
+class _ReadPass(NamedTuple):
+    """The sequences of one pass in the CPU's memory."""
+
+    batch: HostBatch
+    source_B: Int64s
+    carries_loss_BT: Bools
+
+    def on_device(self, device: torch.device) -> MicroBatch:
+        inputs, labels_BT = device_batch(self.batch, device=device)
+        return MicroBatch(inputs, labels_BT, self.source_B, self.carries_loss_BT)
+
+
 class MixtureTraining:
     """A proxy in training on sequences that are drawn from the sources by shares which may change at every step.
 
     Attributes:
         reader: of the training data.
-        sampler: plans every global batch, whatever the number of ranks.
+        sampler: plans every global batch, whatever the number of ranks; it stands after what was trained on, not after what was read.
         step: optimiser steps done.
     """
 
@@ -211,28 +225,62 @@ class MixtureTraining:
             window=plan.training.locality_window,
         )
         self.step = 0
+        self._ahead: Generator[tuple[_ReadPass, MixtureSampler]] | None = None
+        self._ahead_until, self._ahead_K = 0, np.zeros(0)
 
     @property
     def learning_rate(self) -> float:
         """Of the step to come."""
         return learning_rate_at(self.step, self._training)
 
-    def train_step(self, sampled_K: Float64s, train_on: Callable[[MicroBatch], None]) -> None:
+    def train_step(self, sampled_K: Float64s, train_on: Callable[[MicroBatch], None], *, steps_alike: int = 1) -> None:
         """One optimiser step.
 
         Args:
             sampled_K: shares that sequences are drawn by, shape (K,).
             train_on: makes the forward and the backward pass of a micro-batch.
+            steps_alike: steps, this one included, that are certain to draw by these shares; with several, a thread reads ahead what
+                they train on. Later ones of them may be asked for with any number.
         """
         engine, learning_rate = self._engine, self.learning_rate
-        mine = self.sampler.next(sampled_K).slice(engine.rank, engine.world_size)
-        for number in range(engine.num_micro_batches):
-            part = mine.slice(number, engine.num_micro_batches)
-            sequences = self.reader.read(part.source_B, part.sequence_B)
-            inputs, labels_BT = to_tensors(sequences, device=engine.device)
-            train_on(MicroBatch(inputs, labels_BT, part.source_B, sequences.carries_loss_BT))
-            engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
+        if self._ahead is None:
+            batches = self._read(sampled_K, num_steps=steps_alike)
+            self._ahead = read_ahead(batches, depth=_PASSES_AHEAD) if steps_alike > 1 else batches
+            self._ahead_until, self._ahead_K = self.step + steps_alike, sampled_K
+        assert np.array_equal(sampled_K, self._ahead_K), "the shares changed within steps that were to be alike"
+        try:
+            for number in range(engine.num_micro_batches):
+                batch, sampler = next(self._ahead)
+                train_on(batch.on_device(engine.device))
+                engine.step(learning_rate, last_micro_batch=number == engine.num_micro_batches - 1)
+        except BaseException:
+            self.stop_reading()
+            raise
+        self.sampler = sampler
         self.step += 1
+        if self.step == self._ahead_until:
+            self.stop_reading()
+
+    def stop_reading(self) -> None:
+        """End the thread that reads ahead, if there is one; what it has read is forgotten."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _read(self, sampled_K: Float64s, *, num_steps: int) -> Generator[tuple[_ReadPass, MixtureSampler]]:
+        """Passes of this rank from the step to come on, each with the sampler as it is after the step."""
+        engine, sampler = self._engine, self.sampler
+        is_cuda = engine.device.type == "cuda"
+        if is_cuda:
+            # A thread starts on GPU 0, where pinning memory would make every rank a context.
+            torch.cuda.set_device(engine.device)
+        for _ in range(num_steps):
+            sampler = sampler.copy()  # a checkpoint must not count what is read and not yet trained on
+            mine = sampler.next(sampled_K).slice(engine.rank, engine.world_size)
+            for number in range(engine.num_micro_batches):
+                part = mine.slice(number, engine.num_micro_batches)
+                sequences = self.reader.read(part.source_B, part.sequence_B)
+                yield _ReadPass(host_batch(sequences, pinned=is_cuda), part.source_B, sequences.carries_loss_BT), sampler
 
 
 @dataclass(frozen=True)
@@ -284,7 +332,7 @@ def train_on_mixture(
 
     started, seconds_paused = time.monotonic(), 0.0
     for _ in range(plan.training.num_steps):
-        run.train_step(weights_K, train_on)
+        run.train_step(weights_K, train_on, steps_alike=plan.training.num_steps - run.step)
         if on_step is not None:
             paused = time.monotonic()
             on_step(run.step, engine)

@@ -155,7 +155,7 @@ class ProxyRun:
 
     def plain_step(self) -> None:
         """One step of training on the mixture as it stands."""
-        weights_K, exploration = self.mixture.weights_K, self._search.rule.exploration
+        weights_K, exploration, interval = self.mixture.weights_K, self._search.rule.exploration, self._search.update_interval
         factor_K = loss_weights(
             weights_K,
             exploration=exploration,
@@ -163,7 +163,9 @@ class ProxyRun:
             global_batch=self._section.global_batch,
         )
         self._training.train_step(
-            sampling_weights(weights_K, exploration=exploration), lambda batch: self._train_on(batch, factor_K)
+            sampling_weights(weights_K, exploration=exploration),
+            lambda batch: self._train_on(batch, factor_K),
+            steps_alike=min(interval - self.step % interval, self._section.num_steps - self.step),
         )
         self._evidence.num_steps += 1
 

@@ -14,9 +14,16 @@ import pytest
 import torch
 from engine_ranks import Case
 
+from fastmix_data.errors import RecipeError
 from train.proxy.engine import process_group
 from train.proxy.losses import sequence_losses
 
+RAW_CASES = [
+    Case(stage=2, raw="small_buckets"),
+    *(Case(stage, raw="offloaded") for stage in (1, 2)),
+    Case(stage=2, precision="bf16", raw="offloaded"),
+    *(Case(stage=3, raw=raw) for raw in ("all_offloaded", "in_node_groups")),
+]
 CASES: dict[int, list[Case]] = {
     1: [
         *(Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")),
@@ -31,6 +38,7 @@ CASES: dict[int, list[Case]] = {
         *(Case(stage, num_pieces=3, recomputed=True, persistent=False) for stage in range(4)),
         *(Case(3, scope=scope, num_pieces=3, recomputed=True, persistent=False) for scope in ("last_block", "head")),
         Case(3, recomputed=True, persistent=False),
+        *RAW_CASES,
     ],
 }
 STEPS = [(ranks, stage) for ranks in (1, 2) for stage in range(4)]
@@ -98,6 +106,20 @@ def test_scores_and_step_equal_plain_pytorch(results: Results, ranks: int, stage
         assert_close(found[name], expected)
 
 
+@pytest.mark.parametrize("case", RAW_CASES, ids=lambda case: f"{case.raw}-{case.stage}-{case.precision}")
+def test_what_a_raw_configuration_moves_elsewhere_changes_neither_scores_nor_step(results: Results, case: Case) -> None:
+    tolerance = {"fp32": 1e-4, "bf16": 0.05}[case.precision]
+    for name, expected in oracle("all").items():
+        assert (results[2, case][name] - expected).norm() < tolerance * expected.norm(), name
+
+
+def test_a_raw_configuration_that_deepspeed_refuses_is_one_line() -> None:
+    with process_group(rank=0, world_size=1), pytest.raises(RecipeError) as caught:
+        Case(stage=2, raw="said_no").engine()
+    expected = "deepspeed.config: DeepSpeed refuses it (Assertion failed, Partial offloading only supported for ZeRO Stage 3.)"
+    assert str(caught.value) == f"{expected}; mend it, or leave it out"
+
+
 @pytest.mark.parametrize(("ranks", "stage"), STEPS)
 def test_bf16_scores_and_steps_as_float32_does_to_its_own_accuracy(results: Results, ranks: int, stage: int) -> None:
     """bf16 rounds to 0.4%; a step of 1e-2 on weights of that size is rounded once more."""
@@ -154,10 +176,16 @@ def test_a_closed_engine_leaves_nothing_behind(results: Results) -> None:
         assert num_engines == 0 and num_bytes < one_copy / 10
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_checkpoint_restores_model_and_moments(tmp_path: Path, stage: int, precision: str) -> None:
-    case = Case(stage, precision, scored=False)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(stage, precision, scored=False) for stage in range(4) for precision in ("fp32", "bf16")),
+        Case(stage=2, scored=False, raw="offloaded"),
+        Case(stage=3, scored=False, raw="all_offloaded"),
+    ],
+    ids=lambda case: f"{case.stage}-{case.precision}-{case.raw}",
+)
+def test_a_checkpoint_restores_model_and_moments(tmp_path: Path, case: Case) -> None:
     with process_group(rank=0, world_size=1):
         engine = case.engine()
         setting.train_one_step(engine, case)

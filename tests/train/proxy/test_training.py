@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +140,52 @@ def test_global_batches_do_not_depend_on_micro_batches(plan: ProxyPlan) -> None:
     is_masked = np.concatenate([batch.source_B for batch in whole]) == SOURCES.index("masked")
     shares = np.concatenate([batch.num_loss_tokens_B for batch in whole]) / 32
     assert is_masked.any() and np.allclose(shares[is_masked], 0.25) and np.allclose(shares[~is_masked], 1)
+
+
+def test_what_is_read_ahead_is_what_is_read_in_line_and_the_sampler_stands_after_what_was_trained_on(plan: ProxyPlan) -> None:
+    """In runs of 3 steps that draw alike, in the middle of which a sampler that stood after what was read would be ahead."""
+    plan = with_training(plan, micro_batch=8)
+    with process_group(rank=0, world_size=1):
+        engine = plan.build_engine(seed=0)
+        runs = {steps_alike: MixtureTraining(plan, engine, seed=5) for steps_alike in (1, 3)}
+        seen: dict[int, list[torch.Tensor]] = {1: [], 3: []}
+        states: dict[int, list[dict[str, Any]]] = {1: [], 3: []}
+        for step in range(6):
+            for steps_alike, run in runs.items():
+
+                def train_on(batch: MicroBatch, steps_alike: int = steps_alike) -> None:
+                    seen[steps_alike] += [batch.inputs.tokens_BT, batch.labels_BT, torch.from_numpy(batch.source_B)]
+                    engine.backward(engine.sequence_losses(batch.inputs, batch.labels_BT).sum())
+
+                run.train_step(np.roll(WEIGHTS_K, step // 3), train_on, steps_alike=steps_alike)
+                states[steps_alike].append(run.sampler.state_dict())
+        engine.close()
+    assert len(seen[1]) == 36 and all(torch.equal(one, other) for one, other in zip(seen[1], seen[3], strict=True))
+    assert states[1] == states[3] and [state["step"] for state in states[3]] == [1, 2, 3, 4, 5, 6]
+    assert reading_threads() == []
+
+
+def test_an_error_ends_the_thread_that_reads_and_one_of_its_own_is_raised_by_the_step(plan: ProxyPlan) -> None:
+    def interrupted(_: MicroBatch) -> None:
+        assert reading_threads()
+        raise KeyboardInterrupt
+
+    with process_group(rank=0, world_size=1):
+        engine = plan.build_engine(seed=0)
+        run = MixtureTraining(plan, engine, seed=5)
+        with pytest.raises(KeyboardInterrupt):
+            run.train_step(WEIGHTS_K, interrupted, steps_alike=50)
+        assert reading_threads() == []
+        with pytest.raises(
+            ValueError, match="broadcast"
+        ):  # shares of another number of sources, which only the thread's plan sees
+            run.train_step(np.ones(7) / 7, interrupted, steps_alike=50)
+        assert reading_threads() == [] and run.step == 0 and run.sampler.step == 0
+        engine.close()
+
+
+def reading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "read-ahead" in thread.name]
 
 
 def test_the_given_seed_fixes_the_proxy_and_not_the_plans(plan: ProxyPlan) -> None:

@@ -1,0 +1,1 @@
+"""What of DeepSpeed's own configuration a recipe may hold."""
