@@ -253,18 +253,21 @@ def test_ranks_of_a_launcher_search_all_seeds_together_and_one_of_them_speaks(pl
     assert printed["did_work"] and printed["weights"] == mean.weights
 
 
-def test_what_is_wrong_is_said_by_the_first_rank_that_a_launcher_started(planted_recipe: Callable[..., Path]) -> None:
+def test_what_is_wrong_with_a_rank_that_a_launcher_started_is_one_line_and_its_log_has_the_rest(
+    planted_recipe: Callable[..., Path],
+) -> None:
     from pipelines.cli.main import main
 
-    def refusal(rank: int, *options: str) -> str:
-        environment = {"MASTER_ADDR": "localhost", "RANK": str(rank), "WORLD_SIZE": "2"}
-        result = CliRunner().invoke(main, ["search", str(planted_recipe()), *options], env=environment)
-        assert result.exit_code == 2
+    recipe = planted_recipe()
+
+    def refusal(*options: str) -> str:
+        environment = {"MASTER_ADDR": "localhost", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        result = CliRunner().invoke(main, ["search", str(recipe), *options], env=environment)
+        assert result.exit_code == 2 and result.output.count("\n") == 1
         return result.output
 
-    told = refusal(0, "--nproc", "2")
+    told = refusal("--nproc", "2")
     assert "--nproc 2: this process is a rank that a launcher started; give the number to the launcher" in told
-    assert "training.global_batch: 15 cannot be divided over 2 ranks" in refusal(0, "--set", "training.global_batch=15")
-    assert refusal(1, "--nproc", "2") == refusal(1, "--set", "training.global_batch=15") == ""
-    log = SearchFolder(planted_recipe().with_suffix("") / "search").rank_log(1).read_text()
-    assert "rank 1 of 2 on " in log and "Traceback" in log and "15 cannot be divided over 2 ranks" in log
+    assert "training.micro_batch: 3 does not divide a rank's 16 sequences" in refusal("--set", "training.micro_batch=3")
+    log = SearchFolder(recipe.with_suffix("") / "search").rank_log(0).read_text()
+    assert "rank 0 of 1 on " in log and "Traceback" in log and "training.micro_batch: 3 does not divide" in log
