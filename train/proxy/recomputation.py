@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmix_data.errors import RecipeError
@@ -124,7 +124,7 @@ def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Ite
     Autograd takes a parameter's shape when it first meets it, and keeps to it as long as a graph leads there. A block's parameters
     become part of its graph when the block is over, and they are in parts again.
     """
-    left, met = [parameter for parameter in parameters if hasattr(parameter, "ds_shape")], list[Node]()
+    left, met = [parameter for parameter in parameters if hasattr(parameter, "ds_shape")], list[Any]()
 
     def meet(*_: Any) -> None:
         met.extend(_accumulator(parameter) for parameter in left if _is_whole(parameter))
@@ -140,9 +140,9 @@ def _seen_whole(parameters: Sequence[nn.Parameter], *, module: nn.Module) -> Ite
             handle.remove()
 
 
-def _accumulator(parameter: Any) -> Node:
+def _accumulator(parameter: Any) -> Any:
     """What takes a parameter's gradient at the end of a backward pass, made to do so when the parameter is in parts again."""
-    node: Any = get_gradient_edge(parameter).node  # whose `metadata` torch's own stubs take for a method
+    node: Any = get_gradient_edge(parameter).node
     if _SHAPED not in node.metadata:
         node.metadata[_SHAPED] = True
         parts: list[Tensor] = []
@@ -159,7 +159,7 @@ def _accumulator(parameter: Any) -> Node:
 
         node.register_prehook(shape)
         node.register_hook(restore)
-    return cast(Node, node)
+    return node
 
 
 def _is_whole(parameter: nn.Parameter) -> bool:
