@@ -86,9 +86,7 @@ FAULTS = {
     "one node without the shards": Fault((_FIRST, Rank(1, 1, ("--set", "workdir=nothing-here"))), "error on rank 1: "),
     "one node without one of the shards": Fault((_FIRST, Rank(1, 1, ("--set", "workdir=other-run"))), "error on rank 1: "),
     "a rank is killed": Fault((Rank(0, 0, _LONG), Rank(1, 1, _LONG)), "rank 1 on fastmix-b: it is gone", when_training="kill"),
-    "a cable is cut": Fault(
-        (Rank(0, 0, _LONG), Rank(1, 1, _LONG)), "rank 1 on fastmix-b: it has not been heard of for 60 s", when_training="cut"
-    ),
+    "a cable is cut": Fault((Rank(0, 0, _LONG), Rank(1, 1, _LONG)), "fastmix-b: it has not been heard of for", when_training="cut"),
 }  # fmt: skip
 
 

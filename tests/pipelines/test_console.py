@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastmix_data.errors import CorruptArtefactError, RecipeError
+from fastmix_data.errors import CorruptArtefactError, ToldElsewhere
 from fastmix_data.results.mixture import Certainty, Mixture, SearchRecord, TrialsRecord
 from pipelines.console import Console, mixture_notes, mixture_table
 
@@ -18,7 +18,7 @@ def test_a_muted_console_prints_nothing(as_json: bool, capsys: pytest.CaptureFix
     console = Console(as_json=as_json, rank=1)
     console.say("working", "still")
     console.result({"answer": 1}, "answer: 1")
-    console.fail(RecipeError("recipe.yaml", "is wrong", "put it right"))
+    console.fail(ToldElsewhere("recipe.yaml", "is wrong", "put it right"))
     assert console.is_quiet and capsys.readouterr() == ("", "")
     console.fail(CorruptArtefactError("shard.tar", "is missing", "copy it to this machine"))
     assert capsys.readouterr() == ("", "error on rank 1: shard.tar: is missing; copy it to this machine\n")
