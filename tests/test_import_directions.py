@@ -41,16 +41,18 @@ ARROWS = {
         "proxy": "",
         "scores": "proxy",
         "mixture": "proxy scores",
+        "memory": "proxy",
         "recording": "proxy",
         "target": "proxy scores mixture recording",
         "trials": "proxy scores mixture target",
-        "search": "ranks proxy scores mixture recording target trials",
+        "search": "ranks memory proxy scores mixture recording target trials",
         "baselines": "proxy scores mixture target",
     },
     "pipelines": {
         "slurm": "",
         "cluster": "slurm",
         "console": "",
+        "outlook": "",
         "inputs": "",
         "reading": "inputs",
         "rendering": "",
@@ -64,7 +66,7 @@ ARROWS = {
         "init_recipe": "inputs reading guessed_fields",
         "demo": "inputs preprocess report compare init_recipe",
         "flow": "cluster preprocess report compare export demo",
-        "cli": "slurm cluster console preprocess report watch compare export fit demo init_recipe flow",
+        "cli": "slurm cluster console outlook preprocess report watch compare export fit demo init_recipe flow",
     },
 }
 LARGEST_FOLDER, LONGEST_MODULE = 14, 400  # modules, lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,10 +21,10 @@ class TrainingSection(Section):
         "loss, where it is always so. A document's first token is predicted from the end of the one before, as without.",
     )
     global_batch: int = Field(32, ge=1, description="Sequences of one optimiser step over all ranks.")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="Sequences of one forward pass on one rank; all of the rank's share when not given.",
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Sequences of one forward pass on one rank. auto: all of the rank's share of global_batch, or as many as its memory "
+        "holds. It changes memory and speed, not what is computed.",
     )
     activation_checkpointing: bool = Field(
         False,

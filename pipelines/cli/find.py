@@ -49,6 +49,9 @@ def preprocess(recipe: Recipe, workers: Workers, is_whole: bool, replace: bool, 
 @NumRanks
 @NumSearches
 @Sinks
+@click.option("--plan", "is_plan", is_flag=True, help="Print steps, memory, time and cost of the search, and start nothing.")
+@click.option("--gpu", help="Card to plan for, such as H100; this machine's device by default.")
+@click.option("--price", type=click.FloatRange(0), help="Of an hour of one card, to plan the cost.")
 @Replace
 @click.option("--local_rank", hidden=True, expose_value=False, help="Given by the deepspeed launcher, beside its environment.")
 @functools.partial(recipe_command, on_ranks=True)
@@ -57,6 +60,9 @@ def search(
     num_ranks: int,
     num_seeds: int | None,
     sinks: tuple[Any, ...],
+    is_plan: bool,
+    gpu: str | None,
+    price: float | None,
     replace: bool,
     meeting: Meeting | None,
     console: Console,
@@ -75,6 +81,14 @@ def search(
             f"--nproc {num_ranks}", "this process is a rank that a launcher started", "give the number to the launcher"
         )
     plan = plan_search(recipe)
+    if not is_plan and (gpu is not None or price is not None):
+        raise click.UsageError("--gpu and --price go with --plan")
+    if is_plan:
+        from pipelines.outlook import format_outlook, outlook
+
+        found = outlook(plan, num_ranks=num_ranks, gpu=gpu)
+        console.result(found.as_dict(price=price), format_outlook(found, price=price))
+        return
     told = Told(sinks=sinks, logs=plan.folder)
     result = work(
         plan, num_seeds=num_seeds, num_ranks=num_ranks, launched=meeting, replace=replace, quiet=console.is_quiet, told=told

@@ -13,6 +13,8 @@ from fastmix_data.messages import first_line
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
 
+_REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's default
+
 
 def computes_in_bf16(training: TrainingSection) -> bool:
     """Whether parameters are bf16 in passes; the optimiser moves ones in float32 whatever the precision."""
@@ -28,11 +30,19 @@ def stage_taken(training: TrainingSection, deepspeed: DeepspeedSection) -> int:
     return max(deepspeed.zero_stage, 1) if computes_in_bf16(training) else deepspeed.zero_stage
 
 
+def reduced_at_once(deepspeed: DeepspeedSection, *, num_trained: int) -> int:
+    """Gradients that DeepSpeed has room for on their way to other ranks."""
+    asked = deepspeed.config.get("zero_optimization", {}).get("reduce_bucket_size")
+    # Room is laid out whatever the model's size, by default 2 GB of float32 beside a proxy of 40 MB.
+    return int(asked) if asked is not None else min(_REDUCED_AT_ONCE, num_trained)
+
+
 def engine_config(
-    training: TrainingSection, deepspeed: DeepspeedSection, *, micro_batch: int, num_micro_batches: int
+    training: TrainingSection, deepspeed: DeepspeedSection, *, micro_batch: int, num_micro_batches: int, num_trained: int
 ) -> dict[str, Any]:
     """What DeepSpeed is given."""
     config: dict[str, Any] = {
+        "zero_optimization": {"reduce_bucket_size": reduced_at_once(deepspeed, num_trained=num_trained)},
         "steps_per_print": 10**12,
         # DeepSpeed's timer, which nobody reads, has the host wait for the GPU before and after every pass.
         "timers": {"throughput": {"enabled": False}},

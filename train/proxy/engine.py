@@ -136,7 +136,13 @@ class ProxyEngine:
             fused=torch.cuda.is_available(),
         )
         self._basic_optimizer = optimizer
-        config = engine_config(training, deepspeed, micro_batch=micro_batch, num_micro_batches=self.num_micro_batches)
+        config = engine_config(
+            training,
+            deepspeed,
+            micro_batch=micro_batch,
+            num_micro_batches=self.num_micro_batches,
+            num_trained=self.num_trained,
+        )
         try:
             self._engine, self._optimizer, _, _ = ds.initialize(
                 model=losses, optimizer=optimizer, config=config, dist_init_required=False

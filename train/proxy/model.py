@@ -136,7 +136,7 @@ def build_proxy(proxy: ProxySection, *, config: Any, base: Path, seed: int) -> n
     if proxy.lora is None:
         return model
     torch.manual_seed(seed)  # whatever reading the checkpoint drew
-    return _with_adapters(model, proxy.lora)
+    return with_adapters(model, proxy.lora)
 
 
 def _make(config: Any) -> Any:
@@ -170,7 +170,12 @@ def _load(proxy: ProxySection, base: Path) -> Any:
     return model
 
 
-def _with_adapters(model: nn.Module, lora: LoraSection) -> nn.Module:
+def with_adapters(model: nn.Module, lora: LoraSection) -> nn.Module:
+    """A model of which only low-rank adapters can be trained.
+
+    Raises:
+        RecipeError: peft is not installed, or has no adapter for a module.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:

@@ -124,7 +124,7 @@ def micro_batch(training: TrainingSection, num_ranks: int) -> int:
     """
     check_divides("training.global_batch", training.global_batch, num_ranks)
     share = training.global_batch // num_ranks
-    size = training.micro_batch or share
+    size = share if training.micro_batch == "auto" else training.micro_batch
     if share % size:
         over = f"global_batch {training.global_batch} over {num_ranks} ranks"
         raise RecipeError("training.micro_batch", f"{size} does not divide a rank's {share} sequences ({over})", "use a divisor")

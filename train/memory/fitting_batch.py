@@ -1,0 +1,131 @@
+"""`training.micro_batch: auto`: as many sequences in a pass as the memory of each rank holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from fastmix_data.errors import RecipeError
+from fastmix_data.units import format_count
+from train.memory.pass_memory import meta_model, pass_bytes
+from train.memory.rank_memory import RankMemory, ZeroSpread, rank_memory
+from train.proxy.deepspeed_config import computes_in_bf16, reduced_at_once, stage_taken
+from train.proxy.engine import own_device
+from train.proxy.training import ProxyPlan, micro_batch
+
+# Allocators leave gaps, and libraries take some hundred megabytes of a GPU for themselves.
+_USED_SHARE = 0.85
+_SURELY_SMALL = 0.02  # of the memory there is
+_BYTES_OF_A_TOKEN = 100  # for each block and unit of its width: three times what blocks of transformers keep in float32
+
+
+def device_memory(root: Path = Path("/")) -> int:
+    """Bytes of this process's GPU; where there is none, those of the machine or its container that are free.
+
+    Args:
+        root: where `proc` and `sys` are mounted.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(own_device()).total_memory)
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limits = [root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory/memory.limit_in_bytes"]
+    granted = [int(text) for path in limits if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    return min([free, *granted])
+
+
+def spread_of(plan: ProxyPlan, *, num_ranks: int, num_trained: int) -> ZeroSpread:
+    """How a plan's proxies are spread.
+
+    Args:
+        num_trained: parameters of the model that are not frozen.
+    """
+    offloaded = plan.deepspeed.config.get("zero_optimization", {}).get("offload_optimizer", {})
+    return ZeroSpread(
+        stage_taken(plan.training, plan.deepspeed),
+        num_ranks,
+        computes_in_bf16=computes_in_bf16(plan.training),
+        fuses_optimizer=torch.cuda.is_available(),
+        reduced_at_once=reduced_at_once(plan.deepspeed, num_trained=num_trained),
+        keeps_optimizer=not torch.cuda.is_available() or offloaded.get("device", "none") == "none",
+    )
+
+
+def memory_of(plan: ProxyPlan, *, num_ranks: int, num_sequences: int, is_scored: bool, remembers: bool = False) -> RankMemory:
+    """Bytes of a rank whose passes are of so many sequences."""
+    model = meta_model(plan)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return rank_memory(
+        model,
+        spread=spread_of(plan, num_ranks=num_ranks, num_trained=num_trained),
+        num_pass_bytes=pass_bytes(plan, num_sequences=num_sequences),
+        num_scored=num_trained if is_scored else 0,
+        remembers=remembers,
+    )
+
+
+def with_fitting_batch(
+    plan: ProxyPlan, *, num_ranks: int, ranks_on_machine: int, is_scored: bool = False, remembers: bool = False
+) -> ProxyPlan:
+    """A plan that says how many sequences a pass has, where it left that to the memory there is.
+
+    All ranks of the process group call it together, if there is one, and come to the same.
+
+    Args:
+        ranks_on_machine: that share the memory of this machine, where there is no GPU.
+
+    Raises:
+        RecipeError: not even one sequence fits, as far as can be foreseen.
+    """
+    if plan.training.micro_batch != "auto":
+        return plan
+    share, available = micro_batch(plan.training, num_ranks), device_memory()
+    if not torch.cuda.is_available():
+        available //= ranks_on_machine
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        smallest = torch.tensor([available], device=own_device())
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        available = int(smallest)
+    size = (
+        share
+        if _is_small(plan, share, available)
+        else _largest_fitting(
+            plan, share, int(available * _USED_SHARE), num_ranks=num_ranks, is_scored=is_scored, remembers=remembers
+        )
+    )
+    return replace(plan, training=plan.training.model_copy(update={"micro_batch": size}))
+
+
+def _is_small(plan: ProxyPlan, share: int, available: int) -> bool:
+    """Whether all of a rank's share fits by far, which a few multiplications tell."""
+    text = plan.config.get_text_config()
+    layers, width = (getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    if not isinstance(layers, int) or not isinstance(width, int):
+        return False
+    tokens = share * plan.training.sequence_length
+    num_parameters = 2 * text.vocab_size * width + 12 * layers * width**2
+    return tokens * (_BYTES_OF_A_TOKEN * layers * width + 16 * text.vocab_size) + 32 * num_parameters < _SURELY_SMALL * available
+
+
+def _largest_fitting(plan: ProxyPlan, share: int, available: int, *, num_ranks: int, is_scored: bool, remembers: bool) -> int:
+    def most(num_sequences: int) -> int:
+        memory = memory_of(plan, num_ranks=num_ranks, num_sequences=num_sequences, is_scored=is_scored, remembers=remembers)
+        return memory.most
+
+    one = most(1)
+    if one > available:
+        problem = (
+            f"a pass of one sequence needs about {format_count(one)}B on each rank, and there are {format_count(available)}B"
+        )
+        remedy = "use a smaller proxy, a higher deepspeed.zero_stage on more ranks, or training.activation_checkpointing: true"
+        raise RecipeError("training.micro_batch", problem, remedy)
+    if share == 1:
+        return 1
+    # What a pass holds grows by the same with every sequence.
+    of_each = max(1, most(2) - one)
+    room = 1 + (available - one) // of_each
+    return max(size for size in range(1, share + 1) if share % size == 0 and size <= max(1, math.floor(room)))
