@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,9 +123,5 @@ def _largest_fitting(plan: ProxyPlan, share: int, available: int, *, num_ranks: 
         )
         remedy = "use a smaller proxy, a higher deepspeed.zero_stage on more ranks, or training.activation_checkpointing: true"
         raise RecipeError("training.micro_batch", problem, remedy)
-    if share == 1:
-        return 1
-    # What a pass holds grows by the same with every sequence.
-    of_each = max(1, most(2) - one)
-    room = 1 + (available - one) // of_each
-    return max(size for size in range(1, share + 1) if share % size == 0 and size <= max(1, math.floor(room)))
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    return sizes[bisect_right(sizes, available, lo=1, key=most) - 1]

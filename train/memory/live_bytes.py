@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,11 +19,16 @@ class LiveBytes(TorchDispatchMode):
         peak: most bytes that were alive at once; may be set to begin anew.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, *, beside: Iterable[Tensor] = ()) -> None:
+        """Start with nothing.
+
+        Args:
+            beside: tensors from before, which do not count, nor do views of them.
+        """
         super().__init__()
         self.live = self.peak = 0
-        self._counted: set[int] = set()
+        self._beside = [tensor.untyped_storage() for tensor in beside]  # held, for their names not to pass to others
+        self._counted = {id(storage) for storage in self._beside}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -50,7 +50,7 @@ def pass_bytes(plan: ProxyPlan, *, num_sequences: int) -> int:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_let_go)
         tokens_BT = torch.zeros(shape, dtype=torch.int64)
-        with LiveBytes() as live:
+        with LiveBytes(beside=[*model.parameters(), *model.buffers()]) as live:
             losses(tokens_BT, **losses.arguments(ModelInputs(tokens_BT))).sum().backward()
     return live.peak
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from torch import nn
 
 _FLOAT32 = 4
-_GATHERED_AT_ONCE = 1_000_000_000  # parameters; DeepSpeed's stage3_max_live_parameters
+_GATHERED_AT_ONCE, _FETCHED_AT_ONCE = (
+    1_000_000_000,
+    50_000_000,
+)  # parameters; DeepSpeed's max_live_parameters, prefetch_bucket_size
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,17 @@ def rank_memory(model: nn.Module, *, spread: ZeroSpread, num_pass_bytes: int, nu
     masters = _FLOAT32 * num_trained if stage else 0
     target_gradient = int(_FLOAT32 * num_scored * scored_share)
     part_of_gradients = int(gradients * gradient_share)
-    backward = {
+    gathered = size * min(num_all, _GATHERED_AT_ONCE) if stage == 3 else 0
+    on_the_way = size * min(num_all, _FETCHED_AT_ONCE) if stage == 3 else 0
+    # A pass begins with what those before it left: stage 1 reduces when all micro-batches are done, stage 2 whenever a bucket is full.
+    left = {0: gradients, 1: gradients + bucket, 2: part_of_gradients, 3: gathered}[stage]
+    # It ends, its activations gone, with all of its gradients; of stage 3 parameters are fetched before there are activations.
+    ended = {
         0: gradients + bucket,
-        # Stage 1 reduces when all micro-batches are done, stage 2 whenever a bucket is full.
         1: gradients + bucket + part_of_gradients,
         2: bucket + min(gradients, bucket) + part_of_gradients,
-        3: size * min(num_all, _GATHERED_AT_ONCE) + min(gradients, bucket),
+        3: gathered + max(on_the_way, min(gradients, bucket)),
     }[stage]
-    gathered = size * min(num_all, _GATHERED_AT_ONCE) if stage == 3 else 0
     # ZeRO steps one array of all its parameters, in float32; where the optimiser is not fused it makes two as large on the way.
     in_float32 = int(_FLOAT32 * num_trained * state_share * (1 if spread.fuses_optimizer else 3))
     step = {0: gradients, 1: part_of_gradients + in_float32, 2: part_of_gradients + in_float32, 3: in_float32}[stage]
@@ -100,7 +106,7 @@ def rank_memory(model: nn.Module, *, spread: ZeroSpread, num_pass_bytes: int, nu
         # Stage 3 lays out its bucket and its part of the gradients once and for all.
         buckets=bucket + part_of_gradients if stage == 3 else 0,
         remembered_gradient=target_gradient if remembers else 0,
-        backward=num_pass_bytes + backward,
+        backward=max(left + num_pass_bytes, ended),
         scoring=num_pass_bytes + gathered + target_gradient if num_scored else 0,
         step=step,
     )
