@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.losses import ModelInputs
 from train.scores.hypergradient import HypergradientProbe
+from train.scores.parameter_shares import Spread
 
 GLOBAL_BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 12, 10, 40, 1e-2
 TRAINING = TrainingSection(token_budget=10**6, global_batch=GLOBAL_BATCH, sequence_length=LENGTH, learning_rate=LEARNING_RATE)
@@ -135,15 +137,15 @@ def flat(tensors: list[torch.Tensor]) -> list[float]:
 
 def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
     assert engine.second_moments(list(engine.module.parameters())) is None
-    probe = HypergradientProbe(engine.module, scope=case.scope)
+    spread = Spread(engine.rank, engine.world_size, sharded=engine.shards_gradients)
+    probe = HypergradientProbe(engine.module, scope=case.scope, spread=spread)
     share = GLOBAL_BATCH // engine.world_size
     mine = slice(engine.rank * share, (engine.rank + 1) * share)
     target_inputs, target_labels, _ = (part[mine] for part in make_batch(1))
     inputs, labels, factors = (part[mine] for part in make_batch(2))
     if case.scored:
         losses = (engine.bare_sequence_losses(ModelInputs(target_inputs), target_labels).sum() / GLOBAL_BATCH for _ in range(1))
-        for gradient in probe.target_gradient(losses):
-            engine.sum_over_ranks(gradient)
+        probe.target_gradient(losses)
     scores = torch.zeros(GLOBAL_BATCH)
     size = case.micro_batch
     for start in range(0, share, size):
@@ -162,10 +164,23 @@ def train_one_step(engine: ProxyEngine, case: Case) -> dict[str, Any]:
     return {"scores": engine.sum_over_ranks(scores).tolist(), **state_of(engine)}
 
 
+def whole_moments(engine: ProxyEngine) -> list[torch.Tensor]:
+    """Second moments of all parameters, flat, put together from what the ranks hold."""
+    parameters = list(engine.module.parameters())
+    held = engine.second_moments(parameters)
+    assert held is not None
+    wholes = []
+    for parameter, (first, square) in zip(parameters, held, strict=True):
+        assert square.dtype == torch.float32 or not len(square)
+        whole = torch.zeros(math.prod(getattr(parameter, "ds_shape", parameter.shape)))
+        whole[first : first + len(square)] = square
+        wholes.append(engine.sum_over_ranks(whole) if engine.shards_gradients else whole)
+    return wholes
+
+
 def state_of(engine: ProxyEngine) -> dict[str, list[float]]:
     """What a step has moved: the model, by its logits, and the optimiser's second moments."""
-    moments = engine.second_moments(list(engine.module.parameters()))
-    assert moments is not None and all(moment.dtype == torch.float32 for moment in moments)
+    moments = whole_moments(engine)
     engine.module.eval()
     with torch.no_grad():
         logits = engine.module(input_ids=make_batch(3)[0][:2]).logits

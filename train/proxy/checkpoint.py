@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import MismatchError
@@ -15,7 +18,7 @@ from train.proxy.engine import ProxyEngine
 
 _POINTER = "latest.json"
 _STATE = "fastmix.json"
-_TENSORS = "fastmix.pt"
+_TENSORS = "tensors"  # of each rank
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +29,8 @@ def save_checkpoint(
 
     Args:
         state: JSON-able, the same on every rank.
-        tensors: what is too large for JSON, the same on every rank.
+        tensors: what is too large for JSON, this rank's: a `weight`, and `shares`, of each parameter by name the first element's number
+            and flat values. Shares that begin at 0 on every rank are whole ones, and the same.
         identity: what a run must have in common with this one to go on from it.
     """
     folder = directory / f"step-{step:08d}"
@@ -36,9 +40,10 @@ def save_checkpoint(
     engine.barrier()
     engine.save(folder)
     torch.save(_random_state(), folder / f"random-{engine.rank:05d}.pt")
+    own = {name: (first, part) for name, (first, part) in tensors["shares"].items() if engine.rank == 0 or (first and len(part))}
+    torch.save({**tensors, "shares": own}, folder / f"{_TENSORS}-{engine.rank:05d}.pt")
     engine.barrier()
     if engine.rank == 0:
-        torch.save(tensors, folder / _TENSORS)
         write_json(folder / _STATE, state)
         write_json(directory / _POINTER, {"step": step, "folder": folder.name, "identity": identity})
         for other in directory.glob("step-*"):
@@ -52,7 +57,8 @@ def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyE
     """Restore engine and random state from the newest checkpoint.
 
     Returns:
-        The run's own state, with its large part as `tensors`; None if there is no checkpoint.
+        The run's own state, with its large part as `tensors`: the `weight`, and as `sums` the whole flat values of each parameter by name.
+        None if there is no checkpoint.
     """
     if not (directory / _POINTER).exists():
         return None
@@ -62,7 +68,17 @@ def load_checkpoint(directory: Path, *, identity: dict[str, Any], engine: ProxyE
     _log.info("goes on from %s", folder)
     _restore_random_state(torch.load(folder / f"random-{engine.rank:05d}.pt"))
     state: dict[str, Any] = read_json(folder / _STATE)
-    return {**state, "tensors": torch.load(folder / _TENSORS, map_location="cpu")}
+    # Mapped, not read: each rank takes its shares out of the files of all.
+    parts = [torch.load(path, map_location="cpu", mmap=True) for path in sorted(folder.glob(f"{_TENSORS}-*.pt"))]
+    return {**state, "tensors": {"weight": parts[0]["weight"], "sums": put_together([part["shares"] for part in parts])}}
+
+
+def put_together(shares: Sequence[dict[str, tuple[int, Tensor]]]) -> dict[str, Tensor]:
+    """Whole flat values of each parameter by name from all ranks' shares, each of which names its first element."""
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for name, part in chain.from_iterable(share.items() for share in shares):
+        found.setdefault(name, []).append(part)
+    return {name: torch.cat([values for _, values in sorted(parts, key=lambda part: part[0])]) for name, parts in found.items()}
 
 
 def check_checkpoint(directory: Path, *, identity: dict[str, Any]) -> None:

@@ -217,13 +217,17 @@ class ProxyEngine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def second_moments(self, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-        """Adam's bias-corrected mean square of each parameter's gradient, in the parameter's whole shape; None before the first step.
+    @property
+    def shards_gradients(self) -> bool:
+        """Whether each rank holds a share of the gradients, as from ZeRO 2 on."""
+        return self._zero_stage >= 2
 
-        All ranks ask together: under ZeRO each holds a part.
+    def second_moments(self, parameters: Sequence[nn.Parameter]) -> Iterator[tuple[int, Tensor]] | None:
+        """Adam's bias-corrected mean square of each parameter's gradient, one after the other; None before the first step.
+
+        What this rank holds of it where it shards gradients, the whole otherwise: the first element's number, and flat values from there
+        on, none where other ranks hold all. All ranks ask together: under ZeRO-1 a whole one is put together from all of them.
         """
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         if self._engine.global_steps == 0:
             return None
         if self._zero_stage in (1, 2) and not self._moments_linked:
@@ -233,13 +237,27 @@ class ProxyEngine:
             self._optimizer._lazy_init_hp_params_optimizer_state()
             self._moments_linked = True
         correction = 1 - self._optimizer.param_groups[0]["betas"][1] ** self._engine.global_steps
-        found = []
-        for parameter in parameters:
-            own = self._basic_optimizer.state.get(parameter, {}).get("exp_avg_sq")
-            square = own if own is not None else safe_get_full_optimizer_state(parameter, "exp_avg_sq")
-            assert square is not None, "the optimiser has no second moment of this parameter"
-            found.append(square.float() / correction)
-        return found
+        held = (self._second_moment(parameter) for parameter in parameters)
+        return (
+            (first, square.to(self.device, torch.float32) / correction) for first, square in held
+        )  # offloaded ones are elsewhere
+
+    def _second_moment(self, parameter: Any) -> tuple[int, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
+
+        key, unpartitioned = "exp_avg_sq", self._basic_optimizer.state.get(parameter, {})
+        if self._zero_stage == 2:
+            mapping = parameter._hp_mapping  # None where all of it lies on other ranks
+            if mapping is None:
+                return 0, parameter.new_empty(0)
+            return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
+        if self._zero_stage == 3:
+            partition, size = safe_get_local_optimizer_state(parameter, key), parameter.ds_numel
+            first = min(size, self.rank * partition.numel())
+            return first, partition[: size - first]
+        whole = unpartitioned[key] if key in unpartitioned else safe_get_full_optimizer_state(parameter, key)
+        assert whole is not None, "the optimiser has no second moment of this parameter"
+        return 0, whole.flatten()
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over ranks, in place."""

@@ -10,33 +10,36 @@ No parameter gradient is formed and none is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn import functional as F
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from transformers.pytorch_utils import Conv1D
 
 from fastmix_data.errors import RecipeError
-from train.proxy.recomputation import blocks_of
+from train.scores.backward_graph import is_within_a_pass, leaves, lowest, outer_pass
+from train.scores.module_products import alignment_factors
+from train.scores.parameter_shares import Spread, SumIntoShares
+from train.scores.scored_modules import Scope, last_block, scored_modules
+from train.scores.target_gradient import TargetGradient
 
-# Half a tensor's root mean square. Less lets rows of an embedding that training has hardly touched drown the rest; more ends in the plain
-# product, which weighs a step along a parameter by its gradient though Adam does not.
-_DAMPING, _TINY = 0.5, 1e-30
 REMEDY = "use search.hypergradient: head"
-Scope = Literal["all", "last_block", "head"]
 
 
 class HypergradientProbe:
     """Takes target gradients and scores sequences against them.
 
-    The model is the bare module (not the engine), so DeepSpeed's gradient hooks never fire for the target gradient.
+    The model is the bare module (not the engine), so DeepSpeed's gradient hooks never fire for the target gradient. With several ranks all
+    of them call every method together.
     """
 
-    def __init__(self, model: Any, *, scope: Scope, memory: float = 0.0, with_norms: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, scope: Scope, memory: float = 0.0, with_norms: bool = False, spread: Spread | None = None
+    ) -> None:
         """Find the modules that own parameters.
 
         Args:
@@ -44,55 +47,39 @@ class HypergradientProbe:
             scope: all trainable parameters, those of the last block and all that follows it, or the output head's alone.
             memory: what `remember` keeps of earlier target gradients, in [0, 1).
             with_norms: measure the norm of each scored sequence's gradient too.
+            spread: of the target gradient over ranks; None for a single one.
         """
         self._head: nn.Module = model.get_output_embeddings()
-        self._scope, self._memory, self._with_norms = scope, memory, with_norms
-        self._last_block = _last_block(model) if scope == "last_block" else None
-        if scope == "head":
-            modules = [self._head]
-        else:
-            modules = list(model.modules()) if self._last_block is None else _from_last_block_on(model, self._head)
+        self._scope, self._with_norms = scope, with_norms
+        self._last_block = last_block(model) if scope == "last_block" else None
         self._names = {module: name for name, module in model.named_modules()}
-        self._owners: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
-        for module in modules:
-            own = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
-            if own:
-                self._owners.append((module, own))
-        if not self._owners:
-            raise RecipeError("search.hypergradient", f"{scope} has nothing that is trained", "use search.hypergradient: all")
+        self._owners = scored_modules(model, scope)
         distinct = {id(parameter): parameter for _, own in self._owners for parameter in own.values()}
         self._parameters = list(distinct.values())
-        self._target: dict[int, Tensor] = {}
-        self._remembered: list[Tensor] = []
-        self._remembered_weight = 0.0
+        self._index = {key: index for index, key in enumerate(distinct)}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        named = {names[key]: parameter for key, parameter in distinct.items()}
+        self._target = TargetGradient(named, memory=memory, spread=spread or Spread())
         self._alignment_B: Tensor | None = None
         self._square_norm_B: Tensor | None = None
         self._seen: set[nn.Module] = set()
+        self._outputs: dict[nn.Module, list[GradientEdge]] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Parameters of the scope, in the order of the target gradient."""
         return self._parameters
 
-    def target_gradient(self, losses: Iterator[Tensor]) -> list[Tensor]:
-        """Gradient v of the sum of `losses` in each parameter of the scope, without touching `.grad`.
+    def target_gradient(self, losses: Iterator[Tensor]) -> None:
+        """Take the gradient v of the sum of `losses`, over ranks too, in each parameter of the scope, without touching `.grad`.
 
         Args:
             losses: scalars, each computed lazily by a forward pass, so that only one graph is alive at a time.
-
-        Returns:
-            Tensors to reduce over ranks in place, before `remember` and scoring.
         """
-        totals: list[Tensor] | None = None
-        for gradients in self._gradients(losses):
-            if totals is None:
-                totals = gradients
-            else:
-                for total, gradient in zip(totals, gradients, strict=True):
-                    total += gradient
-        assert totals is not None
-        self._target = {id(p): v for p, v in zip(self._parameters, totals, strict=True)}
-        return totals
+        with self._stopped_below_scope(), self._target.sum_of_passes() as passes:
+            for loss in losses:
+                with passes.next() as into:
+                    self._hand_over(loss, into)
 
     def remember(self) -> None:
         """Score against a weighted mean of this and earlier target gradients, which weigh `memory` times less with each that follows.
@@ -100,48 +87,52 @@ class HypergradientProbe:
         A target batch is small, and the noise of its gradient times that of a source's is most of a score's. Averaging scores divides that
         product by the number of updates; averaging gradients as well divides it by its square.
         """
-        if not self._memory:
-            return
-        gradients = list(self._target.values())
-        if self._remembered:
-            for total, gradient in zip(self._remembered, gradients, strict=True):
-                total.mul_(self._memory).add_(gradient)
-        else:
-            self._remembered = [gradient.clone() for gradient in gradients]
-        self._remembered_weight = self._memory * self._remembered_weight + 1
-        for total, gradient in zip(self._remembered, gradients, strict=True):
-            torch.div(total, self._remembered_weight, out=gradient)
+        self._target.remember()
 
-    def tensors(self) -> dict[str, Any]:
-        """What `remember` has kept, the same on all ranks; for checkpoints."""
-        return {"sums": self._remembered, "weight": self._remembered_weight}
-
-    def load_tensors(self, state: dict[str, Any]) -> None:
-        """Restore `tensors`."""
-        sums = state["sums"]  # one for each parameter, or none before the first target gradient
-        self._remembered = [total.to(p.device) for total, p in zip(sums, self._parameters, strict=bool(sums))]
-        self._remembered_weight = state["weight"]
-
-    def precondition(self, second_moments: Sequence[Tensor]) -> None:
+    def precondition(self, second_moments: Iterable[tuple[int, Tensor]]) -> None:
         """Turn the target gradient v into v / (sqrt(m) + damping), near the direction Adam steps in, so that scores are in its metric.
 
         The damping is half of the tensor's root mean square. Without it rows of an embedding that training has hardly touched, where m is
         near 0, drown the rest: a step along them promises more than it gives.
 
         Args:
-            second_moments: m of each parameter of the scope, in the order of `parameters`.
+            second_moments: of each parameter of the scope in order, what this rank holds of m: the first element's number, flat values.
         """
-        for v, square in zip(self._target.values(), second_moments, strict=True):
-            v /= square.sqrt() + _DAMPING * square.mean().sqrt() + _TINY
+        self._target.precondition(second_moments)
 
-    def _gradients(self, losses: Iterator[Tensor]) -> Iterator[list[Tensor]]:
-        """Of each loss; the backward pass stops at the input of the scope's first module, which tied embeddings would lead past."""
+    def whole_target(self) -> list[Tensor]:
+        """The target gradient in each parameter of the scope; on a rank that holds all of it, what scoring reads."""
+        return self._target.whole(range(len(self._parameters)))
+
+    def release(self) -> None:
+        """Let go of the target gradient and of the last scores; what `remember` needs for the next one stays."""
+        self._target.release()
+        self._alignment_B = self._square_norm_B = None
+
+    def tensors(self) -> dict[str, Any]:
+        """What `remember` has kept, as `TargetGradient.tensors` gives it; for checkpoints."""
+        return self._target.tensors()
+
+    def load_tensors(self, state: dict[str, Any]) -> None:
+        """Restore `tensors` of all ranks, put together as `TargetGradient.load_tensors` takes them."""
+        self._target.load_tensors(state)
+
+    def _hand_over(self, loss: Tensor, into: SumIntoShares) -> None:
+        """Each gradient is handed over as the pass forms it, and gone once it was added up: never are all of them there."""
+        used = leaves(loss)
+        for index in reversed(range(len(self._parameters))):
+            if id(self._parameters[index]) not in used:
+                into.add(index, None)
+        with _taken_one_by_one(self._parameters, loss, into.add):
+            torch.autograd.grad(loss, self._parameters, allow_unused=True)
+
+    @contextmanager
+    def _stopped_below_scope(self) -> Iterator[None]:
+        """Passes within the block end at the input of the scope's first module, which tied embeddings would lead past."""
         first = {"all": None, "last_block": self._last_block, "head": self._head}[self._scope]
         handle = first.register_forward_pre_hook(_detach_hidden, with_kwargs=True) if first is not None else None
         try:
-            for loss in losses:
-                found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-                yield [_zeros(p) if g is None else _at_least_float32(g) for g, p in zip(found, self._parameters, strict=True)]
+            yield
         finally:
             if handle is not None:
                 handle.remove()
@@ -157,9 +148,8 @@ class HypergradientProbe:
             A function that gives, after the backward pass, <v, gradient of the backpropagated loss through sequence i>, shape (B,).
             The loss's own factors are in it: divide by the sequence's factor to have it per unit of token loss.
         """
-        assert self._target, "take a target gradient first"
         self._alignment_B = self._square_norm_B = None
-        self._seen = set()
+        self._seen, self._outputs = set(), {}
         handles = [  # prepended: ZeRO-3's own hook lets go of a module's parameters right after its forward pass
             module.register_forward_hook(self._hook(own, batch_shape), with_kwargs=True, prepend=True)
             for module, own in self._owners
@@ -169,21 +159,30 @@ class HypergradientProbe:
         finally:
             for handle in handles:
                 handle.remove()
+            self._outputs = {}
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass of scoring, down to the scope's parameters, whose gradients are dropped: nothing moves by it."""
-        torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        """The backward pass of scoring: through the outputs of the scored modules, but no gradient of a parameter is formed."""
+        outputs = lowest([edge for edges in self._outputs.values() for edge in edges], loss=loss)
+        # Of what the pass computes once more no output is known yet: it is come through on the way to its parameters.
+        hidden = {id(p): p for module, own in self._owners if module not in self._outputs for p in own.values()}
+        with _taken_one_by_one(list(hidden.values()), loss, lambda *_: None):
+            into: list[Any] = [*outputs, *hidden.values()]
+            torch.autograd.grad(loss, into, allow_unused=True)
 
     def _take(self) -> Tensor:
         assert self._alignment_B is not None, "no backward pass was made"
         return self._alignment_B
 
-    def unseen(self, gradients: Sequence[Tensor | None]) -> list[str]:
-        """Names of modules that the scored backward pass did not come through although `gradients` reached their parameters.
+    def unseen(self, used: set[int]) -> list[str]:
+        """Names of modules that the scored backward pass did not come through although the loss depends on their parameters.
 
         Another module uses those parameters by itself, as mamba's mixer does with the weights of its convolution.
+
+        Args:
+            used: `leaves` of the loss.
         """
-        reached = {id(p) for p, gradient in zip(self._parameters, gradients, strict=True) if gradient is not None}
+        reached = used & set(self._index)
         passed_by = [module for module, own in self._owners if module not in self._seen and reached & set(map(id, own.values()))]
         return [self._name(module) for module in passed_by]
 
@@ -198,7 +197,12 @@ class HypergradientProbe:
         return self._square_norm_B.sqrt()
 
     def _hook(self, own: dict[str, nn.Parameter], batch_shape: tuple[int, int]) -> Callable[..., None]:
-        tangents = {name: self._target[id(parameter)] for name, parameter in own.items()}
+        indices = [self._index[id(parameter)] for parameter in own.values()]
+        # Products are made in the model's own precision, so that nothing is lost by sending no more than that.
+        dtype = next(iter(own.values())).dtype
+
+        def tangents() -> dict[str, Tensor]:
+            return dict(zip(own, self._target.whole(indices, dtype=dtype), strict=True))
 
         def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not isinstance(output, Tensor):
@@ -210,7 +214,7 @@ class HypergradientProbe:
             # A sequence's norm is of products of any two of its tokens.
             assert not self._with_norms or module is not self._head or output.numel() == output.shape[-1] * math.prod(batch_shape)
             try:
-                factors = _alignment_factors(module, args, kwargs, tangents)
+                factors = alignment_factors(module, args, kwargs, tangents)
             except NotImplementedError:
                 raise self._refusal(module, "has an operation without a forward-mode derivative") from None
             inputs = args[0].detach() if args else None
@@ -222,6 +226,8 @@ class HypergradientProbe:
             output.register_hook(after_backward)
             if self._with_norms and inputs is not None and isinstance(module, nn.Linear | nn.Embedding | Conv1D):
                 output.register_hook(lambda gradient: self._add_norm(inputs, gradient, batch_shape[0]))
+            if not is_within_a_pass():
+                self._outputs.setdefault(module, []).append(get_gradient_edge(output))
 
         return after_forward
 
@@ -249,89 +255,26 @@ class HypergradientProbe:
         self._square_norm_B = squares_B if self._square_norm_B is None else self._square_norm_B + squares_B
 
 
-def _last_block(model: nn.Module) -> nn.Module:
-    blocks = blocks_of(model)
-    if blocks is None:
-        raise RecipeError("proxy", f"{type(model).__name__} has no list of blocks", "use search.hypergradient: all or head")
-    return blocks[-1]
+@contextmanager
+def _taken_one_by_one(parameters: Sequence[nn.Parameter], loss: Tensor, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Within the block, the backward pass of `loss` gives gradients to `take` as they are formed, and collects none of them."""
+    is_outer = outer_pass(loss)
 
+    def hook(index: int, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None or not is_outer():
+            return None
+        take(index, gradient)
+        return gradient.new_zeros(()).expand(gradient.shape)  # what `grad` collects in its place takes no memory
 
-def _from_last_block_on(model: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """The modules of the last block, those registered after it, and the head."""
-    every = list(model.modules())
-    start = every.index(_last_block(model))
-    return [*every[start:], *([head] if head not in every[start:] else [])]
+    handles = [parameter.register_hook(partial(hook, index)) for index, parameter in enumerate(parameters)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _detach_hidden(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args:
         return (args[0].detach(), *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
-
-
-def _alignment_factors(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tangents: dict[str, Tensor]
-) -> Callable[[Tensor], list[tuple[Tensor, Tensor]]]:
-    """From the gradient at a module's output to pairs of tensors whose products, summed by sequence, are its alignment.
-
-    Linear layers and embeddings need no parameter for it and compute it during the backward pass; anything else takes one forward-mode pass
-    now, while ZeRO-3 still holds the parameters: the derivative of its output along `tangents` of its own parameters, at this input.
-    """
-    if type(module) is nn.Linear:
-        inputs = args[0].detach()
-        return lambda gradient: _linear_factors(gradient, inputs, tangents.get("weight"), tangents.get("bias"))
-    if type(module) is nn.Embedding:
-        indices, padding_idx = args[0], module.padding_idx
-        return lambda gradient: [(gradient, _without_padding(F.embedding(indices, tangents["weight"]), indices, padding_idx))]
-    tangent = _forward_mode(module, args, kwargs, tangents)
-    if isinstance(module, nn.Embedding):  # scaled ones, for example
-        tangent = _without_padding(tangent, args[0], module.padding_idx)
-    return lambda gradient: [(gradient, tangent)]
-
-
-def _linear_factors(gradient: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """d . (V x) or (V^T d) . x, whichever is the shorter vector: at a head the former is as long as the vocabulary."""
-    factors = []
-    if weight is not None:
-        num_outputs, num_inputs = weight.shape
-        if num_outputs > num_inputs:
-            factors.append((gradient @ weight.to(gradient.dtype), inputs))
-        else:
-            factors.append((gradient, F.linear(inputs, weight.to(inputs.dtype))))
-    if bias is not None:
-        factors.append((gradient, bias.to(inputs.dtype).expand(*inputs.shape[:-1], -1)))
-    return factors
-
-
-def _without_padding(tangent: Tensor, indices: Tensor, padding_idx: int | None) -> Tensor:
-    """Autograd gives an embedding's padding row no gradient."""
-    return tangent if padding_idx is None else tangent * (indices != padding_idx).unsqueeze(-1)
-
-
-def _zeros(parameter: nn.Parameter) -> Tensor:
-    """Zeros of a parameter's whole shape, which ZeRO-3 keeps aside while the parameter is partitioned."""
-    return _at_least_float32(parameter.new_zeros(getattr(parameter, "ds_shape", parameter.shape)))
-
-
-def _at_least_float32(gradient: Tensor) -> Tensor:
-    """A copy that can be summed over passes and ranks without losing digits."""
-    return gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
-
-
-def _forward_mode(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tangents: dict[str, Tensor]) -> Tensor:
-    parameters = dict(module._parameters)
-    detached = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
-    named = {key: arg.detach() if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
-    with torch.no_grad(), forward_ad.dual_level():
-        try:
-            for name, tangent in tangents.items():
-                primal = parameters[name]
-                assert primal is not None
-                dual = forward_ad.make_dual(primal.detach(), tangent.to(primal.dtype).view_as(primal))
-                module._parameters[name] = dual
-            output = module.forward(*detached, **named)  # not __call__: hooks are for the real pass
-        finally:
-            for name in tangents:
-                module._parameters[name] = parameters[name]
-        tangent_out = forward_ad.unpack_dual(output).tangent
-    return torch.zeros_like(output) if tangent_out is None else tangent_out

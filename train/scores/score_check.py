@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fastmix_data.errors import RecipeError
 from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs, sequence_losses
-from train.scores.hypergradient import REMEDY, HypergradientProbe, Scope
+from train.scores.backward_graph import leaves
+from train.scores.hypergradient import REMEDY, HypergradientProbe
+from train.scores.scored_modules import Scope
 
 _SEQUENCES, _LENGTH = 2, 7  # a prime: no count of heads, experts or groups makes another shape look like B * T
 _TOLERANCE = 1e-4  # float32 agrees to 1e-6
@@ -43,14 +45,20 @@ def check_scores(model: Any, *, scope: Scope) -> None:
 
     model.train()
     try:
-        target = probe.target_gradient(losses_B()[i] for i in range(shape[0]))
+        probe.target_gradient(losses_B()[i] for i in range(shape[0]))
+        target = probe.whole_target()
         for v in target:  # else a norm, whose gradient is a hundredth of a head's, could be wrong and pass
             v /= v.norm() + _TINY
         with probe.scoring(shape) as alignments:
-            gradients = torch.autograd.grad(losses_B().sum(), probe.parameters, allow_unused=True)
-        unseen, found_B = probe.unseen(gradients), alignments()
-        del gradients
-        expected_B = torch.stack([_inner(target, probe.target_gradient(losses_B()[i] for i in [n])) for n in range(shape[0])])
+            loss = losses_B().sum()
+            used = leaves(loss)
+            probe.backward(loss)
+        unseen, found_B = probe.unseen(used), alignments()
+        products = []
+        for n in range(shape[0]):
+            probe.target_gradient(losses_B()[i] for i in [n])
+            products.append(_inner(target, probe.whole_target()))
+        expected_B = torch.stack(products)
     finally:
         model.train(was_training)
         torch.set_rng_state(random_state)

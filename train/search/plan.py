@@ -23,8 +23,8 @@ from train.proxy.causality import check_causal
 from train.proxy.example_check import check_examples_apart
 from train.proxy.recomputation import check_recomputation
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
-from train.scores.hypergradient import Scope
 from train.scores.score_check import check_scores
+from train.scores.scored_modules import Scope
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from train.proxy.engine import ProxyEngine
 from train.proxy.losses import loss_weights, on_device, sampling_weights, to_tensors
 from train.proxy.training import MicroBatch, MixtureTraining, ProxyPlan, not_finite
 from train.scores.hypergradient import HypergradientProbe
+from train.scores.parameter_shares import Spread
 from train.scores.running_scores import SourceScores
 from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
@@ -75,7 +76,8 @@ class ProxyRun:
         self._search, self._section, self._engine, self._target = search, plan.training, engine, target
         self._constraints = constraints
         self._training = MixtureTraining(plan, engine, seed=plan.training.seed)
-        self._probe = HypergradientProbe(engine.module, scope=search.hypergradient, memory=search.target_memory)
+        spread = Spread(engine.rank, engine.world_size, sharded=engine.shards_gradients)
+        self._probe = HypergradientProbe(engine.module, scope=search.hypergradient, memory=search.target_memory, spread=spread)
         reader, num_sources = self._training.reader, len(initial_K)
         self._uniform_K = uniform(num_sources)
         # Sequences of their own are scored, equally many of each source: of a training batch, a source with a small share has next to none.
@@ -191,8 +193,7 @@ class ProxyRun:
                 total.add_(loss.detach())
                 yield loss
 
-        for gradient in self._probe.target_gradient(losses()):
-            self._engine.sum_over_ranks(gradient)
+        self._probe.target_gradient(losses())
         self._probe.remember()
         module.train()
         self._target.count_batch(self._engine)
@@ -219,6 +220,7 @@ class ProxyRun:
             evidence.divisor_K.index_add_(0, source_B, num_loss_tokens_B)
             evidence.loss_K.index_add_(0, source_B, losses_B.detach().double())
         module.train()
+        self._probe.release()
 
     def _update(self, target_loss: float, *, stop_asked: bool) -> bool:
         """Reduce the evidence of all ranks and move the mixture; returns whether any rank was asked to stop."""
@@ -290,11 +292,11 @@ class ProxyRun:
         }
 
     def tensors(self) -> dict[str, Any]:
-        """The part of the state that is large, the same on all ranks."""
+        """The part of the state that is large: this rank's."""
         return self._probe.tensors()
 
     def load_state_dict(self, state: dict[str, Any], *, tensors: dict[str, Any]) -> None:
-        """Go on where `state_dict` and `tensors` were taken."""
+        """Go on where `state_dict` and `tensors` were taken, with the tensors of all ranks put together."""
         self._probe.load_tensors(tensors)
         self._training.step = self._checkpointed_step = int(state["step"])
         self._training.sampler.load_state_dict(state["sampler"])

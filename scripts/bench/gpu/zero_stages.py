@@ -53,7 +53,7 @@ def state_of(engine: ProxyEngine) -> list[torch.Tensor]:
     assert moments is not None
     with torch.no_grad():
         tokens = torch.arange(LENGTH, device=engine.device).expand(2, -1)
-        return [engine.bare_token_losses(ModelInputs(tokens), tokens).cpu(), *(moment.cpu() for moment in moments)]
+        return [engine.bare_token_losses(ModelInputs(tokens), tokens).cpu(), *(moment.cpu() for _, moment in moments)]
 
 
 def speed_and_checkpoint(plan: SearchPlan) -> tuple[float, bool]:

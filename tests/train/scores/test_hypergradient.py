@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import FastmixError
+from train.proxy.checkpoint import put_together
 from train.proxy.losses import IGNORED
 from train.scores.hypergradient import HypergradientProbe
 
@@ -78,7 +79,7 @@ def test_preconditioning_scores_in_the_metric_of_the_second_moment() -> None:
     probe = HypergradientProbe(model, scope="all")
     probe.target_gradient(losses_of(model, target).mean() for _ in range(1))
     moments = [torch.rand_like(parameter) for parameter in probe.parameters]
-    probe.precondition(moments)
+    probe.precondition((0, moment.flatten()) for moment in moments)
     with probe.scoring((BATCH, LENGTH)) as alignments:
         losses_of(model, batch).sum().backward()
     scale = torch.cat([(m.sqrt() + 0.5 * m.mean().sqrt()).flatten() for m in moments])
@@ -94,7 +95,7 @@ def test_remembered_target_gradients_weigh_less_with_each_that_follows() -> None
     for number, target in enumerate(targets):
         if number == 2:  # a search that is resumed here
             saved, probe = probe.tensors(), HypergradientProbe(model, scope="all", memory=0.5)
-            probe.load_tensors(saved)
+            probe.load_tensors({"weight": saved["weight"], "sums": put_together([saved["shares"]])})
         probe.target_gradient(losses_of(model, target).mean() for _ in range(1))
         probe.remember()
     with probe.scoring((BATCH, LENGTH)) as alignments:
@@ -117,9 +118,9 @@ def test_target_gradient_adds_up_over_passes_and_touches_no_grad() -> None:
     model = make_model("llama", torch.float64)
     first, second = make_batch(1), make_batch(2)
     probe = HypergradientProbe(model, scope="all")
-    total = probe.target_gradient(losses_of(model, batch).sum() for batch in (first, second))
+    probe.target_gradient(losses_of(model, batch).sum() for batch in (first, second))
     expected = torch.autograd.grad(losses_of(model, first).sum() + losses_of(model, second).sum(), list(model.parameters()))
-    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(total, expected, strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(probe.whole_target(), expected, strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -63,7 +63,7 @@ def test_scores_of_the_balanced_batch_equal_separate_backward_passes(planted_pla
         if RULES[method].precondition:
             moments = engine.second_moments(parameters)
             assert moments is not None
-            v /= flat([square.sqrt() + 0.5 * square.mean().sqrt() for square in moments])
+            v /= flat([square.sqrt() + 0.5 * square.mean().sqrt() for _, square in moments])
         alignment_K, tokens_K, loss_K = np.zeros((3, 3))
         batch = deepcopy(run._scored).next(uniform(3))
         for source, number in zip(batch.source_B, batch.sequence_B, strict=True):
