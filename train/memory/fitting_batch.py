@@ -108,7 +108,8 @@ def _is_small(plan: ProxyPlan, share: int, available: int) -> bool:
         return False
     tokens = share * plan.training.sequence_length
     num_parameters = 2 * text.vocab_size * width + 12 * layers * width**2
-    return tokens * (_BYTES_OF_A_TOKEN * layers * width + 16 * text.vocab_size) + 32 * num_parameters < _SURELY_SMALL * available
+    needed = tokens * (_BYTES_OF_A_TOKEN * layers * width + 16 * text.vocab_size) + 32 * num_parameters
+    return bool(needed < _SURELY_SMALL * available)
 
 
 def _largest_fitting(plan: ProxyPlan, share: int, available: int, *, num_ranks: int, is_scored: bool, remembers: bool) -> int:

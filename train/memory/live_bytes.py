@@ -25,8 +25,9 @@ class LiveBytes(TorchDispatchMode):
         Args:
             beside: tensors from before, which do not count, nor do views of them.
         """
-        super().__init__()
-        self.live = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
         self._beside = [tensor.untyped_storage() for tensor in beside]  # held, for their names not to pass to others
         self._counted = {id(storage) for storage in self._beside}
 

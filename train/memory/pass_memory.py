@@ -52,7 +52,7 @@ def pass_bytes(plan: ProxyPlan, *, num_sequences: int) -> int:
         tokens_BT = torch.zeros(shape, dtype=torch.int64)
         with LiveBytes(beside=[*model.parameters(), *model.buffers()]) as live:
             losses(tokens_BT, **losses.arguments(ModelInputs(tokens_BT))).sum().backward()
-    return live.peak
+    return int(live.peak)
 
 
 def _let_go(parameter: torch.Tensor) -> None:
