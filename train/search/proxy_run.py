@@ -17,6 +17,7 @@ from fastmix_data.progress import Advance
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
 from fastmix_data.sampler import MixtureSampler
+from train.checkpoints.tensor_files import Runs, SavedTensors, equal_share
 from train.mixture.constraints import MixtureConstraints
 from train.mixture.optimizer import MixtureOptimizer, logit_gradient
 from train.mixture.simplex import uniform
@@ -29,6 +30,7 @@ from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
 
 _SCORED_STREAM = 13
+_TARGET = "target gradient/"  # in checkpoints
 
 
 @dataclass
@@ -97,7 +99,6 @@ class ProxyRun:
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         self.trajectory = Trajectory()
         self.still: StandStill | None = None
-        self._checkpointed_step = 0
 
     @property
     def step(self) -> int:
@@ -109,18 +110,19 @@ class ProxyRun:
         *,
         advance: Advance,
         stop_asked: Callable[[], bool],
-        checkpoint: Callable[[], None],
+        after_update: Callable[[], None],
         updated: Callable[[TrajectoryRow], None] = lambda _: None,
     ) -> bool:
         """Train to the end of the budget, to a mixture that stands still, or to the first update after a stop was asked for on any rank.
 
         Args:
+            after_update: called where another step follows; no evidence is pending then that a checkpoint would lose.
             updated: called after each update, before a checkpoint has it.
 
         Returns:
             Whether the search is complete.
         """
-        search, num_steps = self._search, self._section.num_steps
+        num_steps = self._section.num_steps
         while self.step < num_steps and self.still is None:
             scored, stopping = self.search_step(stop_asked)
             advance(self._section.tokens_per_step, note=self._note() if scored else "")
@@ -129,13 +131,10 @@ class ProxyRun:
             if scored and (still := self._find_stand_still()):
                 self.still = still
                 return True
-            since_checkpoint = self.step - self._checkpointed_step
-            # Only right after an update: then no evidence is pending that a checkpoint would lose.
-            if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < num_steps):
-                checkpoint()
-                self._checkpointed_step = self.step
             if stopping:
                 return False
+            if scored and self.step < num_steps:
+                after_update()
         return True
 
     def search_step(self, stop_asked: Callable[[], bool] = lambda: False) -> tuple[bool, bool]:
@@ -280,24 +279,27 @@ class ProxyRun:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""
         return {
-            "step": self.step,
-            "sampler": self._training.sampler.state_dict(),
+            "training": self._training.state_dict(),
             "scored": self._scored.state_dict(),
             "target": self._target.state_dict(),
             "scores": self._scores.state_dict(),
             "mixture": self.mixture.state_dict(),
             "trajectory": self.trajectory.state(),
+            "target_weight": self._probe.tensors()["weight"],
         }
 
-    def tensors(self) -> dict[str, Any]:
-        """The part of the state that is large, the same on all ranks."""
-        return self._probe.tensors()
+    def tensors(self) -> Runs:
+        """This rank's runs of the part of the state that is large."""
+        rank, world_size, sums = self._engine.rank, self._engine.world_size, self._probe.tensors()["sums"]
+        return {f"{_TARGET}{n}": equal_share(total, rank=rank, world_size=world_size) for n, total in enumerate(sums)}
 
-    def load_state_dict(self, state: dict[str, Any], *, tensors: dict[str, Any]) -> None:
-        """Go on where `state_dict` and `tensors` were taken."""
-        self._probe.load_tensors(tensors)
-        self._training.step = self._checkpointed_step = int(state["step"])
-        self._training.sampler.load_state_dict(state["sampler"])
+    def load_state_dict(self, state: dict[str, Any], *, tensors: SavedTensors) -> None:
+        """Go on where `state_dict` and `tensors` were taken, on any number of ranks."""
+        kept = tensors.below(_TARGET)
+        parameters = self._probe.parameters[: len(kept)]  # none before the first target gradient
+        sums = [kept[str(n)].view(getattr(parameter, "ds_shape", parameter.shape)) for n, parameter in enumerate(parameters)]
+        self._probe.load_tensors({"sums": sums, "weight": state["target_weight"]})
+        self._training.load_state_dict(state["training"])
         self._scored.load_state_dict(state["scored"])
         self._target.load_state_dict(state["target"])
         self._scores.load_state_dict(state["scores"])
