@@ -26,7 +26,7 @@ class SearchFolder:
         metrics: what happened so far, a line of JSON each; grows while the search runs.
         logs: folder with what each rank has to say.
         tensorboard: folder of event files, where they are asked for.
-        checkpoints: folder that a stopped search goes on from.
+        checkpoints: folder with what a stopped search goes on from.
         lock: held while a search works here.
     """
 
@@ -43,6 +43,10 @@ class SearchFolder:
         self.tensorboard = root / "tensorboard"
         self.checkpoints = root / "checkpoints"
         self.lock = root / ".lock"
+
+    def checkpoints_of(self, run: str) -> Path:
+        """Folder of the checkpoints of a proxy that a search trains: along the scores, as the reference, or as a trial."""
+        return self.checkpoints / run
 
     def of_seed(self, seed: int) -> SearchFolder:
         """Folder of one of several searches."""
@@ -66,6 +70,7 @@ class RunFolder:
         record: mixture, seed and cost; written after the parameters, so a run with it is complete.
         losses: by half, sample size and target, as far as they were asked for.
         likelihoods: of each sequence, likewise.
+        checkpoints: of the proxy in training.
     """
 
     def __init__(self, root: Path) -> None:
@@ -75,6 +80,7 @@ class RunFolder:
         self.record = root / "run.json"
         self.losses = root / "losses.json"
         self.likelihoods = root / "likelihoods.json"
+        self.checkpoints = root / "checkpoints"
 
 
 class CompareFolder:
@@ -100,6 +106,10 @@ class CompareFolder:
     def found(self, kind: str, identity: str) -> Path:
         """The mixture that a method found."""
         return self.root / "found" / f"{kind}-{identity}.json"
+
+    def checkpoints_of(self, kind: str, identity: str) -> Path:
+        """Folder of the checkpoints of a proxy that a method trains while it finds its mixture."""
+        return self.root / "found" / f"{kind}-{identity}.checkpoints"
 
     def search(self, identity: str) -> SearchFolder:
         """A search that is not the workdir's own."""

@@ -132,7 +132,13 @@ class SearchSection(Section):
         0.5, gt=0, le=1, description="Last share of the trajectory whose average is what the scores propose."
     )
     eval_sequences: int = Field(256, ge=1, description="Sequences per target half on which the loss is reported.")
-    checkpoint_interval: int = Field(200, ge=1, description="Steps between checkpoints, from which a stopped search goes on.")
+    checkpoint_interval: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between checkpoints of a proxy in training (the search's own, the reference run, trials, proxies of a "
+        "comparison), from which a stopped or killed command goes on; one every 5 minutes when not given. They are written while "
+        "training goes on, and the last two are kept.",
+    )
 
     @property
     def rule(self) -> MixtureRule:

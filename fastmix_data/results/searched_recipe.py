@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +14,9 @@ from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.recipe.training import TrainingSection
+
+# Of training, what is cut or computed once more to fit into memory.
+_OF_MEMORY = {"micro_batch", "activation_checkpointing"}
 
 
 class SearchedEmit(BaseModel):
@@ -38,12 +42,24 @@ class SearchedRecipe(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Identity of all of it."""
-        return hash_of(self.model_dump(mode="json"))
+        """Identity of all that decides the answer; how often a proxy is saved does not."""
+        return hash_of(self._deciding)
+
+    @property
+    def continued_hash(self) -> str:
+        """Identity of what a stopped search may go on from: cut otherwise over other ranks, too, and at another ZeRO stage."""
+        deciding = self._deciding
+        training = {name: value for name, value in deciding["training"].items() if name not in _OF_MEMORY}
+        return hash_of({**deciding, "deepspeed": None, "training": training})
+
+    @property
+    def _deciding(self) -> dict[str, Any]:
+        content: dict[str, Any] = self.model_dump(mode="json", exclude={"search": {"checkpoint_interval"}})
+        return content
 
     def changed_keys(self, before: SearchedRecipe) -> list[str]:
         """Keys whose values differ, as `section.key`."""
-        then, now = before.model_dump(mode="json"), self.model_dump(mode="json")
+        then, now = before._deciding, self._deciding
         return [
             f"{section}.{key}"
             for section in now

@@ -13,6 +13,7 @@ from fastmix_data.atomic_files import PARTIAL_SUFFIX, fsync_directory, hash_of, 
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.shards.sequences import Half
 from fastmix_data.workdir import RunFolder, Workdir
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.target.target import target_losses
 
@@ -56,6 +57,7 @@ class ProxyJob:
         names: targets of the catalog to measure.
         half: of the held-out data.
         num_sequences: of each target.
+        checkpoint_interval: steps between checkpoints; None for one every five minutes.
     """
 
     plan: ProxyPlan
@@ -64,6 +66,7 @@ class ProxyJob:
     names: tuple[str, ...]
     half: Half
     num_sequences: int
+    checkpoint_interval: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -110,8 +113,12 @@ class ProxyJob:
             on_tokens(self.num_tokens)
         else:
             per_step = plan.training.tokens_per_step
-            plain = train_on_mixture(plan, np.array(self.weights), seed=self.seed, on_step=lambda *_: on_tokens(per_step))
+            kept = CheckpointPlan(self.folder.checkpoints, {"proxy": self.folder.root.name}, self.checkpoint_interval)
+            plain = train_on_mixture(
+                plan, np.array(self.weights), seed=self.seed, on_step=lambda *_: on_tokens(per_step), kept=kept
+            )
             self.keep_proxy(plain.save, seconds=plain.seconds)
+            kept.discard()
             engine = plain.engine
         found: dict[str, float] = {}
         for name in self.unmeasured:  # one at a time: the sample of a target must not depend on the others

@@ -24,6 +24,7 @@ from train.baselines.laws.best_mixture import best_mixture
 from train.baselines.olmix import olmix_weights
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.mixture.count import PASSAGE_TOKENS, count_passages, counted_weights
 from train.mixture.named_mixtures import stated_weights, swarm_centre
 from train.mixture.simplex import at_least_a_thousandth
@@ -64,13 +65,17 @@ class ReweightingJob:
     @property
     def path(self) -> Path:
         """Where the result lies."""
+        return Workdir(self.plan.catalog.root).compare.found(self.kind, self._hash)
+
+    @property
+    def _hash(self) -> str:
         plan, proxy = self.plan, self.plan.proxy
         identity = {**training_identity(proxy), "version": _FORMAT_VERSION, "kind": self.kind, "seed": proxy.training.seed}
         if self.kind == "doge":
             identity |= {"target": plan.target.weights(), "target_batch": plan.search.target_batch}
         else:
             identity |= {"reference": list(self.reference.weights)}
-        return Workdir(plan.catalog.root).compare.found(self.kind, short_hash(identity))
+        return short_hash(identity)
 
     def finished(self) -> FoundMixture | None:
         """The result, if it is on disk."""
@@ -82,17 +87,20 @@ class ReweightingJob:
     def run(self, on_tokens: OnTokens) -> FoundMixture:
         """Search, in a process group of one rank."""
         proxy = self.plan.proxy.on_one_rank()
+        folder = Workdir(proxy.catalog.root).compare.checkpoints_of(self.kind, self._hash)
+        kept = CheckpointPlan(folder, {"found": self._hash}, self.plan.search.checkpoint_interval)
         if self.kind == "doge":
-            weights_K, cost = search_doge(proxy, self.plan.target, self.plan.search, on_tokens=on_tokens)
+            weights_K, cost = search_doge(proxy, self.plan.target, self.plan.search, on_tokens=on_tokens, kept=kept)
         else:
             job = self.reference
             trained = job.run(on_tokens)
             reference = proxy.build_engine(seed=0, parameters=job.folder.proxy)
-            weights_K, cost = search_doremi(proxy, reference=reference, on_tokens=on_tokens)
+            weights_K, cost = search_doremi(proxy, reference=reference, on_tokens=on_tokens, kept=kept)
             reference.close()
             cost += SearchCost(trained.num_tokens, flops(matmul_parameters(proxy), trained=trained.num_tokens), trained.seconds)
         weights = dict(zip(proxy.catalog.sources, weights_K.tolist(), strict=True))
         write_json(self.path, {"weights": weights, "cost": asdict(cost)})
+        kept.discard()
         return FoundMixture(tuple(weights.values()), cost)
 
     @property
@@ -106,7 +114,8 @@ def proxy_job(plan: SearchPlan, weights_K: Float64s, *, names: Sequence[str], ha
     """A proxy of the search's budget on a fixed mixture; its seed is the search's when not given."""
     seed = plan.proxy.training.seed if seed is None else seed
     weights, num_sequences = tuple(weights_K.tolist()), plan.search.eval_sequences
-    return ProxyJob(plan.proxy.on_one_rank(), weights, seed, tuple(names), half, num_sequences)
+    interval = plan.search.checkpoint_interval
+    return ProxyJob(plan.proxy.on_one_rank(), weights, seed, tuple(names), half, num_sequences, interval)
 
 
 def centre_of(method: Method, plan: SearchPlan) -> FoundMixture:

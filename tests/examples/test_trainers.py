@@ -19,7 +19,7 @@ from fastmix_data.manifest.emit import emit_manifest
 from fastmix_data.recipe.emit import EmitSection
 from fastmix_data.results.mixture import Mixture
 from fastmix_data.shards.catalog import Catalog
-from train.proxy.engine import _import_deepspeed, process_group
+from train.proxy.engine import import_deepspeed, process_group
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "trainers"
 DOCS = Path(__file__).parents[2] / "docs" / "trainers.md"
@@ -95,7 +95,7 @@ def test_accelerate_reads_the_manifest_in_order_and_resumes(manifest: Path, tmp_
 
 @pytest.mark.filterwarnings("ignore")
 def test_deepspeed_reads_the_manifest_in_order_and_resumes(manifest: Path, tmp_path: Path) -> None:
-    _import_deepspeed()  # as on a machine without its extensions
+    import_deepspeed()  # as on a machine without its extensions
     config = {
         "train_micro_batch_size_per_gpu": 4,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastmix_data.arrays import Float64s, Int64s
+from train.checkpoints.checkpoints import CheckpointPlan, Checkpoints
+from train.checkpoints.tensor_files import Runs
 from train.mixture.simplex import uniform
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import IGNORED, loss_weights, on_device
@@ -39,6 +41,14 @@ class SourceSums:
         self._sum_K[:] = self._num_tokens_K[:] = 0
         return self.mean_K
 
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state, between two steps."""
+        return {"mean": self.mean_K.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.mean_K = np.array(state["mean"])
+
 
 class Rule(Protocol):
     """How a step's passes move the mixture."""
@@ -58,9 +68,17 @@ class Rule(Protocol):
         """The next weights, after a step's passes."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state, between two steps."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        ...
+
 
 def run_reweighting(
-    plan: ProxyPlan, *, engine: ProxyEngine, rule: Rule, on_tokens: Callable[[int], None]
+    plan: ProxyPlan, *, engine: ProxyEngine, rule: Rule, on_tokens: Callable[[int], None], kept: CheckpointPlan | None = None
 ) -> tuple[Float64s, float]:
     """Train on one rank under a mixture that starts uniform and moves after every step.
 
@@ -68,6 +86,7 @@ def run_reweighting(
 
     Args:
         on_tokens: told the tokens of each step.
+        kept: where the proxy is saved while it is trained; whoever has used the mixture discards it.
 
     Returns:
         The average of the weights over the steps, shape (K,), and the seconds of training.
@@ -90,8 +109,24 @@ def run_reweighting(
             loss = (losses_B * factor_B.to(losses_B)).sum()
             engine.backward(loss)
 
+    checkpoints = Checkpoints(kept, engine) if kept is not None else None
+    saved = checkpoints.resume() if checkpoints is not None else None
+    seconds_before = 0.0
+    if saved is not None:
+        run.load_state_dict(saved.state["training"])
+        rule.load_state_dict(saved.state["rule"])
+        weights_K, total_K = np.array(saved.state["weights"]), np.array(saved.state["total"])
+        seconds_before = float(saved.state["seconds"])
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - started
+
+    def state() -> tuple[dict[str, Any], Runs]:
+        mixture = {"weights": weights_K.tolist(), "total": total_K.tolist()}
+        return {**mixture, "training": run.state_dict(), "rule": rule.state_dict(), "seconds": seconds()}, {}
+
     started = time.monotonic()
-    for _ in range(plan.training.num_steps):
+    while run.step < plan.training.num_steps:
         factor_K = loss_weights(
             weights_K,
             exploration=1.0,  # sources are drawn alike; the mixture is in the losses' weights alone
@@ -104,6 +139,10 @@ def run_reweighting(
         weights_K = rule.update(weights_K, learning_rate=learning_rate)
         total_K = total_K + weights_K
         on_tokens(plan.training.tokens_per_step)
+        if checkpoints is not None and checkpoints.looks_at(run.step) and run.step < plan.training.num_steps:
+            checkpoints.after_step(run.step, state)
+    if checkpoints is not None:
+        checkpoints.finish()
     if not (np.isfinite(float(loss.detach())) and np.isfinite(total_K).all()):
         raise not_finite(plan.training)
-    return total_K / total_K.sum(), time.monotonic() - started
+    return total_K / total_K.sum(), seconds()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.doge import doge_scores, doge_update
 from train.baselines.doremi import doremi_update
 from train.baselines.reweighting import SourceSums, run_reweighting
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.proxy.engine import ProxyEngine
 from train.proxy.training import MicroBatch, ProxyPlan
 from train.scores.hypergradient import HypergradientProbe
@@ -53,6 +55,20 @@ class DogeRule:
         norm_K[norm_K == 0] = float("nan")
         return doge_update(weights_K, doge_scores(alignment_K, norm_K, learning_rate=learning_rate))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Scores so far, and where the target's batches are."""
+        return {
+            "alignment": self._alignment.state_dict(),
+            "norm": self._norm.state_dict(),
+            "target": self._target.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._alignment.load_state_dict(state["alignment"])
+        self._norm.load_state_dict(state["norm"])
+        self._target.load_state_dict(state["target"])
+
 
 class DoremiRule:
     """Excess loss per token over a reference proxy, clipped at 0."""
@@ -85,9 +101,22 @@ class DoremiRule:
         del learning_rate
         return doremi_update(weights_K, self._excess.end_step())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Excess losses so far."""
+        return self._excess.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._excess.load_state_dict(state)
+
 
 def search_doge(
-    plan: ProxyPlan, target: TargetSection, search: SearchSection, *, on_tokens: Callable[[int], None]
+    plan: ProxyPlan,
+    target: TargetSection,
+    search: SearchSection,
+    *,
+    on_tokens: Callable[[int], None],
+    kept: CheckpointPlan | None = None,
 ) -> tuple[Float64s, SearchCost]:
     """The mixture that DoGE finds for a target with one proxy, shape (K,), and its cost.
 
@@ -97,7 +126,7 @@ def search_doge(
     engine = plan.build_engine(seed=plan.training.seed, whole_logits=True)
     held_out = Target.of_plan(plan, target, search, num_ranks=1)
     rule = DogeRule(engine, held_out, num_sources=len(plan.catalog.sources))
-    weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens)
+    weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens, kept=kept)
     engine.close()
     trained, num_parameters = plan.training.num_tokens, matmul_parameters(plan)
     total = trained + held_out.num_tokens_read
@@ -105,14 +134,16 @@ def search_doge(
     return weights_K, SearchCost(total, flops(num_parameters, trained=total, forward_only=trained), seconds)
 
 
-def search_doremi(plan: ProxyPlan, *, reference: ProxyEngine, on_tokens: Callable[[int], None]) -> tuple[Float64s, SearchCost]:
+def search_doremi(
+    plan: ProxyPlan, *, reference: ProxyEngine, on_tokens: Callable[[int], None], kept: CheckpointPlan | None = None
+) -> tuple[Float64s, SearchCost]:
     """The mixture that DoReMi finds with one proxy beside a trained reference, shape (K,), and the cost but for the reference's training.
 
     It does not look at the target: it evens out how far sources are from what the reference reaches on them.
     """
     engine = plan.build_engine(seed=plan.training.seed)
     rule = DoremiRule(reference, num_sources=len(plan.catalog.sources))
-    weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens)
+    weights_K, seconds = run_reweighting(plan, engine=engine, rule=rule, on_tokens=on_tokens, kept=kept)
     engine.close()
     trained = plan.training.num_tokens
     return weights_K, SearchCost(trained, flops(matmul_parameters(plan), trained=trained, forward_only=trained), seconds)

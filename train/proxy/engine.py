@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: ranks, ZeRO, optimiser steps and engine checkpoints."""
+"""The only file that imports DeepSpeed: ranks, ZeRO, optimiser steps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,9 @@ from torch._C._distributed_c10d import HashStore, Store
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
+from train.checkpoints.tensor_files import Runs, SavedTensors
 from train.proxy.deepspeed_config import engine_config, refusal, stage_taken
+from train.proxy.held_runs import counters, put_back, runs_to_save
 from train.proxy.loss_model import LossModel
 from train.proxy.losses import ModelInputs
 from train.proxy.recomputation import recompute_blocks
@@ -32,7 +33,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and on CPU without the shared-memory extension that it would compile for half a minute: gloo is enough."""
     prepare_environment()
     import deepspeed
@@ -119,7 +120,7 @@ class ProxyEngine:
             RecipeError: the model has no blocks whose activations could be left out.
         """
         _keep_freed_memory()
-        ds = _import_deepspeed()
+        ds = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_micro_batches = training.global_batch // (self.world_size * micro_batch)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -270,13 +271,29 @@ class ProxyEngine:
         if self.world_size > 1:
             dist.barrier()
 
-    def save(self, directory: Path) -> None:
-        """Write model and optimiser of every rank into a folder."""
-        self._engine.save_checkpoint(str(directory.parent), tag=directory.name, save_latest=False)
+    def runs(self) -> Runs:
+        """This rank's runs of parameters, masters and optimiser states, not copied; those of all ranks together are all of it."""
+        return runs_to_save(self.module, **self._optimizers, rank=self.rank, world_size=self.world_size)
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote, under the same number of ranks and ZeRO stage."""
-        self._engine.load_checkpoint(str(directory.parent), tag=directory.name)
+    def counters(self) -> dict[str, float]:
+        """What DeepSpeed and the optimiser have counted, the same on all ranks."""
+        return {
+            "steps": float(self._engine.global_steps),
+            "skipped_steps": float(self._engine.skipped_steps),
+            **counters(self._optimizer, self._basic_optimizer),
+        }
+
+    def restore(self, saved: SavedTensors, counters: Mapping[str, float]) -> None:
+        """Go on where `runs` and `counters` were taken, whatever the number of ranks and the ZeRO stage were."""
+        put_back(self.module, saved, **self._optimizers, counted=counters)
+        engine = self._engine
+        engine.global_steps, engine.skipped_steps = int(counters["steps"]), int(counters["skipped_steps"])
+        engine.micro_steps = engine.global_steps * self.num_micro_batches
+        engine.global_samples = engine.global_steps * engine.train_batch_size()
+
+    @property
+    def _optimizers(self) -> dict[str, Any]:
+        return {"wrapper": self._optimizer, "optimizer": self._basic_optimizer, "stage": self._zero_stage}
 
 
 def own_device() -> torch.device:

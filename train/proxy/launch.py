@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from fastmix_data.errors import FastmixError
 from fastmix_data.machine import let_waiting_threads_sleep, num_cores
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_LOOKS, _SECONDS_TO_END = 1.0, 5.0
 
 
 def launch_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
@@ -70,16 +70,36 @@ def _join(context: Any, errors: SimpleQueue[FastmixError]) -> None:
     answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on}
     before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
+        # Ranks that lost another one end by themselves, or, where NCCL has them wait for it, are ended after twice the grace period.
         # Python answers a signal between two waits where the system gave it to another thread than this one.
-        while not context.join(timeout=_SECONDS_BETWEEN_LOOKS):
+        while not context.join(timeout=_SECONDS_BETWEEN_LOOKS, grace_period=_SECONDS_TO_END):
             pass
-    except (ProcessExitedException, ProcessRaisedException):
-        if errors.empty():
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        if not errors.empty():
+            raise errors.get() from None
+        killed = _killed_rank(context, first=error)
+        if killed is None:
             raise
-        raise errors.get() from None
+        raise killed from None
     finally:
         for number, answer in before.items():
             signal.signal(number, answer)
+
+
+def _killed_rank(context: Any, *, first: ProcessExitedException | ProcessRaisedException) -> FastmixError | None:
+    """The error for a rank that a signal ended, as where memory ran out; None if there is none.
+
+    Args:
+        first: of the rank that was seen to end first, which may be one that only lost touch with the killed one.
+    """
+    ranks = [first.error_index, *(rank for rank in range(len(context.processes)) if rank != first.error_index)]
+    for rank in ranks:
+        code = context.processes[rank].exitcode
+        if code is not None and code < 0 and -code != signal.SIGTERM:
+            name, remedy = signal.Signals(-code).name, "run the same command again, which goes on from the last checkpoint"
+            hint = "see whether memory ran out (dmesg), and " if -code == signal.SIGKILL else ""
+            return FastmixError(f"rank {rank}", f"it was ended by {name}, and the others stopped", hint + remedy)
+    return None
 
 
 def _run_rank(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastmix_data.arrays import Bools, Float64s, Int64s
-from fastmix_data.errors import FastmixError, RecipeError
+from fastmix_data.errors import FastmixError, Interrupted, RecipeError
 from fastmix_data.loading.read_ahead import read_ahead
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.training import TrainingSection
@@ -25,6 +26,8 @@ from fastmix_data.sampler import MixtureSampler
 from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import SequenceReader
 from fastmix_data.shards.table_rows import column_of
+from train.checkpoints.checkpoints import CheckpointPlan, Checkpoints
+from train.checkpoints.tensor_files import Runs
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import HostBatch, ModelInputs, device_batch, host_batch
 from train.proxy.model import build_proxy, proxy_config
@@ -282,6 +285,27 @@ class MixtureTraining:
                 sequences = self.reader.read(part.source_B, part.sequence_B)
                 yield _ReadPass(host_batch(sequences, pinned=is_cuda), part.source_B, sequences.carries_loss_BT), sampler
 
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state, the same on all ranks."""
+        return {"step": self.step, "sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.step = int(state["step"])
+        self.sampler.load_state_dict(state["sampler"])
+
+
+class Carried(Protocol):
+    """What is kept in the checkpoints of a proxy beside it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state, the same on all ranks."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlainRun:
@@ -306,8 +330,10 @@ def train_on_mixture(
     *,
     seed: int,
     on_step: Callable[[int, ProxyEngine], None] | None = None,
+    kept: CheckpointPlan | None = None,
+    carried: Carried | None = None,
 ) -> PlainRun:
-    """Train a fresh proxy on fixed weights, on all ranks of the process group together.
+    """Train a fresh proxy on fixed weights, on all ranks of the process group together, or go on with one that was stopped.
 
     Sequences are drawn by the weights; model, initial weights, learning rate and batch are those of a search with this seed, and so is
     the part of the sources that is seen with match_repetition.
@@ -315,13 +341,24 @@ def train_on_mixture(
     Args:
         weights_K: shares of tokens in the order of the catalog's sources, shape (K,).
         seed: fixes the proxy's initial weights and the order of the data; replaces the plan's.
-        on_step: called on every rank after each optimiser step with the number of steps done; its time is not training time.
+        on_step: called on every rank after each optimiser step with the number of steps done; its time is not training time. Where it
+            raises `Interrupted`, which it must do on all ranks at one step, the proxy is saved first.
+        kept: where the proxy is saved while it is trained; whoever has used the trained one discards it.
+        carried: what `on_step` gathers, which is saved and restored with the proxy.
 
     Raises:
         FastmixError: the loss is not finite.
     """
     engine = plan.build_engine(seed=seed)
     run = MixtureTraining(plan, engine, seed=seed)
+    checkpoints = Checkpoints(kept, engine) if kept is not None else None
+    saved = checkpoints.resume() if checkpoints is not None else None
+    seconds_before = 0.0
+    if saved is not None:
+        run.load_state_dict(saved.state["training"])
+        seconds_before = saved.state["seconds"]
+        if carried is not None:
+            carried.load_state_dict(saved.state["carried"])
     factor = float(loss_factor(weights_K, mean_loss_tokens_K=run.reader.mean_loss_tokens_K, training=plan.training))
     loss = torch.zeros(())
 
@@ -331,12 +368,31 @@ def train_on_mixture(
         engine.backward(loss)
 
     started, seconds_paused = time.monotonic(), 0.0
-    for _ in range(plan.training.num_steps):
-        run.train_step(weights_K, train_on, steps_alike=plan.training.num_steps - run.step)
-        if on_step is not None:
-            paused = time.monotonic()
-            on_step(run.step, engine)
-            seconds_paused += time.monotonic() - paused
+
+    def seconds() -> float:
+        return float(seconds_before) + time.monotonic() - started - seconds_paused
+
+    def state() -> tuple[dict[str, Any], Runs]:
+        own = carried.state_dict() if carried is not None else {}
+        return {"training": run.state_dict(), "seconds": seconds(), "carried": own}, {}
+
+    with checkpoints or nullcontext():
+        while run.step < plan.training.num_steps:
+            run.train_step(weights_K, train_on, steps_alike=plan.training.num_steps - run.step)
+            try:
+                if on_step is not None:
+                    paused = time.monotonic()
+                    on_step(run.step, engine)
+                    seconds_paused += time.monotonic() - paused
+            except Interrupted:
+                run.stop_reading()
+                if checkpoints is not None:
+                    checkpoints.save(run.step, state)
+                raise
+            if checkpoints is not None and checkpoints.looks_at(run.step) and run.step < plan.training.num_steps:
+                checkpoints.after_step(run.step, state)
+        if checkpoints is not None:
+            checkpoints.finish()
     if not np.isfinite(float(engine.sum_over_ranks(loss.detach()))):
         raise not_finite(plan.training)
-    return PlainRun(engine, time.monotonic() - started - seconds_paused)
+    return PlainRun(engine, seconds())

@@ -18,6 +18,7 @@ from fastmix_data.results.searched_recipe import SearchedEmit, SearchedRecipe
 from fastmix_data.shards.catalog import Catalog, load_catalog
 from fastmix_data.shards.held_out_halves import check_halves
 from fastmix_data.workdir import SearchFolder
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.causality import check_causal
 from train.proxy.example_check import check_examples_apart
@@ -64,9 +65,14 @@ class SearchPlan:
         """The proxy of the run in which the mixture moves, with the budget that trials leave."""
         return self.proxy.with_steps(self.proxy.training.num_steps - self.trial_steps)
 
-    def identity(self, num_ranks: int) -> dict[str, Any]:
-        """What a run must share with a checkpoint to go on from it."""
-        return {"recipe": self.recipe_hash, "data": self.catalog.fingerprint, "number_of_ranks": num_ranks}
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run must share with a checkpoint to go on from it; ranks and how they share the work may be others."""
+        return {"recipe": self.sections.continued_hash, "data": self.catalog.fingerprint}
+
+    def checkpoints_of(self, run: str) -> CheckpointPlan:
+        """Where a proxy of the search is saved, and when."""
+        return CheckpointPlan(self.folder.checkpoints_of(run), self.identity, self.search.checkpoint_interval)
 
     def in_folder(self, folder: SearchFolder) -> SearchPlan:
         """The same search with its results elsewhere."""

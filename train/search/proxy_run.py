@@ -17,6 +17,7 @@ from fastmix_data.progress import Advance
 from fastmix_data.recipe.search import SearchSection
 from fastmix_data.results.trajectory import Trajectory, TrajectoryRow
 from fastmix_data.sampler import MixtureSampler
+from train.checkpoints.tensor_files import Runs, SavedTensors, equal_share
 from train.mixture.constraints import MixtureConstraints
 from train.mixture.optimizer import MixtureOptimizer, logit_gradient
 from train.mixture.simplex import uniform
@@ -30,6 +31,7 @@ from train.search.stopping import StandStill, find_stand_still
 from train.target.target import Target
 
 _SCORED_STREAM = 13
+_TARGET = "target gradient/"  # in checkpoints
 
 
 @dataclass
@@ -99,7 +101,6 @@ class ProxyRun:
         self._evidence = _Evidence.empty(num_sources, self._engine.device)
         self.trajectory = Trajectory()
         self.still: StandStill | None = None
-        self._checkpointed_step = 0
 
     @property
     def step(self) -> int:
@@ -111,18 +112,19 @@ class ProxyRun:
         *,
         advance: Advance,
         stop_asked: Callable[[], bool],
-        checkpoint: Callable[[], None],
+        after_update: Callable[[], None],
         updated: Callable[[TrajectoryRow], None] = lambda _: None,
     ) -> bool:
         """Train to the end of the budget, to a mixture that stands still, or to the first update after a stop was asked for on any rank.
 
         Args:
+            after_update: called where another step follows; no evidence is pending then that a checkpoint would lose.
             updated: called after each update, before a checkpoint has it.
 
         Returns:
             Whether the search is complete.
         """
-        search, num_steps = self._search, self._section.num_steps
+        num_steps = self._section.num_steps
         while self.step < num_steps and self.still is None:
             scored, stopping = self.search_step(stop_asked)
             advance(self._section.tokens_per_step, note=self._note() if scored else "")
@@ -131,13 +133,10 @@ class ProxyRun:
             if scored and (still := self._find_stand_still()):
                 self.still = still
                 return True
-            since_checkpoint = self.step - self._checkpointed_step
-            # Only right after an update: then no evidence is pending that a checkpoint would lose.
-            if stopping or (scored and since_checkpoint >= search.checkpoint_interval and self.step < num_steps):
-                checkpoint()
-                self._checkpointed_step = self.step
             if stopping:
                 return False
+            if scored and self.step < num_steps:
+                after_update()
         return True
 
     def search_step(self, stop_asked: Callable[[], bool] = lambda: False) -> tuple[bool, bool]:
@@ -282,24 +281,28 @@ class ProxyRun:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state, the same on all ranks: checkpoints are taken right after an update, when no evidence is pending."""
         return {
-            "step": self.step,
-            "sampler": self._training.sampler.state_dict(),
+            "training": self._training.state_dict(),
             "scored": self._scored.state_dict(),
             "target": self._target.state_dict(),
             "scores": self._scores.state_dict(),
             "mixture": self.mixture.state_dict(),
             "trajectory": self.trajectory.state(),
+            "target_weight": self._probe.tensors()["weight"],
         }
 
-    def tensors(self) -> dict[str, Any]:
-        """The part of the state that is large: this rank's."""
-        return self._probe.tensors()
+    def tensors(self) -> Runs:
+        """This rank's runs of the part of the state that is large."""
+        engine, kept = self._engine, self._probe.tensors()["shares"]
+        if not engine.shards_gradients:
+            kept = {
+                name: equal_share(values, rank=engine.rank, world_size=engine.world_size) for name, (_, values) in kept.items()
+            }
+        return {f"{_TARGET}{name}": share for name, share in kept.items()}
 
-    def load_state_dict(self, state: dict[str, Any], *, tensors: dict[str, Any]) -> None:
-        """Go on where `state_dict` and `tensors` were taken, with the tensors of all ranks put together."""
-        self._probe.load_tensors(tensors)
-        self._training.step = self._checkpointed_step = int(state["step"])
-        self._training.sampler.load_state_dict(state["sampler"])
+    def load_state_dict(self, state: dict[str, Any], *, tensors: SavedTensors) -> None:
+        """Go on where `state_dict` and `tensors` were taken, on any number of ranks."""
+        self._probe.load_tensors({"weight": state["target_weight"], "sums": tensors.below(_TARGET)})
+        self._training.load_state_dict(state["training"])
         self._scored.load_state_dict(state["scored"])
         self._target.load_state_dict(state["target"])
         self._scores.load_state_dict(state["scores"])

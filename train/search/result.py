@@ -26,7 +26,7 @@ from fastmix_data.results.searched_recipe import load_searched_recipe
 from fastmix_data.results.trajectory import Trajectory
 from fastmix_data.shards.held_out_halves import documents_seen
 from fastmix_data.workdir import SearchFolder
-from train.proxy.checkpoint import check_checkpoint
+from train.checkpoints.checkpoint_folder import check_checkpoints
 from train.proxy.engine import ProxyEngine
 from train.search.certainty import averaged_weights, certainty_of
 from train.search.other_documents import combined, document_interval
@@ -96,7 +96,7 @@ def discard_other_search(folder: SearchFolder, *, identity: dict[str, Any], repl
         MismatchError: another search was stopped here.
     """
     try:
-        check_checkpoint(folder.checkpoints, identity=identity)
+        check_checkpoints(folder.checkpoints, identity=identity)
     except MismatchError:
         if not replace:
             raise

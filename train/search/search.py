@@ -23,7 +23,8 @@ from fastmix_data.loading.sinks import require_package
 from fastmix_data.progress import progress
 from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
-from train.proxy.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoints.checkpoints import Checkpoints
+from train.checkpoints.tensor_files import Runs
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.loss_model import whole_logits_remark
@@ -168,7 +169,7 @@ def _search_seeds(plan: SearchPlan, ranks: _Ranks, *, num_seeds: int) -> None:
     with exclusive_lock(plan.folder.lock, command="search") if ranks.leads else nullcontext():
         with ranks.meeting():
             if ranks.leads:
-                adopt_single_search(plan, num_ranks=ranks.number, replace=ranks.replace)
+                adopt_single_search(plan, replace=ranks.replace)
                 save_searched_recipe(plan.folder.recipe, plan.sections)
         for one in plans:
             if finished_mixture(one, replace=ranks.replace) is None:
@@ -209,13 +210,12 @@ def _run_rank(
     plan: SearchPlan, replace: bool, quiet: bool, told: Told, rank: int, world_size: int, rendezvous: str | Store | None
 ) -> None:
     """One rank, from model to mixture. The first one keeps other searches out and decides what becomes of an earlier one."""
-    identity = plan.identity(world_size)
     with (
         process_group(rank=rank, world_size=world_size, rendezvous=rendezvous),
         exclusive_lock(plan.folder.lock, command="search") if rank == 0 else nullcontext(),
     ):
         if rank == 0:  # the others wait for it when they build the engine
-            discard_other_search(plan.folder, identity=identity, replace=replace)
+            discard_other_search(plan.folder, identity=plan.identity, replace=replace)
             save_searched_recipe(plan.folder.recipe, plan.sections)
         recorder = SearchRecorder(
             plan.folder,
@@ -229,12 +229,10 @@ def _run_rank(
             sinks=told.sinks,
         )
         with recorder:
-            _search(plan, recorder, identity=identity, quiet=quiet or rank > 0)
+            _search(plan, recorder, quiet=quiet or rank > 0)
 
 
-def _reference(
-    plan: SearchPlan, target: Target, recorder: SearchRecorder, *, identity: dict[str, Any], quiet: bool
-) -> ReferenceRun | None:
+def _reference(plan: SearchPlan, target: Target, recorder: SearchRecorder, *, quiet: bool) -> ReferenceRun | None:
     """The reference run, where the recipe asks for one; what an earlier call of it finished is read."""
     mixture = plan.target.reference_mixture
     if mixture is None:
@@ -246,7 +244,7 @@ def _reference(
             mixture=mixture,
             path=plan.folder.reference,
             target=target,
-            identity=identity,
+            kept=plan.checkpoints_of("reference"),
             stop_asked=stop_asked,
             quiet=quiet,
             recorder=recorder,
@@ -265,21 +263,19 @@ def build_run(
     return run, engine, target
 
 
-def _search(plan: SearchPlan, recorder: SearchRecorder, *, identity: dict[str, Any], quiet: bool) -> None:
+def _search(plan: SearchPlan, recorder: SearchRecorder, *, quiet: bool) -> None:
     """Go on from where an earlier call was stopped, or from the start, to the end of the budget, and write the result."""
-    fixed = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=identity["number_of_ranks"])
-    reference = _reference(plan, fixed, recorder, identity=identity, quiet=quiet)
+    fixed = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=dist.get_world_size())
+    reference = _reference(plan, fixed, recorder, quiet=quiet)
     recorder.enter("count")
     start = find_start(plan)
-    found = _follow_scores(plan, start, reference, recorder, identity=identity, quiet=quiet)
+    found = _follow_scores(plan, start, reference, recorder, quiet=quiet)
     recorder.settle("search", num_tokens=found.num_steps * plan.main.training.tokens_per_step)
     trials: Trials | None = None
     if plan.trial_steps:
         with _stop_on_signal() as stop_asked:
             candidates = propose(plan, start=start, scores_K=found.weights_K)
-            trials = run_trials(
-                plan, candidates, target=fixed, identity=identity, stop_asked=stop_asked, quiet=quiet, recorder=recorder
-            )
+            trials = run_trials(plan, candidates, target=fixed, stop_asked=stop_asked, quiet=quiet, recorder=recorder)
     if dist.get_rank() == 0:
         num_tokens = found.num_tokens + (reference.num_tokens if reference else 0)
         seconds = found.seconds + start.seconds + (reference.seconds if reference else 0.0)
@@ -288,52 +284,48 @@ def _search(plan: SearchPlan, recorder: SearchRecorder, *, identity: dict[str, A
 
 
 def _follow_scores(
-    plan: SearchPlan,
-    start: Start,
-    reference: ReferenceRun | None,
-    recorder: SearchRecorder,
-    *,
-    identity: dict[str, Any],
-    quiet: bool,
+    plan: SearchPlan, start: Start, reference: ReferenceRun | None, recorder: SearchRecorder, *, quiet: bool
 ) -> RunRecord:
     """Train one proxy while its mixture moves along the scores."""
     training, num_sequences, started = plan.main.training, plan.search.eval_sequences, time.monotonic()
-    run, engine, target = build_run(plan, identity["number_of_ranks"], start=start, reference=reference)
+    run, engine, target = build_run(plan, dist.get_world_size(), start=start, reference=reference)
     recorder.describe_model(engine)
-    checkpoints = plan.folder.checkpoints
-    saved = load_checkpoint(checkpoints, identity=identity, engine=engine)
+    checkpoints = Checkpoints(plan.checkpoints_of("scores"), engine)
+    saved = checkpoints.resume()
     if saved is None:
         seconds_before, losses = 0.0, losses_by_target(target, engine, "start", num_sequences=num_sequences)
     else:
-        run.load_state_dict(saved["run"], tensors=saved["tensors"])
-        seconds_before, losses = saved["seconds"], saved["losses"]
+        run.load_state_dict(saved.state["run"], tensors=saved.tensors)
+        seconds_before, losses = saved.state["seconds"], saved.state["losses"]
 
     recorder.enter("search", done=run.step * training.tokens_per_step)
 
     def seconds() -> float:
         return float(seconds_before) + time.monotonic() - started
 
-    def checkpoint() -> None:
-        state = {"run": run.state_dict(), "losses": losses, "seconds": seconds()}
-        save_checkpoint(checkpoints, step=run.step, state=state, tensors=run.tensors(), identity=identity, engine=engine)
+    def state() -> tuple[dict[str, Any], Runs]:
+        return {"run": run.state_dict(), "losses": losses, "seconds": seconds()}, run.tensors()
 
     per_step = training.tokens_per_step
     with (
         _stop_on_signal() as stop_asked,
         progress(_label(plan), total=training.num_tokens, done=run.step * per_step, quiet=quiet) as advance,
+        checkpoints,
     ):
         finished = run.run(
             advance=advance,
             stop_asked=stop_asked,
-            checkpoint=checkpoint,
+            after_update=lambda: checkpoints.after_step(run.step, state),
             updated=lambda row: recorder.update(row, engine, search=plan.search),
         )
+        # Trials may be stopped too, and what they try must then be there again.
+        if plan.trial_steps or not finished:
+            checkpoints.save(run.step, state, stopping=not finished)
+        else:
+            checkpoints.finish()
     if not finished:
         saved_at = f"the search is saved at step {run.step} of {training.num_steps}"
         raise Interrupted("", saved_at, "the same command goes on from there")
-    # Trials may be stopped too, and what they try must then be there again.
-    if plan.trial_steps and (saved is None or run.step > saved["run"]["step"]):
-        checkpoint()
     ended = losses_by_target(target, engine, "end", num_sequences=num_sequences)
     losses = {name: losses[name] | ended[name] for name in target.names}
     record = RunRecord.of(

@@ -24,20 +24,20 @@ from fastmix_data.results.mixture import (
     load_mixture,
     save_mixture,
 )
-from train.proxy.checkpoint import check_checkpoint
+from train.checkpoints.checkpoint_folder import check_checkpoints
 from train.search.certainty import groups_of_pairs
 from train.search.other_documents import combined
 from train.search.plan import SearchPlan
 from train.search.result import by_source, finished_mixture
 
 
-def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> None:
+def adopt_single_search(plan: SearchPlan, *, replace: bool) -> None:
     """Make the search that lies in the search's folder itself, finished or stopped, the first of several; of another recipe, replace it.
 
     A finished one is copied, so that the folder is never without a mixture; it is overwritten by the mean in the end.
 
     Raises:
-        MismatchError: a search of another recipe, other data or another number of ranks lies here, and `replace` is not given.
+        MismatchError: a search of another recipe or other data lies here, and `replace` is not given.
     """
     first, folder = plan.of_seeds(1)[0], plan.folder
     single = finished_mixture(plan, replace=replace)
@@ -58,15 +58,15 @@ def adopt_single_search(plan: SearchPlan, *, num_ranks: int, replace: bool) -> N
                 shutil.copy2(path, target)
         save_mixture(first.folder.mixture, single)
         is_done = True
-    _adopt_checkpoints(plan, num_ranks=num_ranks, replace=replace, to=None if is_done else first)
+    _adopt_checkpoints(plan, replace=replace, to=None if is_done else first)
 
 
-def _adopt_checkpoints(plan: SearchPlan, *, num_ranks: int, replace: bool, to: SearchPlan | None) -> None:
+def _adopt_checkpoints(plan: SearchPlan, *, replace: bool, to: SearchPlan | None) -> None:
     checkpoints = plan.folder.checkpoints
     if not checkpoints.exists():
         return
     try:
-        check_checkpoint(checkpoints, identity=plan.identity(num_ranks))
+        check_checkpoints(checkpoints, identity=plan.identity)
     except MismatchError:
         if not replace:
             raise

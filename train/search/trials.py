@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -106,7 +105,6 @@ def run_trials(
     candidates: Mapping[str, Float64s],
     *,
     target: Target,
-    identity: dict[str, Any],
     stop_asked: Callable[[], bool],
     quiet: bool,
     side_by_side: bool | None = None,
@@ -117,7 +115,6 @@ def run_trials(
     Args:
         candidates: mixtures by name, of shape (K,), within the constraints; the first is the start.
         target: with fixed weights.
-        identity: what a run must share with the kept ones to use them.
         side_by_side: as of `TrialRunner`.
         recorder: tells of them, if given.
 
@@ -126,7 +123,7 @@ def run_trials(
         FastmixError: a loss is not finite.
     """
     budget, horizon = plan.trial_steps, plan.proxy.training.num_steps
-    trials = _kept(plan, identity) or Trials({name: weights_K.tolist() for name, weights_K in candidates.items()})
+    trials = _kept(plan) or Trials({name: weights_K.tolist() for name, weights_K in candidates.items()})
     spent = sum(trial.num_steps for trial in trials.done)
     per_step = plan.proxy.training.tokens_per_step
     if recorder is not None:
@@ -134,7 +131,7 @@ def run_trials(
     with progress("trials", total=budget * per_step, done=spent * per_step, quiet=quiet) as advance:
         watch = _StopBetweenSteps(plan, stop_asked, advance, recorder)
         watch.num_tokens = spent * per_step
-        runner = TrialRunner(watch, side_by_side=side_by_side)
+        runner = TrialRunner(watch, kept=plan.checkpoints_of("trial"), side_by_side=side_by_side)
         while (coming := next_round(trials, budget_steps=budget, horizon_steps=horizon)) is not None:
             made = {trial.candidate for trial in trials.done if trial.round == coming.number}
             names = [name for name in coming.names if name not in made]
@@ -157,7 +154,7 @@ def run_trials(
                         _tell(recorder, trials, horizon_steps=horizon, per_step=per_step)
                 watch.num_done, started = len(trials.done), time.monotonic()
                 if dist.get_rank() == 0:
-                    write_json(plan.folder.trials, {"identity": identity, **asdict(trials)})
+                    write_json(plan.folder.trials, {"identity": plan.identity, **asdict(trials)})
     return trials
 
 
@@ -191,11 +188,14 @@ class _StopBetweenSteps:
         # At least once in each trial, however seldom the mixture is moved.
         self._interval = min(plan.search.update_interval, FEWEST_TRIAL_STEPS)
         self._stop_asked, self._advance = stop_asked, advance
-        self.num_done = self.num_tokens = 0
+        self.num_done = self.num_tokens = self._last_step = 0
 
     def __call__(self, step: int, num_trials: int) -> None:
-        self._advance(num_trials * self._per_step)
-        self.num_tokens += num_trials * self._per_step
+        # A trial that goes on from its checkpoint begins with a later step than the first one.
+        num_tokens = (step - self._last_step if step > self._last_step else step) * num_trials * self._per_step
+        self._last_step = step
+        self._advance(num_tokens)
+        self.num_tokens += num_tokens
         if self._recorder is not None:
             self._recorder.trained(self.num_tokens)
         if step % self._interval == 0 and any_rank(self._stop_asked()):
@@ -214,8 +214,8 @@ def _measured(plan: SearchPlan, target: Target, trials: Trials, coming: Round) -
     return of_length(coming.num_steps), sum(map(of_length, lengths.values()))
 
 
-def _kept(plan: SearchPlan, identity: dict[str, Any]) -> Trials | None:
+def _kept(plan: SearchPlan) -> Trials | None:
     saved = read_json(plan.folder.trials) if plan.folder.trials.exists() else {}
-    if saved.pop("identity", None) != identity:  # of another search
+    if saved.pop("identity", None) != plan.identity:  # of another search
         return None
     return Trials(**{**saved, "done": [Trial(**trial) for trial in saved["done"]]})

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fastmix_data.arrays import Float64s
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.proxy.engine import own_device
 from train.proxy.side_by_side import train_side_by_side
 from train.proxy.side_by_side_trial import try_side_by_side
@@ -42,10 +43,12 @@ class TrialRunner:
 
     Attributes:
         on_step: called after each step of `num_trials` proxies at once with their number; every rank calls it.
+        kept: where a proxy that is trained alone is saved.
         side_by_side: whether to train proxies at once; None does it on a GPU that one rank has to itself, if the model allows it.
     """
 
     on_step: Callable[[int, int], None]
+    kept: CheckpointPlan
     side_by_side: bool | None = None
     _most_at_once: int | None = field(default=None, init=False)
 
@@ -64,7 +67,13 @@ class TrialRunner:
         return self._most_at_once
 
     def _alone(self, weights_K: Float64s, shared: Measured) -> float:
-        engine = train_on_mixture(shared.proxy, weights_K, seed=shared.seed, on_step=lambda step, _: self.on_step(step, 1)).engine
+        proxy, kept = (
+            shared.proxy,
+            self.kept.of(seed=shared.seed, num_steps=shared.proxy.training.num_steps, weights=weights_K.tolist()),
+        )
+        engine = train_on_mixture(
+            proxy, weights_K, seed=shared.seed, on_step=lambda step, _: self.on_step(step, 1), kept=kept
+        ).engine
         losses_G = shared.target.evaluate_each(engine, half="search", num_sequences=shared.num_sequences, skip=shared.skip)
         engine.close()
         return float(shared.target.weights_G @ losses_G)

@@ -13,6 +13,7 @@ from search_overhead import seconds
 
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.workdir import SearchFolder
+from train.checkpoints.checkpoints import CheckpointPlan, Checkpoints
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.losses import ModelInputs
 from train.search.plan import SearchPlan
@@ -63,11 +64,12 @@ def speed_and_checkpoint(plan: SearchPlan) -> tuple[float, bool]:
     seconds(run.search_step, 2 * interval)
     taken = seconds(run.search_step, 4 * interval)
     with tempfile.TemporaryDirectory() as folder:
-        engine.save(Path(folder) / "step")
+        kept = CheckpointPlan(Path(folder), {})
+        Checkpoints(kept, engine).save(run.step, lambda: ({}, {}))
         trained = state_of(engine)
         engine.close()
         again = plan.main.build_engine(seed=1)
-        again.load(Path(folder) / "step")
+        assert Checkpoints(kept, again).resume() is not None
         restored = state_of(again)
         again.close()
     is_exact = all(torch.equal(before, after) for before, after in zip(trained, restored, strict=True))

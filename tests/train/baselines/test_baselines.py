@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from train.baselines.doremi import doremi_update
 from train.baselines.regmix import regmix_weights, smallest_leaf
 from train.baselines.reweighting_rules import search_doge, search_doremi
 from train.baselines.swarm import swarm_weights
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.mixture.constraints import MixtureConstraints, stated_constraints
 from train.mixture.mixmin import mixmin_loss, mixmin_weights
 from train.proxy.engine import process_group
@@ -197,22 +199,48 @@ def plan(planted_recipe: Callable[..., Path]) -> SearchPlan:
     return plan_search(load_recipe(planted_recipe(token_budget=16 * 32 * 40)))
 
 
-def test_doge_prefers_the_source_of_the_target(plan: SearchPlan) -> None:
+class Killed(BaseException):
+    """As little as a signal that cannot be caught is it waited for."""
+
+
+def killed_and_again(train: Callable[..., Any], folder: Path) -> Any:
+    """What comes of a training that is killed after a checkpoint, and started again."""
+    kept, steps = CheckpointPlan(folder, {}, num_steps=8), 0
+
+    def on_tokens(_: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 29:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(on_tokens=on_tokens, kept=kept)
+    found = train(on_tokens=on_tokens, kept=kept)
+    assert 40 < steps < 69  # it went on from where it was
+    return found
+
+
+def test_doge_prefers_the_source_of_the_target_killed_or_not(plan: SearchPlan, tmp_path: Path) -> None:
     told: list[int] = []
     with process_group(rank=0, world_size=1):
         weights_K, cost = search_doge(plan.proxy, plan.target, plan.search, on_tokens=told.append)
+        train = partial(search_doge, plan.proxy, plan.target, plan.search)
+        again_K, cost_again = killed_and_again(train, tmp_path / "checkpoints")
+    assert again_K.tolist() == weights_K.tolist() and cost_again.tokens == cost.tokens
     found = dict(zip(plan.catalog.sources, weights_K.tolist(), strict=True))
     assert found["same"] > max(found["noise"], found["other"])
     assert sum(told) == 40 * 16 * 32
     assert cost.tokens == 40 * (16 + 8) * 32  # every step takes a target gradient
 
 
-def test_doremi_raises_the_source_that_only_its_reference_knows(plan: SearchPlan) -> None:
+def test_doremi_raises_the_source_that_only_its_reference_knows_killed_or_not(plan: SearchPlan, tmp_path: Path) -> None:
     with process_group(rank=0, world_size=1):
         only_other_K = np.array([float(name == "other") for name in plan.catalog.sources])
         reference = train_on_mixture(plan.proxy, only_other_K, seed=0).engine
         weights_K, cost = search_doremi(plan.proxy, reference=reference, on_tokens=lambda _: None)
+        again_K, _ = killed_and_again(partial(search_doremi, plan.proxy, reference=reference), tmp_path / "checkpoints")
         reference.close()
+    assert again_K.tolist() == weights_K.tolist()
     found = dict(zip(plan.catalog.sources, weights_K.tolist(), strict=True))
     assert found["other"] > 0.5
     assert cost.tokens == 40 * 16 * 32

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 
 import engine_ranks as setting
 import pytest
@@ -174,25 +173,3 @@ def test_a_closed_engine_leaves_nothing_behind(results: Results) -> None:
     for found in results.values():
         num_engines, num_bytes = found["alive"].tolist()
         assert num_engines == 0 and num_bytes < one_copy / 10
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        *(Case(stage, precision, scored=False) for stage in range(4) for precision in ("fp32", "bf16")),
-        Case(stage=2, scored=False, raw="offloaded"),
-        Case(stage=3, scored=False, raw="all_offloaded"),
-    ],
-    ids=lambda case: f"{case.stage}-{case.precision}-{case.raw}",
-)
-def test_a_checkpoint_restores_model_and_moments(tmp_path: Path, case: Case) -> None:
-    with process_group(rank=0, world_size=1):
-        engine = case.engine()
-        setting.train_one_step(engine, case)
-        engine.save(tmp_path / "step")
-        trained = setting.state_of(engine)
-        engine.close()
-        again = case.engine()
-        again.load(tmp_path / "step")
-        assert setting.state_of(again) == trained
-        again.close()

@@ -230,7 +230,7 @@ def test_plans_travel_by_the_catalogs_path(search_plan: SearchPlan) -> None:
     sent = pickle.dumps(search_plan)
     assert search_plan.catalog.rows[0].sha256.encode() not in sent
     here: SearchPlan = pickle.loads(sent)
-    assert here.catalog.rows == search_plan.catalog.rows and here.identity(2) == search_plan.identity(2)
+    assert here.catalog.rows == search_plan.catalog.rows and here.identity == search_plan.identity
     assert here.proxy.training == search_plan.proxy.training and here.folder.root == search_plan.folder.root
     assert here.proxy.config.to_dict() == search_plan.proxy.config.to_dict()
     other: ProxyPlan = pickle.loads(pickle.dumps(search_plan.main))

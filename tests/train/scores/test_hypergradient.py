@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastmix_data.errors import FastmixError
-from train.proxy.checkpoint import put_together
 from train.proxy.losses import IGNORED
 from train.scores.hypergradient import HypergradientProbe
 
@@ -95,7 +94,9 @@ def test_remembered_target_gradients_weigh_less_with_each_that_follows() -> None
     for number, target in enumerate(targets):
         if number == 2:  # a search that is resumed here
             saved, probe = probe.tensors(), HypergradientProbe(model, scope="all", memory=0.5)
-            probe.load_tensors({"weight": saved["weight"], "sums": put_together([saved["shares"]])})
+            probe.load_tensors(
+                {"weight": saved["weight"], "sums": {name: values for name, (_, values) in saved["shares"].items()}}
+            )
         probe.target_gradient(losses_of(model, target).mean() for _ in range(1))
         probe.remember()
     with probe.scoring((BATCH, LENGTH)) as alignments:

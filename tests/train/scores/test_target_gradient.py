@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train.proxy.checkpoint import put_together
+from train.checkpoints.tensor_files import SavedTensors, write_runs
 from train.proxy.engine import process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.losses import sequence_losses
@@ -97,8 +98,12 @@ def compare(setting: Setting, *, rank: int, num_ranks: int) -> dict[str, float]:
 
     parts: list[Any] = [None] * num_ranks
     dist.all_gather_object(parts, sharded.tensors())
-    sums, own = put_together([part["shares"] for part in parts]), alone.tensors()
-    assert [part["weight"] for part in parts] == [1.5] * num_ranks and list(sums) == list(own["shares"])
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(number) for number in range(num_ranks)]
+        for path, part in zip(files, parts, strict=True):
+            write_runs(path, part["shares"])
+        sums, own = dict(SavedTensors(files)), alone.tensors()
+    assert [part["weight"] for part in parts] == [1.5] * num_ranks and sums.keys() == own["shares"].keys()
     resumed = probe(Spread(rank, num_ranks, sharded=True))
     resumed.load_tensors({"weight": 1.5, "sums": sums})
     assert all(

@@ -63,11 +63,11 @@ def start(recipe: Path, *options: str, **environment: str) -> subprocess.Popen[b
         )
 
 
-def wait_for(name: str, recipe: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until this file of the search's folder is newer than it is now."""
-    pointer = recipe.with_suffix("") / "search" / name
-    before = pointer.read_bytes() if pointer.exists() else b""
-    while not pointer.exists() or pointer.read_bytes() == before:
+def wait_for(pattern: str, recipe: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until there is a file in the search's folder that is not there now."""
+    folder = recipe.with_suffix("") / "search"
+    before = set(folder.glob(pattern))
+    while not set(folder.glob(pattern)) - before:
         assert process.poll() is None, recipe.with_suffix(".err").read_text()[-3000:]
         time.sleep(0.02)
 
@@ -110,7 +110,7 @@ def test_killed_and_stopped_a_search_comes_to_the_identical_end(planted_recipe: 
     whole, killed = (plan_search(load_recipe(recipe)) for recipe in recipes)
 
     process = start(recipes[1], "--log", "tensorboard")
-    wait_for("checkpoints/latest.json", recipes[1], process)
+    wait_for("checkpoints/scores/*/index.json", recipes[1], process)
     time.sleep(np.random.default_rng().uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -167,7 +167,7 @@ def test_ctrl_c_stops_all_ranks_at_one_step_and_they_go_on_together(planted_reci
     recipes = [planted_recipe(name=name, checkpoint_interval=8, token_budget=40 * STEP) for name in ("one", "two")]
     one, two = (plan_search(load_recipe(recipe)) for recipe in recipes)
     process = start(recipes[1], "--nproc", "2")
-    wait_for("checkpoints/latest.json", recipes[1], process)
+    wait_for("checkpoints/scores/*/index.json", recipes[1], process)
     press_ctrl_c(recipes[1], process)
     assert search(two, num_ranks=2, quiet=True).mixture.search.num_steps == 40
     search(one, quiet=True)

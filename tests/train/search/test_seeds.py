@@ -224,7 +224,7 @@ def test_a_stopped_search_becomes_the_first_of_several(planted_plan: MakePlan) -
     whole = search(planted_plan(name="whole", token_budget=24 * STEP), quiet=True).mixture
     plan = planted_plan(name="stopped", token_budget=24 * STEP, checkpoint_interval=8)
     stop_after_a_checkpoint(plan)
-    write_json(plan.folder.trials, {"identity": plan.identity(1), "candidates": {}})
+    write_json(plan.folder.trials, {"identity": plan.identity, "candidates": {}})
     mean = search(plan, num_seeds=2, quiet=True).mixture
     assert mean.certainty.seed_weights["0"] == whole.weights
     assert read_json(plan.folder.of_seed(0).trials) == read_json(plan.folder.trials)

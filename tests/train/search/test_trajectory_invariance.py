@@ -91,7 +91,7 @@ def make_two_trials(plan: SearchPlan, *, rank: int, world_size: int) -> None:
 
     target = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=world_size)
     with pytest.raises(Interrupted, match=f"{NUM_TRIED} trials of the search are saved"):
-        run_trials(plan, CANDIDATES, target=target, identity=plan.identity(world_size), stop_asked=stop_asked, quiet=True)
+        run_trials(plan, CANDIDATES, target=target, stop_asked=stop_asked, quiet=True)
 
 
 def work(plans: list[SearchPlan], tried: SearchPlan | None, rank: int, world_size: int, rendezvous: str) -> None:

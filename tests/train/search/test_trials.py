@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.recipe.search import FEWEST_TRIAL_STEPS
+from fastmix_data.results.searched_recipe import SearchedEmit
 from fastmix_data.workdir import SearchFolder
 from train.proxy.engine import process_group
 from train.search.plan import SearchPlan
@@ -26,7 +27,6 @@ from train.trials.verdict import Trial, Verdict
 
 MakePlan = Callable[..., SearchPlan]
 STEP = 16 * 32
-IDENTITY = {"recipe": "one"}
 # In the order of the sources: noise, same, other; the target is same.
 POOR, GOOD, MIDDLE = np.array([0.6, 0.1, 0.3]), np.array([0.05, 0.9, 0.05]), np.array([0.2, 0.6, 0.2])
 
@@ -84,12 +84,14 @@ def tried(
     folder: Path,
     *,
     stop_asked: Callable[[], bool] = lambda: False,
-    identity: dict[str, str] = IDENTITY,
+    of_another: bool = False,
 ) -> Trials:
     with process_group(rank=0, world_size=1):
         target = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=1)
         elsewhere = plan.in_folder(SearchFolder(folder))
-        return run_trials(elsewhere, candidates, target=target, identity=identity, stop_asked=stop_asked, quiet=True)
+        if of_another:
+            elsewhere = replace(elsewhere, sections=plan.sections.model_copy(update={"emit": SearchedEmit(token_budget=1)}))
+        return run_trials(elsewhere, candidates, target=target, stop_asked=stop_asked, quiet=True)
 
 
 def test_trials_of_a_round_share_seed_and_target_sequences_and_those_of_another_share_neither(
@@ -147,7 +149,7 @@ def test_a_stopped_search_keeps_the_trials_it_has_made_and_goes_on_to_the_same_o
     # Finished ones are read, and those of another recipe are made anew.
     assert tried(plan, candidates, folder, stop_asked=lambda: True) == resumed
     with pytest.raises(Interrupted, match="0 trials"):
-        tried(plan, candidates, folder, stop_asked=lambda: True, identity={"recipe": "another"})
+        tried(plan, candidates, folder, stop_asked=lambda: True, of_another=True)
 
 
 @pytest.mark.parametrize(("start", "rival", "winner"), [(MIDDLE, GOOD, "rival"), (GOOD, MIDDLE, "start")])

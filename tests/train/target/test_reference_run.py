@@ -16,11 +16,12 @@ from fastmix_data.atomic_files import read_json
 from fastmix_data.errors import Interrupted
 from fastmix_data.recipe.target import TargetSection
 from fastmix_data.results.mixture import Limit, Mixture
+from train.checkpoints.checkpoints import CheckpointPlan
 from train.proxy.engine import process_group
 from train.search.plan import SearchPlan
 from train.search.search import search
 from train.target.outcome import ReferenceComparison, broken_limits, target_record
-from train.target.reference_run import reference_run
+from train.target.reference_run import ReferenceRun, reference_run
 from train.target.target import Target
 from train.target.target_weights import ReferenceLosses
 
@@ -89,29 +90,36 @@ def test_a_resumed_search_goes_on_with_its_target_weights_and_its_reference(comp
     assert resumed.search.num_tokens > 2 * 32 * STEP
 
 
-def test_a_reference_run_is_made_once_and_a_stopped_one_leaves_nothing(competing: Callable[..., SearchPlan]) -> None:
+def test_a_reference_run_is_made_once_and_a_stopped_one_goes_on_where_it_was(competing: Callable[..., SearchPlan]) -> None:
     plan = competing(LIMIT, num_steps=16)
     path, target = plan.folder.reference, Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=1)
 
-    def make(*, recipe_hash: str, stop: bool) -> object:
+    def make(*, recipe_hash: str, stop: bool) -> ReferenceRun:
         return reference_run(
             plan.proxy,
             plan.search,
             mixture="uniform",
             target=target,
             path=path,
-            identity={"recipe": recipe_hash, "number_of_ranks": 1},
+            kept=CheckpointPlan(path.with_name("made"), {"recipe": recipe_hash}),
             stop_asked=lambda: stop,
             quiet=True,
         )
 
     with process_group(rank=0, world_size=1):
-        with pytest.raises(Interrupted, match="ended at step 4 of 16; the same command starts it again"):
-            make(recipe_hash="first", stop=True)
+        whole = make(recipe_hash="first", stop=False)
+        path.unlink()
+        for step in (4, 8):  # the targets are measured at these steps, too
+            with pytest.raises(
+                Interrupted, match=f"reference run is saved at step {step} of 16; the same command goes on from there"
+            ):
+                make(recipe_hash="first", stop=True)
         assert not path.exists()
-        first = make(recipe_hash="first", stop=False)
-        assert make(recipe_hash="first", stop=True) == first
-        with pytest.raises(Interrupted):
+        resumed = make(recipe_hash="first", stop=False)
+        assert (resumed.losses, resumed.num_tokens) == (whole.losses, whole.num_tokens)
+        assert make(recipe_hash="first", stop=True) == resumed
+        assert not path.with_name("made").exists()
+        with pytest.raises(Interrupted, match="at step 4"):
             make(recipe_hash="other", stop=True)
 
 
