@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def measure(options: argparse.Namespace, *, kind: str, largest_logits: int, reco
 
     def differentiate(length: int) -> float:
         model.eval()
-        return float(sum(v.double().square().sum() for v in probe.target_gradient(loss_on(length) for _ in range(1))).sqrt())
+        probe.target_gradient(loss_on(length) for _ in range(1))
+        return math.hypot(*(float(v.norm()) for v in probe.whole_target()))
 
     def score(length: int) -> float:
         model.eval()

@@ -12,7 +12,7 @@ from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs,
 from train.proxy.model import without_chatter
 from train.proxy.recomputation import recomputed
 
-# Of one pass in float32, of which its backward pass holds about four times as much.
+# Of one pass in float32; with the gradient and what the loss keeps, a pass holds about three times as much.
 LARGEST_LOGITS_BYTES = 128 * 2**20
 _CHECKED_LENGTH = 8
 

@@ -49,7 +49,8 @@ def everything_of(losses: LossModel, scope: Scope) -> list[Tensor]:
     """Target gradient, scores, losses and their gradients."""
     probe = HypergradientProbe(losses.model, scope=scope)
     losses.eval()
-    target = probe.target_gradient(losses_of(losses, 1).sum() for _ in range(1))
+    probe.target_gradient(losses_of(losses, 1).sum() for _ in range(1))
+    target = [v.clone() for v in probe.whole_target()]
     with probe.scoring((BATCH, LENGTH)) as alignments:
         probe.backward(losses_of(losses, 2).sum())
     found = losses_of(losses, 3)

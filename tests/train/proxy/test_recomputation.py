@@ -37,7 +37,8 @@ def everything_of(model: Any, scope: Scope) -> list[Tensor]:
     """Target gradient and scores in evaluation mode, then losses and gradients of training, with what was drawn afterwards."""
     probe = HypergradientProbe(model, scope=scope)
     model.eval()
-    target = probe.target_gradient(losses_of(model, 1).sum() for _ in range(1))
+    probe.target_gradient(losses_of(model, 1).sum() for _ in range(1))
+    target = [v.clone() for v in probe.whole_target()]
     with probe.scoring((BATCH, LENGTH)) as alignments:
         probe.backward(losses_of(model, 2).sum())
     model.train()
