@@ -16,7 +16,7 @@ from fastmix_data.messages import first_line
 from train.ranks.meeting import FAILED, Meeting, meet, open_meeting, peer_error
 from train.ranks.watch import Watch, lost_store, stopped_beats
 
-_SECONDS_FOR_THE_FIRST = 2.0  # for rank 0 to fail in the same way and tell it for all
+_SECONDS_FOR_THE_FIRST = 4.0  # for rank 0 to fail in the same way and tell it for all
 _SECONDS_OF_BEATS = 4.0
 _SECONDS_TO_LEAVE = 60.0
 # What collectives say of a peer that is gone where torch has no class of its own for it.
