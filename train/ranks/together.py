@@ -16,10 +16,10 @@ from fastmix_data.messages import first_line
 from train.ranks.meeting import FAILED, Meeting, meet, open_meeting, peer_error
 from train.ranks.watch import Watch, lost_store, stopped_beats
 
-_SECONDS_FOR_THE_FIRST = 2.0  # for rank 0 to fail in the same way and tell it for all
+_SECONDS_FOR_THE_FIRST = 4.0  # for rank 0 to fail in the same way and tell it for all
 _SECONDS_OF_BEATS = 4.0
 _SECONDS_TO_LEAVE = 60.0
-# What collectives say of a peer that is gone; torch has no class of errors for it that gloo and NCCL share.
+# What collectives say of a peer that is gone where torch has no class of its own for it.
 _SIGNS_OF_A_LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "socket")
 
 
@@ -43,8 +43,8 @@ def together(launched: LaunchedRank) -> Iterator[Meeting]:
         _leave(meeting)
     except PeerError:
         raise
-    except (dist.DistError, RuntimeError) as error:
-        if not any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_PEER):
+    except RuntimeError as error:
+        if not _is_of_a_peer(error):
             _tell(meeting, error)
             raise
         raise _peer_of(meeting, error) from error
@@ -95,6 +95,11 @@ def _says_the_same(meeting: Meeting, line: str) -> bool:
             return False
         time.sleep(0.05)
     return bool(meeting.store.get("line/0").decode() == line)
+
+
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    """Whether a connection failed; all that torch says of its store is of that kind."""
+    return isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_PEER)
 
 
 def _peer_of(meeting: Meeting, error: BaseException) -> FastmixError:

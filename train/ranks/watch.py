@@ -15,7 +15,7 @@ from fastmix_data.errors import PeerError
 from train.ranks.meeting import FAILED, Meeting, peer_error
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_TO_END_BY_ITSELF = 3.0
+_SECONDS_TO_END_BY_ITSELF = 5.0
 # A beat comes from a thread that needs Python's lock for a moment: only a process that is gone, or a node, is silent for so long.
 _SECONDS_OF_SILENCE = 60.0
 _ERROR_CODE = 2
