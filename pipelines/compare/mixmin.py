@@ -13,7 +13,7 @@ from fastmix_data.atomic_files import read_json, write_json
 from fastmix_data.errors import RecipeError
 from fastmix_data.shards.sequences import Half
 from fastmix_data.units import format_count
-from pipelines.compare.proxies import OnTokens, ProxyJob
+from pipelines.compare.proxies import OnTokens, ProxyJob, on_a_worker
 from pipelines.compare.searches import FoundMixture, proxy_job
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.mixture.mixmin import mixmin_weights
@@ -70,7 +70,7 @@ class OneSourceJob:
             FastmixError: the proxy's loss is not finite.
         """
         self.trained.run(on_tokens)
-        plan, kept = self.trained.plan, self._kept()
+        plan, kept = on_a_worker(self.trained.plan), self._kept()
         missing = [name for name in self.names if name not in kept]
         if missing:
             engine = plan.build_engine(seed=0, parameters=self.trained.folder.proxy)

@@ -11,9 +11,11 @@ import numpy as np
 
 from fastmix_data.atomic_files import PARTIAL_SUFFIX, fsync_directory, hash_of, read_json, write_json
 from fastmix_data.errors import CorruptArtefactError
+from fastmix_data.machine import num_cores
 from fastmix_data.shards.sequences import Half
 from fastmix_data.workdir import RunFolder, Workdir
 from train.checkpoints.checkpoints import CheckpointPlan
+from train.memory.fitting_batch import with_fitting_batch
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.target.target import target_losses
 
@@ -24,6 +26,11 @@ OnTokens = Callable[[int], None]
 def short_hash(identity: dict[str, Any]) -> str:
     """Name of the folder or file of what has this identity."""
     return hash_of(identity)[:20]
+
+
+def on_a_worker(plan: ProxyPlan) -> ProxyPlan:
+    """A plan with passes as large as one worker's part of the memory holds."""
+    return with_fitting_batch(plan, num_ranks=1, ranks_on_machine=num_cores())
 
 
 def training_identity(plan: ProxyPlan) -> dict[str, Any]:
@@ -107,7 +114,7 @@ class ProxyJob:
         if done is not None:
             on_tokens(self.num_tokens)
             return done
-        plan = self.plan
+        plan = on_a_worker(self.plan)
         if self.is_trained:
             engine = plan.build_engine(seed=0, parameters=self.folder.proxy)
             on_tokens(self.num_tokens)

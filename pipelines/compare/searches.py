@@ -17,7 +17,7 @@ from fastmix_data.shards.sequences import Half
 from fastmix_data.units import format_count
 from fastmix_data.workdir import Workdir
 from pipelines.compare.methods import AROUND_COUNT, Method
-from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_identity
+from pipelines.compare.proxies import OnTokens, ProxyJob, on_a_worker, short_hash, training_identity
 from train.baselines.cost import SearchCost, flops, matmul_parameters
 from train.baselines.laws.additive import fit_additive
 from train.baselines.laws.best_mixture import best_mixture
@@ -86,7 +86,7 @@ class ReweightingJob:
 
     def run(self, on_tokens: OnTokens) -> FoundMixture:
         """Search, in a process group of one rank."""
-        proxy = self.plan.proxy.on_one_rank()
+        proxy = on_a_worker(self.plan.proxy.on_one_rank())
         folder = Workdir(proxy.catalog.root).compare.checkpoints_of(self.kind, self._hash)
         kept = CheckpointPlan(folder, {"found": self._hash}, self.plan.search.checkpoint_interval)
         if self.kind == "doge":

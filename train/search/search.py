@@ -6,12 +6,13 @@ launcher started.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from fastmix_data.results.mixture import Mixture, load_mixture
 from fastmix_data.results.searched_recipe import save_searched_recipe
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.tensor_files import Runs
+from train.memory.fitting_batch import with_fitting_batch
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
 from train.proxy.loss_model import whole_logits_remark
@@ -265,6 +267,7 @@ def build_run(
 
 def _search(plan: SearchPlan, recorder: SearchRecorder, *, quiet: bool) -> None:
     """Go on from where an earlier call was stopped, or from the start, to the end of the budget, and write the result."""
+    plan = _with_fitting_batch(plan)
     fixed = Target.of_plan(plan.proxy, plan.target, plan.search, num_ranks=dist.get_world_size())
     reference = _reference(plan, fixed, recorder, quiet=quiet)
     recorder.enter("count")
@@ -281,6 +284,19 @@ def _search(plan: SearchPlan, recorder: SearchRecorder, *, quiet: bool) -> None:
         seconds = found.seconds + start.seconds + (reference.seconds if reference else 0.0)
         mixture = write_result(plan, start=start, found=found, trials=trials, num_tokens=num_tokens, seconds=seconds)
         recorder.finished(mixture)
+
+
+def _with_fitting_batch(plan: SearchPlan) -> SearchPlan:
+    """The search with passes as large as every rank's memory holds, where the recipe leaves that open."""
+    num_ranks, search = dist.get_world_size(), plan.search
+    proxy = with_fitting_batch(
+        plan.proxy,
+        num_ranks=num_ranks,
+        ranks_on_machine=int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks)),
+        is_scored=search.hypergradient == "all",
+        remembers=search.target_memory > 0,
+    )
+    return replace(plan, proxy=proxy)
 
 
 def _follow_scores(
