@@ -50,6 +50,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "precision": "fp32",
     "locality_window": 8,
     "document_attention": True,
+    "activation_checkpointing": True,
 }
 
 
