@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-COLUMNS = ("check", "setting", "found", "wanted", "verdict", "at, s")
+COLUMNS = ("check", "setting", "found", "MFU", "wanted", "verdict", "at, s")
 OK, OFF = "ok", "**off**"
 NO_GPU = 77  # what test runners take for skipped
 
@@ -33,6 +33,7 @@ PARTS = (
     Part("environment", 90),
     Part("exactness", 90),
     Part("zero_stages", 180),
+    Part("ranks", 120),
     Part("overhead", 150),
     Part("demo_run", 150),
     Part("side_by_side", 90),
@@ -103,7 +104,7 @@ def run_part(part: Part, table: Table, *, seconds: float, logs: Path) -> int:
     # Whatever is still said at the end of a process, the error is what the reader needs.
     errors = [line for line in said if "Error" in line] or said or [f"ended with code {code}"]
     problem = f"not done after {seconds:.0f} s" if stopped.is_set() else errors[-1][:300]
-    table.add(f"| {part.script} | | {problem.replace('|', '/')} | | {OFF} |")
+    table.add(f"| {part.script} | | {problem.replace('|', '/')} | | | {OFF} |")
     return 1
 
 
@@ -127,7 +128,7 @@ def main() -> int:
                 continue
             left = 60 * options.minutes - table.seconds
             if left < _FEWEST_SECONDS:
-                table.add(f"| {part.script} | | left out: no time left | | |")
+                table.add(f"| {part.script} | | left out: no time left | | | |")
                 continue
             results.append(run_part(part, table, seconds=left if options.cpu else min(part.seconds, left), logs=logs))
             if results[-1] == NO_GPU:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from row import ON_GPU, peak, reset_peak, say
+from row import ON_GPU, mfu_of, peak, reset_peak, say
 from search_overhead import VOCABULARY, make_catalog, make_plan, paired_times
 
 from fastmix_data.shards.catalog import Catalog
@@ -24,14 +23,6 @@ SETTINGS: dict[str, tuple[int, int, int]] = {"10 M": (128, 512, 8), "100 M": (32
 if not ON_GPU:
     PROXIES = {"tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}}
     SETTINGS = {"tiny": (8, 64, 1)}
-_BF16_FLOPS = {"H100": 989e12, "H200": 989e12}  # dense, of the cards with the SXM socket
-
-
-def mfu(num_parameters: int, tokens_per_second: float) -> str:
-    """Share of the card's peak that 6 operations a parameter and token come to; nothing where the peak is not known."""
-    name = torch.cuda.get_device_name() if ON_GPU else ""
-    peaks = [flops for card, flops in _BF16_FLOPS.items() if card in name]
-    return f", MFU {6 * num_parameters * tokens_per_second / peaks[0]:.0%}" if peaks else ""
 
 
 def measure(size: str, catalog: Catalog) -> None:
@@ -54,8 +45,8 @@ def measure(size: str, catalog: Catalog) -> None:
     say(
         "scored search / plain training, median of paired rounds",
         f"llama of {num_parameters / 1e6:.0f} M, vocabulary {VOCABULARY}, {batch} x {length}, {len(catalog.sources)} sources",
-        f"{median:.3f} ({low:.3f} to {high:.3f}); plain {1000 * step:.1f} ms a step, {speed:,.0f} tokens/s"
-        f"{mfu(num_parameters, speed)}{memory}",
+        f"{median:.3f} ({low:.3f} to {high:.3f}); plain {1000 * step:.1f} ms a step, {speed:,.0f} tokens/s{memory}",
+        mfu=mfu_of(plan.main, speed),
     )
 
 

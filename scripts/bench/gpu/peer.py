@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from overhead import PROXIES, SETTINGS, mfu
-from row import ON_GPU, say
+from overhead import PROXIES, SETTINGS
+from row import ON_GPU, mfu_of, say
 from search_overhead import VOCABULARY, make_catalog, make_plan, paired_times
 
 from train.proxy.engine import process_group
@@ -56,7 +56,8 @@ def main() -> None:
         say(
             "plain training: tokens/s of ours / of transformers with DeepSpeed",
             f"llama of {engine.num_parameters / 1e6:.0f} M, {batch} x {length}, ZeRO 1",
-            f"{ratio:.3f}; {ours:,.0f}{mfu(engine.num_parameters, ours)} and {theirs:,.0f}{mfu(engine.num_parameters, theirs)}",
+            f"{ratio:.3f}; {ours:,.0f} and {theirs:,.0f}",
+            mfu=mfu_of(plan.main, float(ours)),
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from planted import BLEND, SOURCES, plan_planted
-from row import ON_GPU, peak, reset_peak, say
+from row import ON_GPU, mfu_of, peak, reset_peak, say
 from search_overhead import seconds
 
 from fastmix_data.recipe.proxy import DeepspeedSection
@@ -101,6 +101,7 @@ def main() -> None:
                     f"llama of {LAYERS} layers, width {WIDTH}, {BATCH} x {LENGTH}, {STEPS} steps",
                     f"{speed:,.0f} tokens/s{memory}; mixture {from_first:.1e} from stage 0, {from_float32:.1e} from float32; "
                     f"{' '.join(f'{weights[name]:.3f}' for name in SOURCES)}; checkpoint {'restored' if is_exact else 'NOT restored'}",
+                    mfu=mfu_of(here.main, speed),
                     wanted=f"at most {TOLERANCE[precision]:g} and {2 * TOLERANCE['bf16']:g}, sources in the target's order, restored",
                     ok=close and in_order and is_exact,
                 )

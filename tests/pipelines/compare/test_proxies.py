@@ -40,7 +40,6 @@ OTHER_TRAINING: dict[str, Any] = {
     "sequence_length": 16,
     "global_batch": 4,
     "micro_batch": 2,
-    "activation_checkpointing": True,
     "learning_rate": 0.01,
     "warmup_fraction": 0.2,
     "min_lr_fraction": 0.5,
