@@ -15,6 +15,7 @@ from fastmix_data.errors import Interrupted
 from fastmix_data.results.mixture import load_mixture
 from train.proxy.engine import process_group
 from train.proxy.launch import launch_ranks
+from train.recording.search_recorder import Told
 from train.search.plan import SearchPlan
 from train.search.search import _run_rank, search
 from train.search.trials import run_trials
@@ -97,7 +98,7 @@ def make_two_trials(plan: SearchPlan, *, rank: int, world_size: int) -> None:
 def work(plans: list[SearchPlan], tried: SearchPlan | None, rank: int, world_size: int, rendezvous: str) -> None:
     """One rank of all runs that have this number of ranks; a process has one process group, which serves them all."""
     for plan in plans:
-        _run_rank(plan, False, True, rank, world_size, rendezvous)
+        _run_rank(plan, False, True, Told(), rank, world_size, rendezvous)
     if tried is not None:
         make_two_trials(tried, rank=rank, world_size=world_size)
 
