@@ -13,7 +13,7 @@ def bar(share: float, *, width: int) -> str:
     """A share of the width as a bar, no longer than that.
 
     >>> bar(0.5, width=4), bar(0.3, width=4), bar(2, width=2)
-    ('██', '█▏', '██')
+    ('██', '█▎', '██')
     """
     eighths = round(8 * width * min(1.0, max(0.0, share)))
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

@@ -144,7 +144,7 @@ def test_global_batches_do_not_depend_on_micro_batches(plan: ProxyPlan) -> None:
 
 def test_what_is_read_ahead_is_what_is_read_in_line_and_the_sampler_stands_after_what_was_trained_on(plan: ProxyPlan) -> None:
     """In runs of 3 steps that draw alike, in the middle of which a sampler that stood after what was read would be ahead."""
-    plan = with_training(plan, micro_batch=8)
+    plan, before = with_training(plan, micro_batch=8), reading_threads()
     with process_group(rank=0, world_size=1):
         engine = plan.build_engine(seed=0)
         runs = {steps_alike: MixtureTraining(plan, engine, seed=5) for steps_alike in (1, 3)}
@@ -162,12 +162,14 @@ def test_what_is_read_ahead_is_what_is_read_in_line_and_the_sampler_stands_after
         engine.close()
     assert len(seen[1]) == 36 and all(torch.equal(one, other) for one, other in zip(seen[1], seen[3], strict=True))
     assert states[1] == states[3] and [state["step"] for state in states[3]] == [1, 2, 3, 4, 5, 6]
-    assert reading_threads() == []
+    assert reading_threads() == before
 
 
 def test_an_error_ends_the_thread_that_reads_and_one_of_its_own_is_raised_by_the_step(plan: ProxyPlan) -> None:
+    before = reading_threads()
+
     def interrupted(_: MicroBatch) -> None:
-        assert reading_threads()
+        assert reading_threads() > before
         raise KeyboardInterrupt
 
     with process_group(rank=0, world_size=1):
@@ -175,17 +177,17 @@ def test_an_error_ends_the_thread_that_reads_and_one_of_its_own_is_raised_by_the
         run = MixtureTraining(plan, engine, seed=5)
         with pytest.raises(KeyboardInterrupt):
             run.train_step(WEIGHTS_K, interrupted, steps_alike=50)
-        assert reading_threads() == []
+        assert reading_threads() == before
         with pytest.raises(
             ValueError, match="broadcast"
         ):  # shares of another number of sources, which only the thread's plan sees
             run.train_step(np.ones(7) / 7, interrupted, steps_alike=50)
-        assert reading_threads() == [] and run.step == 0 and run.sampler.step == 0
+        assert reading_threads() == before and run.step == 0 and run.sampler.step == 0
         engine.close()
 
 
-def reading_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if "read-ahead" in thread.name]
+def reading_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if "read-ahead" in thread.name}
 
 
 def test_the_given_seed_fixes_the_proxy_and_not_the_plans(plan: ProxyPlan) -> None:

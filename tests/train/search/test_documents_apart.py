@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from train.baselines.reweighting_rules import search_doge, search_doremi
-from train.proxy import engine as proxy_engine
+from train.proxy import loss_model
 from train.proxy.engine import process_group
 from train.proxy.losses import ModelInputs
 from train.proxy.training import train_on_mixture
@@ -26,13 +26,13 @@ SHORT = {"token_budget": 16 * 32 * NUM_STEPS, "eval_sequences": 4}
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[ModelInputs]:
     """Inputs of all passes of engines from here on."""
     seen: list[ModelInputs] = []
-    real = proxy_engine.model_inputs
+    real = loss_model.model_inputs
 
     def noting(inputs: ModelInputs, **options: Any) -> Any:
         seen.append(inputs)
         return real(inputs, **options)
 
-    monkeypatch.setattr(proxy_engine, "model_inputs", noting)
+    monkeypatch.setattr(loss_model, "model_inputs", noting)
     return seen
 
 
