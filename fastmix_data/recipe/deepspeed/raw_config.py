@@ -153,7 +153,7 @@ def checked_config(given: Mapping[str, Any], *, zero_stage: int) -> dict[str, An
 
 def offloads(config: Mapping[str, Any], what: str) -> bool:
     """Whether a checked configuration has `optimizer` or `param` elsewhere than on the device that trains."""
-    return _device_of(config, what) != "none"
+    return bool(_device_of(config, what) != "none")
 
 
 def _device_of(config: Mapping[str, Any], what: str) -> Any:
