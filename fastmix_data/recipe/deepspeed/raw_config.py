@@ -31,6 +31,7 @@ _NO_EFFECT = "it has no effect on a model of transformers"
 _REMOVED = "DeepSpeed no longer has it"
 _REFUSED = {
     "activation_checkpointing": _NO_EFFECT,
+    "aio": "it is for states on NVMe, and checkpoints and scores look for them in memory",
     "autotuning": "a search has one configuration",
     "checkpoint": _OWN_CHECKPOINTS,
     "compile": "DeepSpeed would compile the pass that scores are taken from as well",
@@ -56,7 +57,7 @@ _REFUSED = {
 }
 _PASSED = frozenset(
     (
-        *("aio", "comms_logger", "communication_data_type", "csv_monitor", "data_types", "dump_state", "disable_python_gc"),
+        *("comms_logger", "communication_data_type", "csv_monitor", "data_types", "dump_state", "disable_python_gc"),
         *("flops_profiler", "gradient_predivide_factor", "log_level", "memory_breakdown", "monitor_config", "prescale_gradients"),
         *("steps_per_print", "tensorboard", "timers", "wall_clock_breakdown", "wandb", "comet"),
         *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", ZERO),
@@ -138,6 +139,11 @@ def checked_config(given: Mapping[str, Any], *, zero_stage: int) -> dict[str, An
     zero = {key: value for key, value in zero.items() if not (key in _ZERO_REFUSED and _is_off(key, value))}
     _refuse(f"{ZERO}.", zero, refused=_ZERO_REFUSED, passed=_ZERO_PASSED | {"stage"})
     checked = {**kept, ZERO: zero} if zero else kept
+    for what in ("optimizer", "param"):
+        if _device_of(checked, what) not in ("none", "cpu"):
+            raise ValueError(
+                f"{ZERO}.offload_{what} is to be on cpu: checkpoints and scores look for states in memory; write device: cpu"
+            )
     if (offloads(checked, "param") and zero_stage < 3) or (offloads(checked, "optimizer") and zero_stage == 0):
         raise ValueError(
             f"{ZERO} offloads at deepspeed.zero_stage {zero_stage}; optimiser states can be from stage 1 on, parameters at stage 3"
@@ -147,8 +153,12 @@ def checked_config(given: Mapping[str, Any], *, zero_stage: int) -> dict[str, An
 
 def offloads(config: Mapping[str, Any], what: str) -> bool:
     """Whether a checked configuration has `optimizer` or `param` elsewhere than on the device that trains."""
+    return bool(_device_of(config, what) != "none")
+
+
+def _device_of(config: Mapping[str, Any], what: str) -> Any:
     offload = config.get(ZERO, {}).get(f"offload_{what}")
-    return isinstance(offload, Mapping) and offload.get("device", "none") != "none"
+    return offload.get("device", "none") if isinstance(offload, Mapping) else "none"
 
 
 def _refuse(prefix: str, given: Mapping[str, Any], *, refused: Mapping[str, str], passed: frozenset[str]) -> None:

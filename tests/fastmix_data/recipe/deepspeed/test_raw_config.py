@@ -79,6 +79,7 @@ def test_a_file_beside_the_recipe_is_what_its_keys_are_and_auto_is_the_recipes(t
         ({"zero_optimization": {"zero_quantized_weights": True}}, "scores would be of rounded weights"),
         ({"zero_optimization": {"round_robin_gradients": True}}, "second moments"),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "parameters at stage 3"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}}, "write device: cpu"),
         ({"data_efficiency": {"enabled": True}}, "proxies are compared on the same data"),
         ({"gradient_allreduce_op": "sum"}, "the mean over ranks"),
     ],
