@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -88,8 +89,9 @@ class Case:
         training = TRAINING.model_copy(update={"precision": self.precision, "activation_checkpointing": self.recomputed})
         deepspeed = DeepspeedSection(zero_stage=self.stage, config=RAW[self.raw])
         # Logits that are large in earnest would take a minute.
-        loss_model.LARGEST_LOGITS_BYTES = -(-4 * self.micro_batch * LENGTH * VOCABULARY // self.num_pieces)
-        engine = ProxyEngine(make_model(tied=self.tied), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
+        largest = -(-4 * self.micro_batch * LENGTH * VOCABULARY // self.num_pieces)
+        with mock.patch.object(loss_model, "LARGEST_LOGITS_BYTES", largest):
+            engine = ProxyEngine(make_model(tied=self.tied), training=training, deepspeed=deepspeed, micro_batch=self.micro_batch)
         for parameter in engine.module.parameters():
             if not self.persistent:  # ZeRO-3 keeps small ones whole
                 parameter.ds_persist = False
