@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,34 +27,52 @@ def num_cores(root: Path = Path("/")) -> int:
 
 def cpu_quota(root: Path = Path("/")) -> float:
     """Seconds of CPU time that the process's control groups grant in a second, the strictest of them; infinite without a limit."""
+    quotas = [math.inf]
+    for folder, is_version_2 in _control_groups("cpu", root):
+        with suppress(OSError):
+            if is_version_2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if quota != "max" and int(quota) > 0:  # -1 is version 1's word for no limit
+                quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that are free, and no more than the process's control groups may take.
+
+    Args:
+        root: where `proc` and `sys` are mounted.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    amounts = [next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))]
+    for folder, is_version_2 in _control_groups("memory", root):
+        with suppress(OSError):
+            limit = (folder / ("memory.max" if is_version_2 else "memory.limit_in_bytes")).read_text().strip()
+            if limit != "max":
+                amounts.append(int(limit))
+    return min(amounts)
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[tuple[Path, bool]]:
+    """Folders of the process's control groups and of those above them, and whether they are of version 2."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return math.inf
-    return min([math.inf, *(quota for membership in memberships for quota in _quotas(membership, root / "sys/fs/cgroup"))])
-
-
-def _quotas(membership: str, mount: Path) -> Iterator[float]:
-    """Limits of one line of /proc/self/cgroup, `id:controllers:path`; version 2 names no controllers."""
-    _, controllers, path = membership.split(":", 2)
-    if controllers and "cpu" not in controllers.split(","):
         return
-    top = mount / controllers
-    group = top / path.lstrip("/")
-    # A limit counts for all groups below it. In a container the path is often the host's, of which only the top is mounted.
-    for folder in (group, *group.parents):
-        try:
-            if controllers:
-                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            else:
-                quota, period = (folder / "cpu.max").read_text().split()
-        except OSError:
-            pass
-        else:
-            if quota != "max" and int(quota) > 0:  # -1 is version 1's word for no limit
-                yield int(quota) / int(period)
-        if folder == top:
-            return
+    for membership in memberships:
+        # `id:controllers:path`; version 2 names no controllers.
+        _, controllers, path = membership.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        # A limit counts for all groups below it. In a container the path is often the host's, of which only the top is mounted.
+        for folder in (group, *group.parents):
+            yield folder, not controllers
+            if folder == top:
+                break
 
 
 def let_waiting_threads_sleep() -> None:

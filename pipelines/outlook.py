@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fastmix_data.errors import RecipeError
-from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.text_table import aligned
 from fastmix_data.units import format_count
-from train.memory.fitting_batch import memory_of
+from train.memory.fitting_batch import memory_by_stage
 from train.memory.pass_memory import meta_model
 from train.memory.rank_memory import RankMemory
 from train.proxy.deepspeed_config import computes_in_bf16
@@ -103,16 +102,14 @@ def outlook(plan: SearchPlan, *, num_ranks: int, gpu: str | None = None) -> Outl
         sequence_length=training.sequence_length,
         scoring_share=scoring,
         zero_stage=proxy.deepspeed.zero_stage,
-        memory={
-            stage: memory_of(
-                replace(proxy, deepspeed=DeepspeedSection(zero_stage=stage)),
-                num_ranks=num_ranks,
-                num_sequences=num_sequences,
-                is_scored=search.hypergradient == "all",
-                remembers=search.target_memory > 0,
-            )
-            for stage in (0, 1, 2, 3)
-        },
+        memory=memory_by_stage(
+            proxy,
+            stages=(0, 1, 2, 3),
+            num_ranks=num_ranks,
+            num_sequences=num_sequences,
+            is_scored=search.hypergradient == "all",
+            remembers=search.target_memory > 0,
+        ),
         num_flops=num_flops,
         device=device,
         seconds=num_flops / (num_ranks * peak * UTILISATION),

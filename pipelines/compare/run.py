@@ -37,9 +37,7 @@ from pipelines.compare.searches import (
 )
 from pipelines.compare.side_by_side import run_side_by_side
 from pipelines.compare.table import draw_comparison
-from train.proxy.loss_model import whole_logits_remark
-from train.proxy.training import micro_batch
-from train.search.plan import SearchPlan, check_proxy, check_search
+from train.search.plan import SearchPlan, check_planned_proxy, check_search
 
 # Confirming proxies of search seed s start at (s + 1) times this: far from the seeds of searches, and other ones for every search, so that
 # several searches are not all confirmed by the same few proxies.
@@ -100,15 +98,7 @@ def compare(
         message = f"{result.comparison} is complete and matches the recipe; nothing to do"
         return CompareResult(done, result.comparison, False, message)
     scored = any(method.kind == "doge" for method in wanted)  # fastmix's own search checks for itself
-    training, model = plan.proxy.training, plan.proxy.build_model(seed=plan.proxy.training.seed)
-    check_proxy(
-        model,
-        scope="all" if scored else None,
-        activation_checkpointing=training.activation_checkpointing,
-        **plan.proxy.kept_apart,
-    )
-    remark = whole_logits_remark(model, shape=(micro_batch(training, 1), training.sequence_length))
-    del model
+    remark = check_planned_proxy(plan.proxy, scope="all" if scored else None, num_ranks=1)
     with exclusive_lock(kept.lock, command="compare"):
         found = _find_mixtures(wanted, plan, workers, side_by_side=side_by_side)
         jobs = _confirmations(found, plan, seeds=seeds)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastmix_data.errors import FastmixError
-from fastmix_data.machine import LaunchedRank, cpu_quota, launched_rank, num_cores
+from fastmix_data.machine import LaunchedRank, cpu_quota, free_memory, launched_rank, num_cores
 
 V2_GROUP, V1_GROUP = "sys/fs/cgroup/pod/box", "sys/fs/cgroup/cpu,cpuacct/docker/box"
 
@@ -47,6 +47,23 @@ def test_the_strictest_quota_of_the_own_control_groups_counts(
     assert cpu_quota(tmp_path) == expected
     affinity = len(os.sched_getaffinity(0))
     assert num_cores(tmp_path) == min(affinity, affinity if expected == math.inf else math.ceil(expected))
+
+
+def test_a_container_has_no_more_memory_than_it_is_granted(tmp_path: Path) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    assert free_memory(tmp_path) == 5000 * 1024
+    (tmp_path / "proc" / "self" / "cgroup").write_text("5:memory:/job\n0::/\n")
+    (tmp_path / "sys" / "fs" / "cgroup").mkdir(parents=True)
+    limit = tmp_path / "sys" / "fs" / "cgroup" / "memory.max"
+    limit.write_text("max\n")
+    assert free_memory(tmp_path) == 5000 * 1024
+    limit.write_text("1000000\n")
+    assert free_memory(tmp_path) == 1_000_000
+    # Of a job's own group, as a scheduler sets it.
+    (tmp_path / "sys" / "fs" / "cgroup" / "memory" / "job").mkdir(parents=True)
+    (tmp_path / "sys" / "fs" / "cgroup" / "memory" / "job" / "memory.limit_in_bytes").write_text("700000\n")
+    assert free_memory(tmp_path) == 700_000
 
 
 def test_this_machine_has_at_least_a_core() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from fastmix_data.errors import RecipeError
+from fastmix_data.machine import free_memory
 from fastmix_data.units import format_count
 from train.memory.pass_memory import meta_model, pass_bytes
 from train.memory.rank_memory import RankMemory, ZeroSpread, rank_memory
@@ -23,19 +24,11 @@ _SURELY_SMALL = 0.02  # of the memory there is
 _BYTES_OF_A_TOKEN = 100  # for each block and unit of its width: three times what blocks of transformers keep in float32
 
 
-def device_memory(root: Path = Path("/")) -> int:
-    """Bytes of this process's GPU; where there is none, those of the machine or its container that are free.
-
-    Args:
-        root: where `proc` and `sys` are mounted.
-    """
+def device_memory() -> int:
+    """Bytes of this process's GPU; where there is none, those of the machine or its container that are free."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(own_device()).total_memory)
-    lines = (root / "proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    limits = [root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory/memory.limit_in_bytes"]
-    granted = [int(text) for path in limits if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    return min([free, *granted])
+    return free_memory()
 
 
 def spread_of(plan: ProxyPlan, *, num_ranks: int, num_trained: int) -> ZeroSpread:
@@ -57,15 +50,30 @@ def spread_of(plan: ProxyPlan, *, num_ranks: int, num_trained: int) -> ZeroSprea
 
 def memory_of(plan: ProxyPlan, *, num_ranks: int, num_sequences: int, is_scored: bool, remembers: bool = False) -> RankMemory:
     """Bytes of a rank whose passes are of so many sequences."""
-    model = meta_model(plan)
+    stages = [plan.deepspeed.zero_stage]
+    (memory,) = memory_by_stage(
+        plan, stages=stages, num_ranks=num_ranks, num_sequences=num_sequences, is_scored=is_scored, remembers=remembers
+    ).values()
+    return memory
+
+
+def memory_by_stage(
+    plan: ProxyPlan, *, stages: Sequence[int], num_ranks: int, num_sequences: int, is_scored: bool, remembers: bool
+) -> dict[int, RankMemory]:
+    """The same under several ZeRO stages, whatever stage the plan has; what a pass takes is counted once, as it is the same in all."""
+    model, in_pass = meta_model(plan), pass_bytes(plan, num_sequences=num_sequences)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return rank_memory(
-        model,
-        spread=spread_of(plan, num_ranks=num_ranks, num_trained=num_trained),
-        num_pass_bytes=pass_bytes(plan, num_sequences=num_sequences),
-        num_scored=num_trained if is_scored else 0,
-        remembers=remembers,
-    )
+    found = {}
+    for stage in stages:
+        staged = replace(plan, deepspeed=plan.deepspeed.model_copy(update={"zero_stage": stage}))
+        found[stage] = rank_memory(
+            model,
+            spread=spread_of(staged, num_ranks=num_ranks, num_trained=num_trained),
+            num_pass_bytes=in_pass,
+            num_scored=num_trained if is_scored else 0,
+            remembers=remembers,
+        )
+    return found
 
 
 def with_fitting_batch(

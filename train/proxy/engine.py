@@ -280,7 +280,7 @@ class ProxyEngine:
         return {
             "steps": float(self._engine.global_steps),
             "skipped_steps": float(self._engine.skipped_steps),
-            **counters(self._optimizer, self._basic_optimizer),
+            **counters(self._basic_optimizer),
         }
 
     def restore(self, saved: SavedTensors, counters: Mapping[str, float]) -> None:

@@ -18,8 +18,6 @@ from train.checkpoints.tensor_files import Runs, SavedTensors, equal_share
 _MASTER, _BUFFER = "parameter", "buffer"
 _PREFIX = "proxy"  # of their names in a checkpoint, where a run has others beside
 _STEPS = "adam_steps"
-# Where float16 is scaled by a factor that moves, as DeepSpeed's scaler names it.
-_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,10 @@ def runs_to_save(
     return runs
 
 
-def counters(wrapper: Any, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Steps that Adam has made, and the state of float16's scale; the same on all ranks."""
+def counters(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Steps that Adam has made, the same on all ranks."""
     steps = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
-    return {_STEPS: max(steps, default=0.0), **{name: float(getattr(wrapper.loss_scaler, name)) for name in _scaler(wrapper)}}
+    return {_STEPS: max(steps, default=0.0)}
 
 
 def put_back(
@@ -126,14 +124,6 @@ def put_back(
                     parameter.copy_(whole.view_as(parameter))
         for name, buffer in module.named_buffers():
             buffer.copy_(saved.read(_name(_BUFFER, name), 0, buffer.numel()).view_as(buffer))
-    for name in _scaler(wrapper):
-        setattr(wrapper.loss_scaler, name, type(getattr(wrapper.loss_scaler, name))(counted[name]))
-
-
-def _scaler(wrapper: Any) -> tuple[str, ...]:
-    """What is kept of float16's scale; nothing where it stands."""
-    scaler = getattr(wrapper, "loss_scaler", None)
-    return _SCALER if getattr(scaler, "dynamic", False) else ()
 
 
 def _kinds(moved: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

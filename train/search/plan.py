@@ -22,6 +22,7 @@ from train.checkpoints.checkpoints import CheckpointPlan
 from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.causality import check_causal
 from train.proxy.example_check import check_examples_apart
+from train.proxy.loss_model import whole_logits_remark
 from train.proxy.recomputation import check_recomputation
 from train.proxy.training import ProxyPlan, check_divides, micro_batch
 from train.scores.score_check import check_scores
@@ -152,6 +153,13 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
     # Preprocessing has seen to it too, but for targets that were named since.
     check_halves(plan.catalog, list(plan.target.weights()), sequence_length=plan.proxy.training.sequence_length)
     plan.proxy.config  # noqa: B018 (made and checked when first asked for)
+
+
+def check_planned_proxy(proxy: ProxyPlan, *, scope: Scope | None, num_ranks: int) -> str:
+    """`check_proxy` of a plan's proxy, on a model that is thrown away; returns what is to be said of it, often nothing."""
+    training, model = proxy.training, proxy.build_model(seed=proxy.training.seed)
+    check_proxy(model, scope=scope, activation_checkpointing=training.activation_checkpointing, **proxy.kept_apart)
+    return whole_logits_remark(model, shape=(micro_batch(training, num_ranks), training.sequence_length))
 
 
 def check_proxy(

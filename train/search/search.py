@@ -29,11 +29,9 @@ from train.checkpoints.tensor_files import Runs
 from train.memory.fitting_batch import with_fitting_batch
 from train.proxy.engine import ProxyEngine, process_group
 from train.proxy.launch import launch_ranks
-from train.proxy.loss_model import whole_logits_remark
-from train.proxy.training import micro_batch
 from train.ranks.meeting import Meeting
 from train.recording.search_recorder import SearchRecorder, Told
-from train.search.plan import SearchPlan, check_proxy, check_search
+from train.search.plan import SearchPlan, check_planned_proxy, check_search
 from train.search.proposals import propose
 from train.search.proxy_run import ProxyRun
 from train.search.result import RunRecord, discard_other_search, finished_mixture, write_result
@@ -104,17 +102,9 @@ def _search_on(ranks: _Ranks, plan: SearchPlan, *, num_seeds: int | None) -> Sea
     if done is not None:
         message = f"{plan.folder.mixture} is complete and matches the recipe; nothing to do"
         return SearchResult(done, False, message, broken_limits(done))
-    training, model = plan.proxy.training, plan.proxy.build_model(seed=plan.proxy.training.seed)
-    check_proxy(
-        model,
-        scope=plan.search.hypergradient,
-        activation_checkpointing=training.activation_checkpointing,
-        **plan.proxy.kept_apart,
-    )
-    remark = whole_logits_remark(model, shape=(micro_batch(training, ranks.number), training.sequence_length))
+    remark = check_planned_proxy(plan.proxy, scope=plan.search.hypergradient, num_ranks=ranks.number)
     if remark and ranks.leads and not ranks.quiet:
         print(remark, file=sys.stderr, flush=True)
-    del model
     if num_seeds in (None, 1):
         ranks.run(plan)
     else:

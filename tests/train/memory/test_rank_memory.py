@@ -12,7 +12,7 @@ from fastmix_data.errors import RecipeError
 from fastmix_data.recipe.proxy import DeepspeedSection, ProxySection
 from fastmix_data.recipe.training import TrainingSection
 from train.memory import fitting_batch
-from train.memory.fitting_batch import device_memory, memory_of, with_fitting_batch
+from train.memory.fitting_batch import memory_of, with_fitting_batch
 from train.memory.live_bytes import LiveBytes
 from train.memory.pass_memory import pass_bytes
 from train.proxy.engine import ProxyEngine, process_group
@@ -87,15 +87,3 @@ def test_as_many_sequences_as_memory_holds_are_in_a_pass(monkeypatch: pytest.Mon
         fitting(needed(1) - 10**6)
     stated = replace(plan, training=plan.training.model_copy(update={"micro_batch": 1}))
     assert with_fitting_batch(stated, num_ranks=RANKS, ranks_on_machine=1) is stated
-
-
-def test_a_container_has_no_more_memory_than_it_is_granted(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
-    assert device_memory(tmp_path) == 5000 * 1024
-    (tmp_path / "sys" / "fs" / "cgroup").mkdir(parents=True)
-    limit = tmp_path / "sys" / "fs" / "cgroup" / "memory.max"
-    limit.write_text("max\n")
-    assert device_memory(tmp_path) == 5000 * 1024
-    limit.write_text("1000000\n")
-    assert device_memory(tmp_path) == 1_000_000
