@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastmix_data.errors import RecipeError
@@ -16,12 +17,15 @@ from train.memory.fitting_batch import memory_by_stage
 from train.memory.pass_memory import meta_model
 from train.memory.rank_memory import RankMemory
 from train.proxy.deepspeed_config import computes_in_bf16
-from train.proxy.training import micro_batch
+from train.proxy.training import ProxyPlan, micro_batch
 from train.recording.model_flops import ModelFlops, own_device_name, peak_flops
 from train.search.plan import SearchPlan
 
-# Of its peak a GPU reaches some 40% on proxies of 100 M parameters and more.
-UTILISATION = 0.4
+# Parameters in millions, and the share of its peak that an H200 reached in bf16 under ZeRO-1 (`scripts/gpu_check.sh`): without and with
+# training.compile. A ZeRO-3 step took twice as long, and no step was shorter than the last number.
+_SIZES, _REACHED, _REACHED_COMPILED = (4, 11, 98, 299, 1010), (0.004, 0.074, 0.195, 0.21, 0.28), (0.004, 0.088, 0.31, 0.29, 0.29)
+_PART_OF_ZERO_3, _LEAST_SECONDS_OF_STEP = 0.5, 0.035
+_REACHED_BY_CORE = 0.65  # `scripts/bench/plain_training.py`
 _MEASURED_SIZE, _MEASURED_TIMES = 1024, 5
 
 
@@ -36,7 +40,8 @@ class Outlook:
         memory: of a rank by ZeRO stage.
         num_flops: operations of everything.
         device: whose peak time is worked out from.
-        seconds: of everything, at `UTILISATION` of the ranks' peak.
+        utilisation: share of the ranks' peak that training is taken to reach; the network between nodes is left out.
+        seconds: of everything.
     """
 
     num_parameters: int
@@ -52,6 +57,7 @@ class Outlook:
     memory: Mapping[int, RankMemory]
     num_flops: float
     device: str
+    utilisation: float
     seconds: float
 
     @property
@@ -91,6 +97,11 @@ def outlook(plan: SearchPlan, *, num_ranks: int, gpu: str | None = None) -> Outl
     # A trial measures the target on up to a quarter of its tokens.
     num_flops = flops.training * (main * (1 + scoring) + trials + reference) + flops.forward * trials / 4
     peak, device = _peak(gpu)
+    on_gpu = gpu is not None or torch.cuda.is_available()
+    reached = _reached(num_parameters, proxy) if on_gpu else _REACHED_BY_CORE
+    seconds = num_flops / (num_ranks * peak * reached)
+    if on_gpu:
+        seconds = max(seconds, (main + trials + reference) / training.tokens_per_step * _LEAST_SECONDS_OF_STEP)
     return Outlook(
         num_parameters=num_parameters,
         num_trained=num_trained,
@@ -112,8 +123,16 @@ def outlook(plan: SearchPlan, *, num_ranks: int, gpu: str | None = None) -> Outl
         ),
         num_flops=num_flops,
         device=device,
-        seconds=num_flops / (num_ranks * peak * UTILISATION),
+        utilisation=reached,
+        seconds=seconds,
     )
+
+
+def _reached(num_parameters: int, proxy: ProxyPlan) -> float:
+    """Share of a GPU's peak, between the sizes that were measured by the logarithm of parameters, beyond them as at the nearest."""
+    measured = _REACHED_COMPILED if proxy.training.compile else _REACHED
+    found = float(np.interp(np.log(num_parameters / 1e6), np.log(_SIZES), measured))
+    return found * _PART_OF_ZERO_3 if proxy.deepspeed.zero_stage == 3 else found
 
 
 def _peak(gpu: str | None) -> tuple[float, str]:
@@ -167,7 +186,7 @@ def format_outlook(found: Outlook, *, price: float | None) -> str:
             f"memory of each of {found.num_ranks} ranks in GB, with passes of {found.num_sequences} x {found.sequence_length} tokens:",
             aligned([head, *rows]),
             f"time: {found.num_flops:.2e} operations, about {_duration(found.seconds)} on {found.num_ranks} x {found.device} at "
-            f"{UTILISATION:.0%} of its peak, {found.device_hours:,.1f} hours of one{cost}",
+            f"{found.utilisation:.1%} of its peak, {found.device_hours:,.1f} hours of one{cost}",
         ]
     )
 

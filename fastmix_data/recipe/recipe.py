@@ -85,6 +85,11 @@ class Recipe(Section):
                     raise ValueError(f"{key}: there is no source {name!r}; the sources are {', '.join(self.sources)}")
         training = self.training
         if training is not None:
+            if training.compile and self.deepspeed.zero_stage == 3:
+                raise ValueError(
+                    "training.compile: deepspeed.zero_stage 3 takes parameters apart around every layer, which compiled blocks cannot; "
+                    "use stage 2, or leave it out"
+                )
             self.search.check_steps(training, targets_move=self.target is not None and self.target.reference_mixture is not None)
             block, length = self.shards.block_tokens, training.sequence_length
             if block % length:

@@ -32,6 +32,11 @@ class TrainingSection(Section):
         "for its gradient: about a third more time, memory that hardly grows with the number of blocks, and the same results. Proxies "
         "trained side by side keep theirs; it is tried how many fit.",
     )
+    compile: bool = Field(
+        False,
+        description="Training passes run what torch.compile makes of each of the proxy's blocks: the same losses up to rounding, other "
+        "dropout, some seconds before the first step. Not with deepspeed.zero_stage 3. Proxies trained side by side are not compiled.",
+    )
     learning_rate: float = Field(
         3e-3,
         gt=0,

@@ -15,10 +15,10 @@ from fastmix_data.machine import Workers
 from pipelines.compare.pool import num_places, run_jobs
 from pipelines.compare.proxies import OnTokens, ProxyJob, short_hash, training_identity, unfinished
 from train.proxy.engine import own_device
-from train.proxy.side_by_side import empty_stack, train_side_by_side
-from train.proxy.side_by_side_trial import try_side_by_side
-from train.proxy.stacked import StackedProxies
 from train.proxy.training import not_finite
+from train.side_by_side.stacked import StackedProxies
+from train.side_by_side.training import empty_stack, train_side_by_side
+from train.side_by_side.trial import try_side_by_side
 from train.target.target import stacked_target_losses
 
 _MOST_IN_A_BATCH = 256  # what a call that is stopped may lose; a GPU has long been busy by then

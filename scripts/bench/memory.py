@@ -2,8 +2,9 @@
 
     python scripts/bench/memory.py [--parameters 10 100 300] [--stages 0 1 2 3] [--ranks 2] [--precision bf16]
 
-Each row is a run of real gloo ranks on the CPU: a llama is spread by DeepSpeed, trains for two steps of two passes and scores a batch.
-Every tensor that an operation returns is counted while it lives. Models that are named with --foreseen are not run.
+Each row is a run of real ranks: a llama is spread by DeepSpeed, trains for two steps of two passes and scores a batch. On the CPU every
+tensor that an operation returns is counted while it lives; on a GPU torch counts what it has handed out. Models that are named with
+--foreseen are not run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 
@@ -30,7 +31,8 @@ from train.proxy.training import ProxyPlan
 from train.scores.hypergradient import HypergradientProbe
 from train.scores.parameter_shares import Spread
 
-_VOCABULARY, _LENGTH = 32_000, 256
+_ON_GPU = torch.cuda.is_available()
+_VOCABULARY, _LENGTH = 32_000, 1024 if _ON_GPU else 256
 _MICRO_BATCHES = 2
 
 
@@ -45,7 +47,32 @@ class Shape:
 SHAPES = {10: Shape(128, 8), 100: Shape(512, 20), 300: Shape(1024, 18), 1000: Shape(2048, 17)}
 
 
-def plan_of(millions: int, *, stage: int, num_ranks: int, precision: str) -> ProxyPlan:
+class CardBytes:
+    """What torch has handed out of this process's GPU, as `LiveBytes` tells it of the CPU."""
+
+    def __enter__(self) -> Self:
+        """Start counting."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    @property
+    def peak(self) -> int:
+        """The most since it was last set, which means to start anew."""
+        return torch.cuda.max_memory_allocated()
+
+    @peak.setter
+    def peak(self, _: int) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def live(self) -> int:
+        """Now."""
+        return torch.cuda.memory_allocated()
+
+
+def plan_of(millions: int, *, stage: int, num_ranks: int, precision: str, num_sequences: int = 1) -> ProxyPlan:
     """A llama of about so many parameters."""
     shape = SHAPES[millions]
     config = {
@@ -58,8 +85,8 @@ def plan_of(millions: int, *, stage: int, num_ranks: int, precision: str) -> Pro
     training = TrainingSection(
         token_budget=10**9,
         sequence_length=_LENGTH,
-        global_batch=num_ranks * _MICRO_BATCHES,
-        micro_batch=1,
+        global_batch=num_ranks * _MICRO_BATCHES * num_sequences,
+        micro_batch=num_sequences,
         precision=cast(Any, precision),
     )
     catalog = cast(Any, SimpleNamespace(info=SimpleNamespace(vocab_size=_VOCABULARY)))
@@ -79,24 +106,41 @@ def score(engine: ProxyEngine, probe: HypergradientProbe, inputs: ModelInputs, l
 
 def measure(plan: ProxyPlan, path: Path, rank: int, world_size: int, rendezvous: str) -> None:
     """Train and score on this rank, and write the highest points."""
+    with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
+        highest = highest_points(plan)
+        if rank == 0:
+            path.write_text(" ".join(map(str, highest)))
+
+
+def highest_points(plan: ProxyPlan) -> list[int]:
+    """Bytes of training and of scoring, once everything is there that is kept."""
     torch.set_num_threads(1)
-    with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous), LiveBytes() as live:
-        engine = ProxyEngine(plan.build_model(seed=0), training=plan.training, deepspeed=plan.deepspeed, micro_batch=1)
+    batch = int(plan.training.micro_batch)
+    with CardBytes() if _ON_GPU else LiveBytes() as live:
+        engine = plan.build_engine(seed=0)
         spread = Spread(engine.rank, engine.world_size, sharded=engine.shards_gradients)
         probe = HypergradientProbe(engine.module, scope="all", memory=0.9, spread=spread)
-        tokens_BT = torch.randint(_VOCABULARY, (1, _LENGTH))
-        inputs, highest = ModelInputs(tokens_BT), []
+        tokens_BT = torch.randint(_VOCABULARY, (batch, _LENGTH), device=engine.device)
+        inputs, highest = ModelInputs(tokens_BT), list[int]()
         for _ in range(2):
             live.peak = live.live
-            for number in range(_MICRO_BATCHES):
+            for number in range(engine.num_micro_batches):
                 engine.backward(engine.sequence_losses(inputs, tokens_BT).sum())
-                engine.step(1e-4, last_micro_batch=number == _MICRO_BATCHES - 1)
+                engine.step(1e-4, last_micro_batch=number == engine.num_micro_batches - 1)
             highest.append(live.peak)
             live.peak = live.live
             score(engine, probe, inputs, tokens_BT)
             highest.append(live.peak)
-        if rank == 0:
-            path.write_text(" ".join(map(str, highest[-2:])))
+        engine.close()
+    return highest[-2:]
+
+
+def foreseen_points(plan: ProxyPlan, *, num_ranks: int) -> list[int]:
+    """The same as they are worked out."""
+    num_sequences = int(plan.training.micro_batch)
+    memory = memory_of(plan, num_ranks=num_ranks, num_sequences=num_sequences, is_scored=True, remembers=True)
+    held = memory.parameters + memory.optimizer + memory.buckets + memory.remembered_gradient
+    return [held + max(memory.backward, memory.step), held + memory.scoring]
 
 
 def main() -> None:
@@ -113,9 +157,7 @@ def main() -> None:
     print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for millions, num_ranks, stage in product([*options.parameters, *options.foreseen], options.ranks, options.stages):
         plan = plan_of(millions, stage=stage, num_ranks=num_ranks, precision=options.precision)
-        memory = memory_of(plan, num_ranks=num_ranks, num_sequences=1, is_scored=True, remembers=True)
-        held = memory.parameters + memory.optimizer + memory.buckets + memory.remembered_gradient
-        foreseen = [held + max(memory.backward, memory.step), held + memory.scoring]
+        foreseen = foreseen_points(plan, num_ranks=num_ranks)
         measured: list[int] = []
         if millions in options.parameters:
             with tempfile.TemporaryDirectory(prefix="fastmix-bench-") as folder:

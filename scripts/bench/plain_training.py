@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -40,6 +42,8 @@ SIZES: dict[str, tuple[dict[str, int], int, int]] = {  # shape of a llama, batch
     "0.5M": ({"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}, 32, 128),
     "10M": ({"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 688}, 128, 512),
     "100M": ({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048}, 32, 1024),
+    "300M": ({"hidden_size": 1024, "num_hidden_layers": 22, "num_attention_heads": 16, "intermediate_size": 2816}, 16, 1024),
+    "1B": ({"hidden_size": 2048, "num_hidden_layers": 19, "num_attention_heads": 16, "intermediate_size": 5632}, 8, 1024),
 }
 
 
@@ -52,8 +56,9 @@ class Setting:
     precision: str
     num_steps: int
     rounds: int
-    peak_tflops: float | None
-    cpu_time: bool
+    peak_tflops: float | None = None
+    cpu_time: bool = False
+    compile: bool = False
 
 
 class MappedTokens(Dataset[torch.Tensor]):
@@ -185,33 +190,56 @@ def flops_per_token(plan: SearchPlan, num_parameters: int) -> float:
     return 6 * num_parameters + 12 * config.num_hidden_layers * config.hidden_size * plan.proxy.training.sequence_length
 
 
+def paired(plan: SearchPlan, start: Start, flat: Path, setting: Setting, *, scores: bool = True) -> np.ndarray:
+    """Seconds of ours, by hand, scored where `scores`, and ours compiled where that is asked for: one row a round."""
+    contestants = [lambda: ours(plan, setting), lambda: by_hand(plan, setting, flat)]
+    if scores:
+        contestants.append(lambda: scored(plan, setting, start))
+    if setting.compile:
+        training = plan.proxy.training.model_copy(update={"compile": True})
+        compiled = replace(plan, proxy=replace(plan.proxy, training=training))
+        contestants.append(lambda: ours(compiled, setting))
+    taken = np.zeros((setting.rounds, len(contestants)))
+    for number in range(setting.rounds):
+        order = np.roll(range(len(contestants)), number)
+        for which in order[:: 1 if number % 2 else -1]:  # each after each other: they leave memory in different states
+            taken[number, which] = contestants[which]()
+    return taken
+
+
 def measure(plan: SearchPlan, start: Start, flat: Path, setting: Setting, rank: int, world_size: int, rendezvous: str) -> None:
     """A row of the table, by the first rank."""
-    contestants = (lambda: ours(plan, setting), lambda: by_hand(plan, setting, flat), lambda: scored(plan, setting, start))
     with process_group(rank=rank, world_size=world_size, rendezvous=rendezvous):
-        taken = np.zeros((setting.rounds, 3))
-        for number in range(setting.rounds):
-            order = np.roll((0, 1, 2), number)
-            for which in order[:: 1 if number % 2 else -1]:  # each after each other: they leave memory in different states
-                taken[number, which] = contestants[which]()
-        peak = peak_of(plan, setting)
+        taken, peak = paired(plan, start, flat, setting), peak_of(plan, setting)
         if rank == 0:
             say(plan, setting, taken, world_size, peak)
+
+
+@contextmanager
+def prepared(setting: Setting) -> Iterator[tuple[SearchPlan, Start, Path]]:
+    """The plan, what its search starts from, and its tokens in one file, in a folder that goes again."""
+    with tempfile.TemporaryDirectory() as folder:
+        catalog, flat = make_catalog(Path(folder), NUM_SOURCES), Path(folder) / "tokens.bin"
+        catalog.save(catalog.root / "catalog.parquet")  # ranks read it there
+        write_flat(catalog, flat)
+        plan = plan_of(catalog, setting)
+        yield plan, counted_start(plan), flat
 
 
 def say(plan: SearchPlan, setting: Setting, taken: np.ndarray, world_size: int, peak: float) -> None:
     tokens = plan.proxy.training.tokens_per_step * setting.num_steps
     model = plan.proxy.build_model(seed=0)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    ours_s, peer_s, _ = np.median(taken, axis=0)
+    ours_s, peer_s = np.median(taken[:, :2], axis=0)
     low, ratio, high = np.percentile(taken[:, 1] / taken[:, 0], [25, 50, 75])
-    scored_ratio = np.median(taken[:, 2] / taken[:, 0])
+    scored_ratio, *compiled_ratio = np.median(taken[:, 2:] / taken[:, :1], axis=0)
     per_token = flops_per_token(plan, num_parameters)
     mfu_ours, mfu_peer = (per_token * tokens / seconds / peak for seconds in (ours_s, peer_s))
     print(
         f"| {num_parameters / 1e6:.1f} M, {plan.proxy.training.global_batch} x {plan.proxy.training.sequence_length} "
         f"| {setting.precision} | {world_size} | {setting.stage} | {tokens / ours_s:,.0f} | {tokens / peer_s:,.0f} "
-        f"| {ratio:.3f} ({low:.3f} to {high:.3f}) | {scored_ratio:.3f} | {mfu_ours:.1%} / {mfu_peer:.1%} |",
+        f"| {ratio:.3f} ({low:.3f} to {high:.3f}) | {scored_ratio:.3f} | {mfu_ours:.1%} / {mfu_peer:.1%} "
+        f"| {''.join(f'{share:.3f}' for share in compiled_ratio)} |",
         flush=True,
     )
 
@@ -222,26 +250,26 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16" if torch.cuda.is_available() else "fp32")
-    parser.add_argument("--steps", type=int, default=20, help="of each of the three in a round")
+    parser.add_argument("--steps", type=int, default=16, help="of each of the three in a round; a search scores every 16th")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peak-tflops", type=float, help="of one device, for MFU; measured when not given")
     parser.add_argument(
         "--cpu-time", action="store_true", help="time of this process's threads, on a machine that others use as well"
     )
+    parser.add_argument("--compile", action="store_true", help="time ours with training.compile too")
     given = parser.parse_args()
     print(
-        "| proxy, batch | precision | ranks | ZeRO | tokens/s | by hand | ours / by hand | scored / ours, time | MFU, ours / by hand |"
+        "| proxy, batch | precision | ranks | ZeRO | tokens/s | by hand | ours / by hand | scored / ours, time | MFU, ours / by hand "
+        "| compiled / ours, time |"
     )
-    print("|---" * 9 + "|")
+    print("|---" * 10 + "|")
     for num_ranks in given.ranks:
         for stage in given.stages:
-            setting = Setting(given.size, stage, given.precision, given.steps, given.rounds, given.peak_tflops, given.cpu_time)
-            with tempfile.TemporaryDirectory() as folder:
-                catalog, flat = make_catalog(Path(folder), NUM_SOURCES), Path(folder) / "tokens.bin"
-                catalog.save(catalog.root / "catalog.parquet")  # ranks read it there
-                write_flat(catalog, flat)
-                plan = plan_of(catalog, setting)
-                launch_ranks(measure, plan, counted_start(plan), flat, setting, num_ranks=num_ranks)
+            setting = Setting(
+                given.size, stage, given.precision, given.steps, given.rounds, given.peak_tflops, given.cpu_time, given.compile
+            )
+            with prepared(setting) as (plan, start, flat):
+                launch_ranks(measure, plan, start, flat, setting, num_ranks=num_ranks)
 
 
 if __name__ == "__main__":

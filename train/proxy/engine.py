@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import HashStore, Store
 from fastmix_data.recipe.proxy import DeepspeedSection
 from fastmix_data.recipe.training import TrainingSection
 from train.checkpoints.tensor_files import Runs, SavedTensors
+from train.proxy.compiled_blocks import compile_blocks
 from train.proxy.deepspeed_config import engine_config, refusal, stage_taken
 from train.proxy.held_runs import counters, put_back, runs_to_save
 from train.proxy.loss_model import LossModel
@@ -128,6 +129,8 @@ class ProxyEngine:
         self._zero_stage = stage_taken(training, deepspeed)
         self._moments_linked = False
         losses = LossModel(model, shape=(micro_batch, training.sequence_length), whole_logits=whole_logits)
+        if training.compile:
+            compile_blocks(model)
         if training.activation_checkpointing:
             recompute_blocks(model)
         optimizer = torch.optim.AdamW(
@@ -247,7 +250,8 @@ class ProxyEngine:
         from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
 
         key, unpartitioned = "exp_avg_sq", self._basic_optimizer.state.get(parameter, {})
-        if self._zero_stage == 2:
+        # ZeRO-1 with one rank divides nothing either: no need to have each parameter put together.
+        if self._zero_stage == 2 or (self._zero_stage == 1 and self.world_size == 1):
             mapping = parameter._hp_mapping  # None where all of it lies on other ranks
             if mapping is None:
                 return 0, parameter.new_empty(0)

@@ -12,8 +12,9 @@ from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs,
 from train.proxy.model import without_chatter
 from train.proxy.recomputation import recomputed
 
-# Of one pass in float32; with the gradient and what the loss keeps, a pass holds about three times as much.
-LARGEST_LOGITS_BYTES = 128 * 2**20
+# Of one pass in float32; with the gradient and what the loss keeps, a pass holds about three times as much. A GPU has room for more, and
+# under ZeRO-3 every piece gathers the head anew.
+LARGEST_LOGITS_BYTES = (512 if torch.cuda.is_available() else 128) * 2**20
 _CHECKED_LENGTH = 8
 
 

@@ -239,8 +239,9 @@ class HypergradientProbe:
 
     def _add(self, factors: list[tuple[Tensor, Tensor]], num_sequences: int) -> None:
         for left, right in factors:
-            accumulator = torch.float64 if left.dtype == torch.float64 else torch.float32
-            products = (left.to(accumulator) * right.to(accumulator)).reshape(num_sequences, -1).sum(dim=1)
+            products = left * right  # of bf16 in bf16: no worse than the rounding of either, at a quarter of the memory traffic
+            accumulator = torch.promote_types(products.dtype, torch.float32)
+            products = products.reshape(num_sequences, -1).sum(dim=1, dtype=accumulator)
             self._alignment_B = products if self._alignment_B is None else self._alignment_B + products
 
     def _add_norm(self, inputs: Tensor, gradient: Tensor, num_sequences: int) -> None:

@@ -21,6 +21,7 @@ from fastmix_data.workdir import SearchFolder
 from train.checkpoints.checkpoints import CheckpointPlan
 from train.mixture.constraints import MixtureConstraints, constraints_of
 from train.proxy.causality import check_causal
+from train.proxy.compiled_blocks import blocks_to_compile
 from train.proxy.example_check import check_examples_apart
 from train.proxy.loss_model import whole_logits_remark
 from train.proxy.recomputation import check_recomputation
@@ -158,6 +159,8 @@ def check_search(plan: SearchPlan, *, num_ranks: int) -> None:
 def check_planned_proxy(proxy: ProxyPlan, *, scope: Scope | None, num_ranks: int) -> str:
     """`check_proxy` of a plan's proxy, on a model that is thrown away; returns what is to be said of it, often nothing."""
     training, model = proxy.training, proxy.build_model(seed=proxy.training.seed)
+    if training.compile:
+        blocks_to_compile(model)
     check_proxy(model, scope=scope, activation_checkpointing=training.activation_checkpointing, **proxy.kept_apart)
     return whole_logits_remark(model, shape=(micro_batch(training, num_ranks), training.sequence_length))
 

@@ -18,8 +18,8 @@ from fastmix_data.shards.catalog import Catalog
 from fastmix_data.shards.sequences import Half, SequenceReader
 from train.proxy.engine import ProxyEngine
 from train.proxy.losses import on_device, sampling_weights, to_tensors
-from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, micro_batch
+from train.side_by_side.stacked import StackedProxies
 from train.target.target_weights import ReferenceLosses, TargetBalance, TargetLossEstimates
 
 _EVALUATION_STREAM, _TARGET_STREAM = 11, 12

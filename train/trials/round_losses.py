@@ -12,9 +12,9 @@ import torch.distributed as dist
 from fastmix_data.arrays import Float64s
 from train.checkpoints.checkpoints import CheckpointPlan
 from train.proxy.engine import own_device
-from train.proxy.side_by_side import train_side_by_side
-from train.proxy.side_by_side_trial import try_side_by_side
 from train.proxy.training import ProxyPlan, not_finite, train_on_mixture
+from train.side_by_side.training import train_side_by_side
+from train.side_by_side.trial import try_side_by_side
 from train.target.target import Target
 
 

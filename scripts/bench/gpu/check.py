@@ -32,13 +32,15 @@ class Part:
 PARTS = (
     Part("environment", 90),
     Part("exactness", 90),
+    Part("waits", 60),
     Part("zero_stages", 180),
-    Part("ranks", 120),
+    Part("ranks", 150),
+    Part("memory_by_size", 180),
+    Part("peer", 240),
     Part("overhead", 150),
     Part("demo_run", 150),
     Part("side_by_side", 90),
     Part("two_processes", 90),
-    Part("peer", 90),
     Part("long_search", 300),
 )
 _FEWEST_SECONDS = 15  # less is not even enough to import everything

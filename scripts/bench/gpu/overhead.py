@@ -3,60 +3,80 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from plain_training import SIZES
 from row import ON_GPU, mfu_of, peak, reset_peak, say
 from search_overhead import VOCABULARY, make_catalog, make_plan, paired_times
 
-from fastmix_data.shards.catalog import Catalog
 from train.proxy.engine import process_group
 from train.search.search import build_run
 from train.search.start import counted_start
 
-PROXIES: dict[str, dict[str, Any]] = {
-    "10 M": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 688},
-    "100 M": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
-}
-SETTINGS: dict[str, tuple[int, int, int]] = {"10 M": (128, 512, 8), "100 M": (32, 1024, 4)}  # batch, length, rounds
-if not ON_GPU:
-    PROXIES = {"tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}}
-    SETTINGS = {"tiny": (8, 64, 1)}
+_MOST = 1.10
 
 
-def measure(size: str, catalog: Catalog) -> None:
+@dataclass(frozen=True)
+class Row:
+    """A proxy, its sources, and how often both ways are timed."""
+
+    size: str
+    num_sources: int
+    rounds: int
+    compile: bool = False
+
+
+ROWS = (
+    [
+        Row("100M", 8, 4),
+        Row("1B", 8, 2),
+        Row("100M", 8, 3, compile=True),
+        Row("100M", 512, 2),
+        Row("10M", 8, 4),
+        Row("300M", 8, 2),
+    ]
+    if ON_GPU
+    else [Row("0.5M", 8, 1), Row("0.5M", 32, 1)]
+)
+
+
+def measure(row: Row) -> None:
     """A row of the table."""
-    batch, length, rounds = SETTINGS[size]
-    plan = make_plan(
-        catalog,
-        proxy={"model_type": "llama", **PROXIES[size]},
-        training={"global_batch": batch, "sequence_length": length},
-        search={"target_batch": batch // 2, "initial_weights": "uniform"},  # as in the default recipe, half of the batch
-    )
-    reset_peak()
-    run, engine, _ = build_run(plan, 1, start=counted_start(plan))
-    pairs = list(paired_times(run.search_step, run.plain_step, times=plan.search.update_interval, rounds=rounds))
-    num_parameters, memory = engine.num_parameters, peak()
-    engine.close()
+    shape, batch, length = SIZES[row.size]
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(
+            make_catalog(Path(folder), row.num_sources),
+            proxy={"model_type": "llama", **shape},
+            training={"global_batch": batch, "sequence_length": length, "compile": row.compile},
+            search={
+                "target_batch": max(2, batch // 2),
+                "initial_weights": "uniform",
+            },  # as in the default recipe, half of the batch
+        )
+        reset_peak()
+        run, engine, _ = build_run(plan, 1, start=counted_start(plan))
+        pairs = list(paired_times(run.search_step, run.plain_step, times=plan.search.update_interval, rounds=row.rounds))
+        num_parameters, memory = engine.num_parameters, peak()
+        engine.close()
     low, median, high = np.percentile([searching / plain for searching, plain in pairs], [25, 50, 75])
     step = float(np.median([plain for _, plain in pairs])) / plan.search.update_interval
     speed = plan.proxy.training.tokens_per_step / step
     say(
-        "scored search / plain training, median of paired rounds",
-        f"llama of {num_parameters / 1e6:.0f} M, vocabulary {VOCABULARY}, {batch} x {length}, {len(catalog.sources)} sources",
+        f"search that scores / plain training, time{', training.compile: true' if row.compile else ''}",
+        f"llama of {num_parameters / 1e6:.0f} M, vocabulary {VOCABULARY}, {batch} x {length}, {row.num_sources} sources",
         f"{median:.3f} ({low:.3f} to {high:.3f}); plain {1000 * step:.1f} ms a step, {speed:,.0f} tokens/s{memory}",
         mfu=mfu_of(plan.main, speed),
+        wanted="" if row.compile else f"at most {_MOST:.2f}",
+        ok=median < _MOST + 0.005 if ON_GPU and not row.compile else None,
     )
 
 
 def main() -> None:
     with process_group(rank=0, world_size=1):
-        for num_sources in (8, 512 if ON_GPU else 32):
-            with tempfile.TemporaryDirectory() as folder:
-                catalog = make_catalog(Path(folder), num_sources)
-                for size in PROXIES:
-                    measure(size, catalog)
+        for row in ROWS:
+            measure(row)
 
 
 if __name__ == "__main__":

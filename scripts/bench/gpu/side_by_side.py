@@ -11,9 +11,9 @@ from planted import SOURCES, VOCABULARY, plan_planted
 from row import ON_GPU, peak, reset_peak, say
 
 from train.proxy.engine import process_group
-from train.proxy.side_by_side import train_side_by_side
-from train.proxy.side_by_side_trial import try_side_by_side
 from train.proxy.training import train_on_mixture
+from train.side_by_side.training import train_side_by_side
+from train.side_by_side.trial import try_side_by_side
 from train.target.target import stacked_target_losses, target_losses
 
 NUM_PROXIES, NUM_ALONE = (64, 2) if ON_GPU else (3, 2)

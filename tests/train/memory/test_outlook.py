@@ -13,7 +13,7 @@ def test_a_plan_tells_memory_time_and_cost_and_starts_nothing(planted_recipe: Ca
     recipe = planted_recipe()
     command = ["search", str(recipe), "--plan", "--gpu", "H100", "--price", "2.5", "--nproc", "8"]
     shown = CliRunner().invoke(main, command)
-    assert shown.exit_code == 0 and "memory of each of 8 ranks" in shown.stdout and "8 x H100 at 40% of its peak" in shown.stdout
+    assert shown.exit_code == 0 and "memory of each of 8 ranks" in shown.stdout and "8 x H100 at 0.4% of its peak" in shown.stdout
     found = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
     assert found["cost"] == found["device_hours"] * 2.5 == found["seconds"] * 8 / 3600 * 2.5
     most = [found["memory"][str(stage)]["optimizer"] for stage in (0, 1, 2, 3)]

@@ -23,8 +23,8 @@ from fastmix_data.recipe.training import TrainingSection
 from fastmix_data.sampler import ManySamplers
 from train.proxy.deepspeed_config import computes_in_bf16
 from train.proxy.losses import ModelInputs, to_tensors
-from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, learning_rate_at, loss_factor
+from train.side_by_side.stacked import StackedProxies
 
 _BATCHES_AHEAD = 3
 _STEPS_UNWATCHED = 8  # that the GPU may lie behind what it was asked for

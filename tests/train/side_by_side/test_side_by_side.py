@@ -15,11 +15,11 @@ import torch
 from fastmix_data.recipe.load import load_recipe
 from fastmix_data.recipe.proxy import LoraSection, ProxySection
 from train.proxy.engine import process_group
-from train.proxy.side_by_side import train_side_by_side
-from train.proxy.side_by_side_trial import try_side_by_side
-from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan, train_on_mixture
 from train.search.plan import plan_search
+from train.side_by_side.stacked import StackedProxies
+from train.side_by_side.training import train_side_by_side
+from train.side_by_side.trial import try_side_by_side
 
 PLAIN, PACKED = ("noise", "same", "other"), ("noise", "same", "masked")
 WEIGHTS_NK = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.05, 0.15, 0.8]])

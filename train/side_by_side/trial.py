@@ -13,9 +13,9 @@ from fastmix_data.messages import first_line
 from fastmix_data.units import format_count
 from train.proxy.example_check import stir
 from train.proxy.losses import ModelInputs, has_learned_positions, model_inputs
-from train.proxy.side_by_side import SideBySideSteps, fresh_proxies, stack_batches
-from train.proxy.stacked import StackedProxies
 from train.proxy.training import ProxyPlan
+from train.side_by_side.stacked import StackedProxies
+from train.side_by_side.training import SideBySideSteps, fresh_proxies, stack_batches
 
 _TOLERANCE = 1e-4  # of the largest logit; float32 agrees to 1e-6
 _PAYS_BELOW = 1.5  # seconds of a step of two over those of one; a GPU that one proxy keeps busy takes twice as long
