@@ -31,7 +31,7 @@ ARROWS = {
         "results": ". recipe",
         "manifest": ". foreign remote recipe shards results",
         "exports": ". foreign recipe shards manifest",
-        "audit": ". tokens foreign shards results manifest",
+        "audit": ". tokens foreign remote shards results manifest",
         "loading": ". manifest",
         "loader": ". remote shards manifest loading",
         "trainers": "loader",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tarfile
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,21 @@ import pyarrow.parquet as pq
 
 from fastmix_data.atomic_files import sha256_of_file
 from fastmix_data.audit.artefact_kind import catalog_row_of, kind_of
+from fastmix_data.audit.recorded_files import RESTORE, Expected, problems_of
 from fastmix_data.errors import CorruptArtefactError, FastmixError, InputError
-from fastmix_data.foreign.identity import identity_now
 from fastmix_data.foreign.storage import SHARD, Stored, is_foreign
-from fastmix_data.machine import num_cores
 from fastmix_data.manifest.estimated import load_plan
 from fastmix_data.manifest.manifest import Manifest, load_manifest
 from fastmix_data.manifest.parts import Part
 from fastmix_data.messages import first_line
-from fastmix_data.progress import Advance, progress
+from fastmix_data.progress import progress
+from fastmix_data.remote.object_store import ObjectStore
 from fastmix_data.results.mixture import load_mixture
 from fastmix_data.shards.catalog import Catalog, ShardRow, load_catalog
 from fastmix_data.shards.shard_format import ShardLayout, StridedShard
 from fastmix_data.units import format_count
 from fastmix_data.workdir import ManifestFolder, SearchFolder, Workdir
 
-_THREADS = 4  # hashing lets go of the interpreter's lock; a disk is busy with that many
-_RESTORE = "restore it from a copy, or delete it and run `fastmix preprocess` again"
-_PUT_BACK = "put it back, or run `fastmix preprocess --replace`"
 _PREPROCESS = "run `fastmix preprocess --replace`"
 _SEARCH = "run `fastmix search --replace`"
 _EMIT = "run `fastmix emit --replace`"
@@ -76,34 +71,23 @@ class VerifyReport:
         self.problems.append(CorruptArtefactError(where, what, remedy))
 
 
-@dataclass(frozen=True)
-class _Expected:
-    """What a shard's file should be: as a row of a catalog or a part of a manifest has it."""
-
-    root: Path
-    stored: Stored
-
-    @property
-    def path(self) -> Path:
-        return self.root / self.stored.path
-
-    @property
-    def is_sampled(self) -> bool:
-        return is_foreign(self.stored.storage)
-
-
-def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
+def verify(path: Path, *, store: str | None = None, quiet: bool = False) -> VerifyReport:
     """Check a shard, a catalog, a mixture, a manifest, or a whole workdir.
 
+    Args:
+        store: URL or folder that the workdir's shards were copied to, whose bytes are checked in place of theirs.
+
     Raises:
-        InputError: the path does not exist or is no artefact. Everything else that is wrong is in the report.
+        InputError: the path does not exist or is no artefact, or the store cannot be reached. Everything else that is wrong is in the
+            report.
     """
+    objects = ObjectStore(store) if store is not None else None
     try:
         kind = kind_of(path)
     except CorruptArtefactError as error:
         return VerifyReport(str(path), "file", problems=[error])
     report = VerifyReport(str(path), kind)
-    shards: dict[str, _Expected] = {}
+    shards: dict[str, Expected] = {}
     if kind == "shard":
         _verify_shard(path, report, shards)
     elif kind == "catalog":
@@ -123,55 +107,25 @@ def verify(path: Path, *, quiet: bool = False) -> VerifyReport:
             _verify_plan(workdir.manifest, report, catalog)
         elif workdir.manifest.root.is_dir():
             _verify_manifest(workdir.manifest.root, report, shards)
-    _verify_files(list(shards.values()), report, quiet=quiet)
+    _verify_files(list(shards.values()), report, objects=objects, quiet=quiet)
     return report
 
 
-def _verify_files(expected: list[_Expected], report: VerifyReport, *, quiet: bool) -> None:
-    """Re-hash files in a few threads; a file of another size is not worth hashing."""
+def _verify_files(expected: list[Expected], report: VerifyReport, *, objects: ObjectStore | None, quiet: bool) -> None:
     foreign = [file for file in expected if file.is_sampled]
     report.num_shards, report.num_bytes = len(expected) - len(foreign), sum(f.stored.bytes for f in expected if not f.is_sampled)
     report.num_foreign, report.foreign_bytes = len(foreign), sum(file.stored.bytes for file in foreign)
-    if not expected:
-        return
-    workers = min(_THREADS, num_cores(), len(expected))
-    with (
-        progress("verify", total=report.num_bytes, unit="B", quiet=quiet) as advance,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        for file, problem in zip(expected, pool.map(_check_file(advance), expected), strict=True):
-            if problem:
-                report.add(file.path, problem, _PUT_BACK if file.is_sampled else _RESTORE)
+    with progress("verify", total=report.num_bytes, unit="B", quiet=quiet or not expected) as advance:
+        report.problems += problems_of(expected, objects=objects, advance=advance)
 
 
-def _check_file(advance: Advance) -> Callable[[_Expected], str]:
-    def check(file: _Expected) -> str:
-        stored, what = file.stored, "the file" if file.is_sampled else "the shard"
-        if not file.path.is_file():
-            return f"{what} is missing"
-        if (size := file.path.stat().st_size) != stored.bytes:
-            return f"{what} has {size} bytes, recorded are {stored.bytes}"
-        try:
-            found = identity_now(stored, root=file.root)
-        except FileNotFoundError:
-            return f"its mask {stored.mask_path} is missing"
-        if file.is_sampled:
-            return (
-                "" if found == stored.sha256 else "the file or its mask is not what was imported: a sample of its bytes differs"
-            )
-        advance(stored.bytes)
-        return "" if found == stored.sha256 else f"the shard's sha256 is {found[:12]}..., recorded is {stored.sha256[:12]}..."
-
-    return check
-
-
-def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:
+def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, Expected]) -> None:
     """Walk through the tar; its hash too if a catalog above knows the shard."""
     try:
         known = catalog_row_of(path)
         if known is not None:
             catalog, row = known
-            shards[str(path.resolve())] = _Expected(catalog.root, row)
+            shards[str(path.resolve())] = Expected(catalog.root, row)
             _verify_row(row, catalog.layout(row), report)
             report.checked.append(f"the row in {Workdir(catalog.root).catalog}")
         shard = StridedShard.detect(path)
@@ -183,18 +137,18 @@ def _verify_shard(path: Path, report: VerifyReport, shards: dict[str, _Expected]
         with tarfile.open(path, "r:") as tar:
             names = [info.name for info in tar]
     except tarfile.TarError as error:
-        report.add(path, f"the tar is damaged ({error})", _RESTORE)
+        report.add(path, f"the tar is damaged ({error})", RESTORE)
         return
     expected = [f"{shard.key(block)}.{member.name}" for block in range(shard.num_blocks) for member in shard.layout.members]
     if names != expected:
         wrong = next((n for n, (a, b) in enumerate(zip(names, expected, strict=False)) if a != b), min(len(names), len(expected)))
-        report.add(path, f"member {wrong} of {len(expected)} is not where its stride puts it", _RESTORE)
+        report.add(path, f"member {wrong} of {len(expected)} is not where its stride puts it", RESTORE)
     # Of a tar alone nothing is recorded but what follows from its layout: names in order, none twice.
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        report.add(path, f"{repeated[0]} occurs more than once", _RESTORE)
+        report.add(path, f"{repeated[0]} occurs more than once", RESTORE)
 
 
-def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> Catalog | None:
+def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, Expected]) -> Catalog | None:
     try:
         catalog = load_catalog(path)
     except CorruptArtefactError as error:
@@ -208,7 +162,7 @@ def _verify_catalog(path: Path, report: VerifyReport, shards: dict[str, _Expecte
     root = catalog.root.resolve()
     for row in catalog.rows:
         _verify_row(row, catalog.layout(row), report)
-        shards.setdefault(str(root / row.path), _Expected(catalog.root, row))
+        shards.setdefault(str(root / row.path), Expected(catalog.root, row))
     known = {*catalog.sources, *catalog.targets_from_files}
     for name in sorted({row.source for row in catalog.rows} - known):
         report.add(path, f"has shards of {name}, which is neither a source nor a target", _PREPROCESS)
@@ -307,7 +261,7 @@ def _verify_plan(folder: ManifestFolder, report: VerifyReport, catalog: Catalog 
         report.add(folder.plan, "was made from another catalog than the one that is here", _EMIT)
 
 
-def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expected]) -> None:
+def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, Expected]) -> None:
     report.checked.append("manifest")
     try:
         manifest = load_manifest(path)
@@ -320,7 +274,7 @@ def _verify_manifest(path: Path, report: VerifyReport, shards: dict[str, _Expect
         identity = str(root / part.path)
         # A shard of several parts, or of the catalog too, is hashed once.
         if identity not in shards:
-            shards[identity] = _Expected(manifest.root_path, part)
+            shards[identity] = Expected(manifest.root_path, part)
         elif shards[identity].stored.sha256 != part.sha256:
             report.add(manifest.path, f"has another sha256 for {part.path} than its catalog", _EMIT)
         if _verify_part(part, manifest, report):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import threading
@@ -21,6 +22,7 @@ T = TypeVar("T")
 # is there again by then, and what takes longer somebody has to look at.
 RETRY_SECONDS = (0.1, 0.4, 1.5, 5.0, 10.0, 20.0, 40.0, 40.0)
 _TIMEOUT_SECONDS = 10
+_HASHED_AT_ONCE = 8 << 20
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "EXPIRED_TOKEN")
 _NO_BUCKET = "NO_SUCH_BUCKET"
 _CREDENTIALS = "check the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and that they may read it"
@@ -102,6 +104,13 @@ class ObjectStore:
             self._num_reads += 1
             self._num_bytes += stop - start
         return self._retried(path, content)
+
+    def sha256(self, path: str, found: StoredObject) -> str:
+        """Of all of an object's bytes, which are fetched for it; raises as `find`."""
+        digest = hashlib.sha256()
+        for start in range(0, found.num_bytes, _HASHED_AT_ONCE):
+            digest.update(self.read(path, found, start=start, stop=min(start + _HASHED_AT_ONCE, found.num_bytes)))
+        return digest.hexdigest()
 
     def _retried(self, path: str, work: Callable[[], T]) -> T:
         for seconds in (*self._retry_seconds, None):

@@ -47,8 +47,18 @@ class ShardStore:
         return _opened(self, os.getpid())  # threads, and what Arrow keeps for S3, do not live on in a fork
 
     def has(self, path: str, storage: str) -> bool:
-        """Whether a shard is read from here: all of ours are, by their place in the workdir; files of others stay where they are."""
-        return path.startswith(f"{SHARDS_FOLDER}/") and not is_foreign(storage)
+        """Whether a shard is read from here."""
+        return lies_in_store(path, storage)
+
+
+def lies_in_store(path: str, storage: str) -> bool:
+    """Whether a file of a catalog is one that is copied to a store: all shards of ours are, files of others stay where they are."""
+    return path.startswith(f"{SHARDS_FOLDER}/") and not is_foreign(storage)
+
+
+def name_in_store(path: str) -> str:
+    """Of a shard, by its path in the catalog."""
+    return path.removeprefix(f"{SHARDS_FOLDER}/")
 
 
 def is_on_one_machine(num_ranks: int) -> bool:
@@ -104,4 +114,4 @@ class OpenStore:
 
     def name_of(self, path: str) -> str:
         """Of a shard in the store."""
-        return path.removeprefix(f"{SHARDS_FOLDER}/")
+        return name_in_store(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
@@ -157,10 +156,7 @@ class CachedShard:
         if known is None or known == found.version:
             return
         # Copied once more, an object may have another version and be the same: its bytes decide, once.
-        digest = hashlib.sha256()
-        for start in range(0, found.num_bytes, _FETCHED_AT_ONCE):
-            digest.update(objects.read(name, found, start=start, stop=min(start + _FETCHED_AT_ONCE, found.num_bytes)))
-        if digest.hexdigest() != self.stored.sha256:
+        if objects.sha256(name, found) != self.stored.sha256:
             problem = "changed since it was first read, and has not the sha256 that the catalog says"
             raise CorruptArtefactError(objects.address(name), problem, remedy)
 

@@ -166,12 +166,13 @@ def materialize(
 
 @click.command()
 @click.argument("path", metavar="PATH", type=PathType)
+@click.option("--store", metavar="URL", help="Where the shards were copied to, as in storage.shards: check the copies.")
 @command
-def verify(path: Path, console: Console) -> None:
+def verify(path: Path, store: str | None, console: Console) -> None:
     """Re-hash a shard, catalog, manifest or workdir, and list all that is wrong."""
     from fastmix_data.audit.verify import verify as work
 
-    report = work(path, quiet=console.is_quiet)
+    report = work(path, store=store, quiet=console.is_quiet)
     console.result(report.as_dict(), str(report))
     if not report.ok:
         sys.exit(2)

@@ -28,8 +28,10 @@ def test_a_search_from_s3_finds_what_one_from_the_disk_does_and_says_what_is_wro
     with local_s3() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        server.upload(tmp_path / "run" / "shards", "corpora", "here")
-        shutil.rmtree(tmp_path / "run" / "shards")
+        shards = tmp_path / "run" / "shards"
+        server.upload(shards, "corpora", "here")
+        kept = next((path.relative_to(shards), path.stat().st_size) for path in sorted(shards.rglob("*.tar")))
+        shutil.rmtree(shards)
 
         def search(shards: str, *options: str, code: int = 0) -> str:
             shard_store._opened.cache_clear()
@@ -48,3 +50,11 @@ def test_a_search_from_s3_finds_what_one_from_the_disk_does_and_says_what_is_wro
         assert not server.paths  # the second search had all from the cache
         # What was copied away need not be made again.
         assert "nothing to do" in fastmix("preprocess", "recipe.yaml", cwd=tmp_path).output
+        verify = ["verify", "run", "--store", "s3://corpora/here"]
+        assert "all as recorded" in fastmix(*verify, cwd=tmp_path).output
+        first, size = kept
+        server.put("corpora", f"here/{first}", bytes(size))  # of the same size, as a shard of other data may be
+        said = fastmix(*verify, cwd=tmp_path, code=2).output
+        assert (
+            f"1 problem\ns3://corpora/here/{first}: the shard's sha256 is" in said and "copy WORKDIR/shards there again" in said
+        )

@@ -138,6 +138,8 @@ def meet(meeting: Meeting, launched: LaunchedRank) -> Meeting:
     _check_number(meeting, facts)
     facts_R = tuple(RankFacts(**said) for said in meeting.exchange("facts", asdict(facts)))
     check_facts(facts_R)
+    # Torchrun alone says how many ranks share a machine's memory and cache.
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(sum(each.host == facts.host for each in facts_R)))
     return replace(meeting, facts=facts_R)
 
 

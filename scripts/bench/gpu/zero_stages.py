@@ -108,7 +108,7 @@ def main() -> None:
                     f"{speed:,.0f} tokens/s{memory}; mixture {from_first:.1e} from stage 0, {from_float32:.1e} from float32; "
                     f"{' '.join(f'{weights[name]:.3f}' for name in SOURCES)}; checkpoint {'restored' if is_exact else 'NOT restored'}",
                     mfu=mfu_of(here.main, speed),
-                    wanted=f"at most {TOLERANCE[precision]:g} and {2 * TOLERANCE['bf16']:g}, the target's source first, noise last, restored",
+                    wanted=f"at most {TOLERANCE[precision]:g} and {2 * TOLERANCE['bf16']:g}, largest source first, noise last, restored",
                     ok=close and finds_target(weights) and is_exact,
                 )
 

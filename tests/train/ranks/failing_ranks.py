@@ -43,6 +43,7 @@ def sum_for_ever(meeting: Meeting) -> None:
 
 def all_well(meeting: Meeting) -> None:
     meeting.agree({"recipe": "one"})
+    assert os.environ["LOCAL_WORLD_SIZE"] == str(meeting.world_size)
     with process_group(rank=meeting.rank, world_size=meeting.world_size, rendezvous=meeting.group_store):
         assert dist.get_world_size() == meeting.world_size
 
