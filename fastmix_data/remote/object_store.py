@@ -113,13 +113,14 @@ class ObjectStore:
         return digest.hexdigest()
 
     def _retried(self, path: str, work: Callable[[], T]) -> T:
+        started = time.monotonic()
         for seconds in (*self._retry_seconds, None):
             try:
                 return work()
             except OSError as error:
                 self._raise_if_final(path, error)
                 if seconds is None:
-                    times = f"{len(self._retry_seconds) + 1} times in {sum(self._retry_seconds):.0f} s"
+                    times = f"{len(self._retry_seconds) + 1} times in {time.monotonic() - started:.0f} s"
                     problem = f"the store does not answer, tried {times} ({_said(error)})"
                     raise FastmixError(
                         self.address(path), problem, "see that it is reachable, and run the same command again"
