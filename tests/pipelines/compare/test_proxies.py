@@ -50,6 +50,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "locality_window": 8,
     "document_attention": True,
     "activation_checkpointing": True,
+    "compile": True,
 }
 
 
