@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,9 @@ def outlook(plan: SearchPlan, *, num_ranks: int, gpu: str | None = None) -> Outl
     Raises:
         RecipeError: the batch cannot be divided over the ranks, or the card is not in the table of peaks.
     """
-    proxy, search = plan.proxy, plan.search
+    proxy, search, on_gpu = plan.proxy, plan.search, gpu is not None or torch.cuda.is_available()
+    if gpu is not None and proxy.training.precision == "auto":  # all cards of the table have bf16
+        proxy = replace(proxy, training=proxy.training.model_copy(update={"precision": "bf16"}))
     training, num_sequences = proxy.training, micro_batch(proxy.training, num_ranks)
     model = meta_model(proxy)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -97,7 +99,6 @@ def outlook(plan: SearchPlan, *, num_ranks: int, gpu: str | None = None) -> Outl
     # A trial measures the target on up to a quarter of its tokens.
     num_flops = flops.training * (main * (1 + scoring) + trials + reference) + flops.forward * trials / 4
     peak, device = _peak(gpu)
-    on_gpu = gpu is not None or torch.cuda.is_available()
     reached = _reached(num_parameters, proxy) if on_gpu else _REACHED_BY_CORE
     seconds = num_flops / (num_ranks * peak * reached)
     if on_gpu:
@@ -120,6 +121,7 @@ def outlook(plan: SearchPlan, *, num_ranks: int, gpu: str | None = None) -> Outl
             num_sequences=num_sequences,
             is_scored=search.hypergradient == "all",
             remembers=search.target_memory > 0,
+            on_gpu=on_gpu,
         ),
         num_flops=num_flops,
         device=device,

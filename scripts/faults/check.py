@@ -14,7 +14,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import Started, start, wait
+from processes import Started, start, start_process, wait
+from proxies import difference as difference_of_proxies
+from proxies import job_of, take_away, train
 from searches import SETTINGS, difference, in_folder, plans
 from small_disk import small_disk
 
@@ -56,7 +58,9 @@ class Check:
         self._expected: dict[tuple[str, int], SearchFolder] = {}
 
     def seed(self, number: int) -> Outcome:
-        """Disturb a search in the way that a seed says."""
+        """Disturb a search, or a confirming proxy, in the way that a seed says."""
+        if number % 10 == 4:
+            return self._proxy_seed(number)
         rng, outcome = random.Random(number), Outcome()
         name = rng.choice(list(self._plans))
         stage = rng.choice(SETTINGS[name]["stages"])
@@ -79,6 +83,28 @@ class Check:
                 outcome.problem = difference(plan.folder, expected, tolerance=tolerance)
             except (AssertionError, TimeoutError) as error:
                 outcome.problem = str(error)
+        return outcome
+
+    def _proxy_seed(self, number: int) -> Outcome:
+        """Kill a confirming proxy once or twice."""
+        rng, outcome = random.Random(number), Outcome(["confirming proxy"])
+        job, log = job_of(self._plans["trials"], seed=number), self._root / f"seed-{number}.log"
+        try:
+            assert wait(start_process(lambda: train(job), log=log)) == 0, f"undisturbed it fails: {log.read_text()}"
+            expected = take_away(job)
+            for _ in range(rng.choice([1, 2])):
+                before = set(job.folder.checkpoints.glob("step-*"))
+                started = start_process(lambda: train(job), log=log)
+                if not _until(lambda known=before: bool(set(job.folder.checkpoints.glob("step-*")) - known), started):
+                    break
+                time.sleep(rng.uniform(0, 0.3))
+                with suppress(ProcessLookupError):
+                    os.kill(started.process, signal.SIGKILL)
+                outcome.story.append("killed" if wait(started) < 0 else "done before it was killed")
+            assert wait(start_process(lambda: train(job), log=log)) == 0, f"the last run fails: {log.read_text()}"
+            outcome.problem = difference_of_proxies(job, expected)
+        except (AssertionError, TimeoutError) as error:
+            outcome.problem = str(error)
         return outcome
 
     def _undisturbed(self, name: str, stage: int) -> SearchFolder:

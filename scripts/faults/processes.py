@@ -52,9 +52,14 @@ class Started:
 
 def start(plan: SearchPlan, *, num_ranks: int, log: Path) -> Started:
     """Search on so many ranks, as `fastmix search` would."""
+    return start_process(lambda: search(plan, num_ranks=num_ranks, quiet=True), log=log)
+
+
+def start_process(work: Callable[[], object], *, log: Path) -> Started:
+    """Do something in a process whose errors are told as a command tells them."""
     process = os.fork()
     if process == 0:
-        _search(plan, num_ranks, log)
+        _do(work, log)
     return Started(process, log)
 
 
@@ -72,14 +77,14 @@ def wait(started: Started, *, seconds: float = LONGEST) -> int:
     return code
 
 
-def _search(plan: SearchPlan, num_ranks: int, log: Path) -> None:
+def _do(work: Callable[[], object], log: Path) -> None:
     code = 1
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         launch.start_processes = _forked(launch.start_processes)
-        search(plan, num_ranks=num_ranks, quiet=True)
+        work()
         code = 0
     except launch.FastmixError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ def device_memory() -> int:
     return free_memory()
 
 
-def spread_of(plan: ProxyPlan, *, num_ranks: int, num_trained: int) -> ZeroSpread:
+def spread_of(plan: ProxyPlan, *, num_ranks: int, num_trained: int, on_gpu: bool) -> ZeroSpread:
     """How a plan's proxies are spread.
 
     Args:
@@ -42,9 +42,9 @@ def spread_of(plan: ProxyPlan, *, num_ranks: int, num_trained: int) -> ZeroSprea
         stage_taken(plan.training, plan.deepspeed),
         num_ranks,
         computes_in_bf16=computes_in_bf16(plan.training),
-        fuses_optimizer=torch.cuda.is_available(),
+        fuses_optimizer=on_gpu,
         reduced_at_once=reduced_at_once(plan.deepspeed, num_trained=num_trained),
-        keeps_optimizer=not torch.cuda.is_available() or offloaded.get("device", "none") == "none",
+        keeps_optimizer=not on_gpu or offloaded.get("device", "none") == "none",
     )
 
 
@@ -58,17 +58,29 @@ def memory_of(plan: ProxyPlan, *, num_ranks: int, num_sequences: int, is_scored:
 
 
 def memory_by_stage(
-    plan: ProxyPlan, *, stages: Sequence[int], num_ranks: int, num_sequences: int, is_scored: bool, remembers: bool
+    plan: ProxyPlan,
+    *,
+    stages: Sequence[int],
+    num_ranks: int,
+    num_sequences: int,
+    is_scored: bool,
+    remembers: bool,
+    on_gpu: bool = False,
 ) -> dict[int, RankMemory]:
-    """The same under several ZeRO stages, whatever stage the plan has; what a pass takes is counted once, as it is the same in all."""
-    model, in_pass = meta_model(plan), pass_bytes(plan, num_sequences=num_sequences)
+    """The same under several ZeRO stages, whatever stage the plan has; what a pass takes is counted once, as it is the same in all.
+
+    Args:
+        on_gpu: foresee a GPU, whatever this machine has.
+    """
+    on_gpu = on_gpu or torch.cuda.is_available()
+    model, in_pass = meta_model(plan), pass_bytes(plan, num_sequences=num_sequences, on_gpu=on_gpu)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     found = {}
     for stage in stages:
         staged = replace(plan, deepspeed=plan.deepspeed.model_copy(update={"zero_stage": stage}))
         found[stage] = rank_memory(
             model,
-            spread=spread_of(staged, num_ranks=num_ranks, num_trained=num_trained),
+            spread=spread_of(staged, num_ranks=num_ranks, num_trained=num_trained, on_gpu=on_gpu),
             num_pass_bytes=in_pass,
             num_scored=num_trained if is_scored else 0,
             remembers=remembers,

@@ -33,10 +33,13 @@ def _shaped(plan: ProxyPlan, dtype: torch.dtype) -> nn.Module:
     return model if plan.proxy.lora is None else with_adapters(model, plan.proxy.lora)
 
 
-def pass_bytes(plan: ProxyPlan, *, num_sequences: int) -> int:
+def pass_bytes(plan: ProxyPlan, *, num_sequences: int, on_gpu: bool = False) -> int:
     """Most bytes that a forward and backward pass holds beside the parameters: activations, losses, and gradients for a moment each.
 
     Logits that are large are taken to be cut, as they are for all models but those that do more to them than their output layer.
+
+    Args:
+        on_gpu: foresee a GPU, whatever this machine has.
     """
     training, shape = plan.training, (num_sequences, plan.training.sequence_length)
     with FakeTensorMode():
@@ -44,7 +47,7 @@ def pass_bytes(plan: ProxyPlan, *, num_sequences: int) -> int:
         if training.activation_checkpointing:
             recompute_blocks(model)
         losses = LossModel(model, shape=shape, whole_logits=True)
-        if (num_pieces := num_logits_pieces(model, shape=shape)) > 1:
+        if (num_pieces := num_logits_pieces(model, shape=shape, on_gpu=on_gpu)) > 1:
             losses.piece = -(-shape[1] // num_pieces)
         for parameter in model.parameters():
             if parameter.requires_grad:

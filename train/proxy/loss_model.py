@@ -14,7 +14,8 @@ from train.proxy.recomputation import recomputed
 
 # Of one pass in float32; with the gradient and what the loss keeps, a pass holds about three times as much. A GPU has room for more, and
 # under ZeRO-3 every piece gathers the head anew.
-LARGEST_LOGITS_BYTES = (512 if torch.cuda.is_available() else 128) * 2**20
+LARGEST_LOGITS_BYTES_ON_GPU = 512 * 2**20
+LARGEST_LOGITS_BYTES = LARGEST_LOGITS_BYTES_ON_GPU if torch.cuda.is_available() else 128 * 2**20
 _CHECKED_LENGTH = 8
 
 
@@ -64,10 +65,15 @@ class LossModel(nn.Module):
         return torch.cat(losses, dim=1)
 
 
-def num_logits_pieces(model: Any, *, shape: tuple[int, int]) -> int:
-    """How many pieces the logits of a pass of shape (B, T) would have to be cut into to be small; 1 where they are."""
+def num_logits_pieces(model: Any, *, shape: tuple[int, int], on_gpu: bool = False) -> int:
+    """How many pieces the logits of a pass of shape (B, T) would have to be cut into to be small; 1 where they are.
+
+    Args:
+        on_gpu: count as for a GPU, whatever this machine has.
+    """
+    largest = LARGEST_LOGITS_BYTES_ON_GPU if on_gpu else LARGEST_LOGITS_BYTES
     num_bytes: int = 4 * shape[0] * shape[1] * model.config.get_text_config().vocab_size
-    return min(shape[1], -(-num_bytes // LARGEST_LOGITS_BYTES))
+    return min(shape[1], -(-num_bytes // largest))
 
 
 def whole_logits_remark(model: Any, *, shape: tuple[int, int]) -> str:
