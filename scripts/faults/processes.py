@@ -25,20 +25,24 @@ class Started:
 
     Attributes:
         process: that starts the ranks and speaks for them, or is the only one.
+        num_ranks: that it starts; 1 where it is the only one.
     """
 
     process: int
     log: Path
+    num_ranks: int = 1
 
     @property
     def ranks(self) -> list[int]:
-        """Processes of its ranks, as far as they are there."""
+        """Processes of its ranks, as far as they are there; none when they have ended and it is about to."""
+        if self.num_ranks == 1:
+            return [self.process]
         try:
             children = Path(f"/proc/{self.process}/task/{self.process}/children").read_text().split()
         except OSError:
             return []
         # Multiprocessing has helpers of its own, which are no ranks.
-        return [int(child) for child in children if not _is_helper(int(child))] or [self.process]
+        return [int(child) for child in children if not _is_helper(int(child))]
 
     def has_ended(self) -> int | None:
         """Its exit code, once it has ended."""
@@ -52,15 +56,15 @@ class Started:
 
 def start(plan: SearchPlan, *, num_ranks: int, log: Path) -> Started:
     """Search on so many ranks, as `fastmix search` would."""
-    return start_process(lambda: search(plan, num_ranks=num_ranks, quiet=True), log=log)
+    return start_process(lambda: search(plan, num_ranks=num_ranks, quiet=True), log=log, num_ranks=num_ranks)
 
 
-def start_process(work: Callable[[], object], *, log: Path) -> Started:
+def start_process(work: Callable[[], object], *, log: Path, num_ranks: int = 1) -> Started:
     """Do something in a process whose errors are told as a command tells them."""
     process = os.fork()
     if process == 0:
         _do(work, log)
-    return Started(process, log)
+    return Started(process, log, num_ranks)
 
 
 def wait(started: Started, *, seconds: float = LONGEST) -> int:
