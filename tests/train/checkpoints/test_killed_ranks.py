@@ -15,5 +15,7 @@ def test_a_search_whose_rank_was_killed_ends_where_it_would_have() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert lines[0].startswith("seed 1: reference, ZeRO 1, same ranks; one killed in reference run; finished on 2; as undisturbed")
+    assert lines[0].startswith(
+        "seed 1: reference, ZeRO 1, same ranks; one killed in reference run; finished on 2; as undisturbed"
+    )
     assert lines[1].startswith("1 of 1 seeds ended as undisturbed; 1 times ranks were killed")
