@@ -19,7 +19,7 @@ from train.search.search import search
 LONGEST = 1800.0  # seconds that a run may take
 
 
-@dataclass(frozen=True)
+@dataclass
 class Started:
     """A search that is running.
 
@@ -31,6 +31,7 @@ class Started:
     process: int
     log: Path
     num_ranks: int = 1
+    _code: int | None = None
 
     @property
     def ranks(self) -> list[int]:
@@ -46,8 +47,10 @@ class Started:
 
     def has_ended(self) -> int | None:
         """Its exit code, once it has ended."""
-        found, status = os.waitpid(self.process, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if found else None
+        if self._code is None:
+            found, status = os.waitpid(self.process, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if found else None
+        return self._code
 
     def lines(self) -> list[str]:
         """What it printed."""
