@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import time
@@ -90,6 +91,7 @@ def _do(work: Callable[[], object], log: Path) -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        logging.getLogger().addHandler(logging.NullHandler())  # a command has a file for it
         launch.start_processes = _forked(launch.start_processes)
         work()
         code = 0
