@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,6 @@ class Expected:
         return self.root / self.stored.path
 
     @property
-    def is_copied(self) -> bool:
-        return lies_in_store(self.stored.path, self.stored.storage)
-
-    @property
     def is_sampled(self) -> bool:
         return is_foreign(self.stored.storage)
 
@@ -46,61 +42,55 @@ def problems_of(expected: Sequence[Expected], *, objects: ObjectStore | None, ad
 
     Args:
         objects: what the shards were copied to, to be read in place of the disk.
-        advance: told the bytes of each file of ours.
+        advance: told the bytes of each file of ours that was hashed.
 
     Raises:
         InputError, FastmixError: as `ObjectStore`, but for an object that is missing.
     """
     if not expected:
         return
-    on_disk = _check_file(advance)
-    in_store = on_disk if objects is None else _check_object(objects, advance)
+
+    def check(file: Expected) -> CorruptArtefactError | None:
+        where: object
+        if objects is not None and lies_in_store(file.stored.path, file.stored.storage):
+            name = name_in_store(file.stored.path)
+            where, problem, remedy = objects.address(name), _problem_in_store(objects, name, file.stored, advance), _COPY
+        else:
+            where, problem, remedy = file.path, _problem_on_disk(file, advance), _PUT_BACK if file.is_sampled else RESTORE
+        return CorruptArtefactError(where, problem, remedy) if problem else None
+
     num_threads = min(_THREADS, len(expected), num_cores() if objects is None else _THREADS)
     with ThreadPoolExecutor(num_threads) as pool:
-        checked = pool.map(lambda file: (in_store if file.is_copied else on_disk)(file), expected)
-        for file, problem in zip(expected, checked, strict=True):
-            if problem and objects is not None and file.is_copied:
-                yield CorruptArtefactError(objects.address(name_in_store(file.stored.path)), problem, _COPY)
-            elif problem:
-                yield CorruptArtefactError(file.path, problem, _PUT_BACK if file.is_sampled else RESTORE)
+        yield from filter(None, pool.map(check, expected))
 
 
-def _check_object(objects: ObjectStore, advance: Advance) -> Callable[[Expected], str]:
-    def check(file: Expected) -> str:
-        name = name_in_store(file.stored.path)
-        try:
-            found = objects.find(name)
-        except CorruptArtefactError:
-            return "the shard is missing"
-        if found.num_bytes != file.stored.bytes:
-            return f"the shard has {found.num_bytes} bytes, recorded are {file.stored.bytes}"
-        sha256 = objects.sha256(name, found)
-        advance(file.stored.bytes)
-        return _difference(sha256, file.stored)
+def _problem_in_store(objects: ObjectStore, name: str, stored: Stored, advance: Advance) -> str:
+    try:
+        found = objects.find(name)
+    except CorruptArtefactError:
+        return "the shard is missing"
+    if found.num_bytes != stored.bytes:
+        return f"the shard has {found.num_bytes} bytes, recorded are {stored.bytes}"
+    sha256 = objects.sha256(name, found)
+    advance(stored.bytes)
+    return _difference(sha256, stored)
 
-    return check
+
+def _problem_on_disk(file: Expected, advance: Advance) -> str:
+    stored, what = file.stored, "the file" if file.is_sampled else "the shard"
+    if not file.path.is_file():
+        return f"{what} is missing"
+    if (size := file.path.stat().st_size) != stored.bytes:
+        return f"{what} has {size} bytes, recorded are {stored.bytes}"
+    try:
+        found = identity_now(stored, root=file.root)
+    except FileNotFoundError:
+        return f"its mask {stored.mask_path} is missing"
+    if file.is_sampled:
+        return "" if found == stored.sha256 else "the file or its mask is not what was imported: a sample of its bytes differs"
+    advance(stored.bytes)
+    return _difference(found, stored)
 
 
 def _difference(sha256: str, stored: Stored) -> str:
     return "" if sha256 == stored.sha256 else f"the shard's sha256 is {sha256[:12]}..., recorded is {stored.sha256[:12]}..."
-
-
-def _check_file(advance: Advance) -> Callable[[Expected], str]:
-    def check(file: Expected) -> str:
-        stored, what = file.stored, "the file" if file.is_sampled else "the shard"
-        if not file.path.is_file():
-            return f"{what} is missing"
-        if (size := file.path.stat().st_size) != stored.bytes:
-            return f"{what} has {size} bytes, recorded are {stored.bytes}"
-        try:
-            found = identity_now(stored, root=file.root)
-        except FileNotFoundError:
-            return f"its mask {stored.mask_path} is missing"
-        if file.is_sampled:
-            return (
-                "" if found == stored.sha256 else "the file or its mask is not what was imported: a sample of its bytes differs"
-            )
-        advance(stored.bytes)
-        return _difference(found, stored)
-
-    return check

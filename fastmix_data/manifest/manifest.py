@@ -22,7 +22,7 @@ import numpy as np
 from fastmix_data.atomic_files import hash_of, read_json, sha256_of_file, write_json, write_parquet
 from fastmix_data.errors import CorruptArtefactError, InputError
 from fastmix_data.manifest.parts import Part
-from fastmix_data.remote.shard_store import ShardStore
+from fastmix_data.remote.shard_store import ShardStore, lies_in_store
 from fastmix_data.shards.cached_shard import CachedShard, Neighbours
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.shard_format import SequenceViews, ShardLayout, shard_layout
@@ -242,7 +242,7 @@ class Manifest:
         Args:
             window: all of the part is going to be read here, from front to back.
         """
-        if store is None or not store.has(part.path, part.storage):
+        if store is None or not lies_in_store(part.path, part.storage):
             return self.open(part, root=root).sequences(length)
         per_block = self.block_tokens // length
         first, last = part.block_start * per_block, part.block_stop * per_block

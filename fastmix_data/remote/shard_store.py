@@ -46,10 +46,6 @@ class ShardStore:
         """The store as this process reads it; raises as `ObjectStore` and `SlotFiles` do."""
         return _opened(self, os.getpid())  # threads, and what Arrow keeps for S3, do not live on in a fork
 
-    def has(self, path: str, storage: str) -> bool:
-        """Whether a shard is read from here."""
-        return lies_in_store(path, storage)
-
 
 def lies_in_store(path: str, storage: str) -> bool:
     """Whether a file of a catalog is one that is copied to a store: all shards of ours are, files of others stay where they are."""
@@ -104,14 +100,10 @@ class OpenStore:
             if known is not None and now - known[0] < _KNOWN_SECONDS:
                 self._found.move_to_end(path)
                 return known[1], False
-        found = self.objects.find(self.name_of(path))
+        found = self.objects.find(name_in_store(path))
         with self._lock:
             self._found[path] = (now, found)
             self._found.move_to_end(path)
             if len(self._found) > _MOST_OPEN:
                 self._found.popitem(last=False)
         return found, True
-
-    def name_of(self, path: str) -> str:
-        """Of a shard in the store."""
-        return name_in_store(path)

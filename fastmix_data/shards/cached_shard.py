@@ -13,7 +13,7 @@ import xxhash
 from fastmix_data.errors import CorruptArtefactError
 from fastmix_data.foreign.storage import Stored
 from fastmix_data.remote.object_store import StoredObject
-from fastmix_data.remote.shard_store import OpenStore, ShardStore
+from fastmix_data.remote.shard_store import OpenStore, ShardStore, name_in_store
 from fastmix_data.shards.shard_format import NAME_BYTES, SequenceViews, ShardLayout, tag_digits
 
 _MOST_FETCHED = 1.05  # bytes of a request over those that were asked for; with windows that are not used up, 1.1 in all
@@ -148,7 +148,7 @@ class CachedShard:
         Raises:
             CorruptArtefactError: it has another size; or it is another version, and has not the shard's hash.
         """
-        objects, name = self.opened.objects, self.opened.name_of(self.stored.path)
+        objects, name = self.opened.objects, name_in_store(self.stored.path)
         remedy = "copy WORKDIR/shards there again, or run `fastmix preprocess` if it is that which changed"
         if found.num_bytes != self.stored.bytes:
             problem = f"has {found.num_bytes} bytes, the catalog says {self.stored.bytes}"
@@ -240,7 +240,7 @@ def _fetch(missing: Sequence[Wanted], contents: dict[Wanted, bytes]) -> None:
 
     def read(task: tuple[CachedShard, tuple[int, int]]) -> bytes:
         shard, (start, stop) = task
-        return opened.objects.read(opened.name_of(shard.stored.path), found[shard], start=start, stop=stop)
+        return opened.objects.read(name_in_store(shard.stored.path), found[shard], start=start, stop=stop)
 
     pieces: dict[CachedShard, list[tuple[int, bytes]]] = {}
     for (shard, run), content in zip(runs, opened.at_once(read, runs), strict=True):

@@ -17,7 +17,7 @@ from fastmix_data.arrays import Float64s
 from fastmix_data.atomic_files import write_parquet
 from fastmix_data.errors import CorruptArtefactError, MismatchError
 from fastmix_data.foreign.storage import SHARD, is_foreign
-from fastmix_data.remote.shard_store import ShardStore
+from fastmix_data.remote.shard_store import ShardStore, lies_in_store
 from fastmix_data.shards.cached_shard import CachedShard, Neighbours
 from fastmix_data.shards.open_shard import Shard, open_shard
 from fastmix_data.shards.sample import CatalogSample, load_record
@@ -204,7 +204,7 @@ class Catalog:
 
     def sequences(self, row: ShardRow, *, length: int, neighbours: Neighbours) -> SequenceViews | CachedShard:
         """A shard's sequences, from the store if there is one, else mapped; raises as `open_shard` does."""
-        if self.store is not None and self.store.has(row.path, row.storage):
+        if self.store is not None and lies_in_store(row.path, row.storage):
             return CachedShard(self.store, row, layout=self.layout(row), length=length, neighbours=neighbours)
         return self.open(row).sequences(length)
 

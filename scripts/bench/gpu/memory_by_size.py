@@ -12,9 +12,8 @@ from train.proxy.engine import process_group
 from train.proxy.training import ProxyPlan
 
 _MOST_OVER = 1.05  # of what is foreseen
-SHAPES = (
-    [(100, 16, (1, 2, 3)), (300, 8, (1, 3)), (1000, 4, (1, 3))] if ON_GPU else [(10, 1, (1, 3))]
-)  # millions, sequences, stages
+# Millions of parameters, sequences, ZeRO stages.
+SHAPES = [(100, 16, (1, 2, 3)), (300, 8, (1, 3)), (1000, 4, (1, 3))] if ON_GPU else [(10, 1, (1, 3))]
 AUTO = (300, 128)  # millions, sequences that a rank may take at once
 
 

@@ -50,10 +50,8 @@ def measure(row: Row) -> None:
             make_catalog(Path(folder), row.num_sources),
             proxy={"model_type": "llama", **shape},
             training={"global_batch": batch, "sequence_length": length, "compile": row.compile},
-            search={
-                "target_batch": max(2, batch // 2),
-                "initial_weights": "uniform",
-            },  # as in the default recipe, half of the batch
+            # As in the default recipe, half of the batch.
+            search={"target_batch": max(2, batch // 2), "initial_weights": "uniform"},
         )
         reset_peak()
         run, engine, _ = build_run(plan, 1, start=counted_start(plan))

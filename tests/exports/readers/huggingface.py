@@ -19,7 +19,7 @@ import datasets  # noqa: E402
 import interleave  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-# Each stream of a configuration ends with a second of sleep, for a bug of Arrow's with files of a hub.
+# Each stream of a configuration ends with five seconds of sleep, for a bug of Arrow's with files of a hub.
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 STRATEGIES = (interleave.EXACT, interleave.FIRST, interleave.ALL)
 
